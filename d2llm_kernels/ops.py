@@ -1,0 +1,200 @@
+"""The kernels as torch.library operators (namespace ``d2llm``): schema, fake, autograd.
+
+Each operator takes the name of the backend that does the work, chosen beforehand in ``backends``; the
+``reference`` backend never comes here, because autograd differentiates its formulas itself.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2llm_kernels import iem_folded, pool_folded
+from d2llm_kernels.checks import accumulate_dtype
+from d2llm_kernels.iem_folded import Branch
+
+_POOLING: dict[str, ModuleType] = {"folded": pool_folded}
+_INTERACTION: dict[str, ModuleType] = {"folded": iem_folded}
+
+
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors)
+
+
+@torch.library.custom_op("d2llm::attn_pool", mutates_args=())
+def attn_pool(
+    x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Operator behind ``functional.attn_pool``."""
+    return _POOLING[backend].attn_pool(x, u, mask, cu_seqlens)
+
+
+@attn_pool.register_fake
+def _(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    batch = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    pooled = x.new_empty(batch, u.shape[0], u.shape[1], dtype=torch.promote_types(x.dtype, u.dtype))
+    return pooled, x.new_empty(batch, u.shape[0], dtype=accumulate_dtype(x.dtype, u.dtype))
+
+
+@torch.library.custom_op("d2llm::attn_pool_backward", mutates_args=())
+def attn_pool_backward(
+    dpooled: Tensor,
+    dlse: Tensor | None,
+    x: Tensor,
+    u: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``attn_pool`` for x and u."""
+    return _POOLING[backend].attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens)
+
+
+@attn_pool_backward.register_fake
+def _(dpooled: Tensor, dlse: Tensor | None, x: Tensor, u: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _like(x, u)
+
+
+def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:4])
+    ctx.backend = inputs[4]
+    ctx.pooled = (output[0].shape, output[0].dtype)
+
+
+def _differentiate_pool(ctx: Any, dpooled: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    x, u, mask, cu_seqlens = ctx.saved_tensors
+    if dpooled is None:
+        dpooled = x.new_zeros(ctx.pooled[0], dtype=ctx.pooled[1])
+    dx, du = attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens, ctx.backend)
+    return dx, du, None, None, None
+
+
+attn_pool.register_autograd(_differentiate_pool, setup_context=_save_pool)
+
+
+@torch.library.custom_op("d2llm::iem_scores", mutates_args=())
+def iem_scores(
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str
+) -> Tensor:
+    """Operator behind ``functional.iem_scores``."""
+    return _INTERACTION[backend].iem_scores(a, b, Branch(weight, bias, out_weight, out_bias))
+
+
+@iem_scores.register_fake
+def _(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[0], dtype=accumulate_dtype(a.dtype, b.dtype, weight.dtype))
+
+
+@torch.library.custom_op("d2llm::iem_scores_backward", mutates_args=())
+def iem_scores_backward(
+    dz: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``iem_scores`` for its six tensors."""
+    return _INTERACTION[backend].iem_scores_backward(dz, a, b, Branch(weight, bias, out_weight, out_bias))
+
+
+@iem_scores_backward.register_fake
+def _(dz: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return _like(*inputs[:6])
+
+
+def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.backend = inputs[6]
+
+
+def _differentiate_scores(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
+    return (*iem_scores_backward(dz, *ctx.saved_tensors, ctx.backend), None)
+
+
+iem_scores.register_autograd(_differentiate_scores, setup_context=_save_scores)
+
+
+@torch.library.custom_op("d2llm::iem_pairs", mutates_args=())
+def iem_pairs(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    return_features: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Operator behind ``functional.iem_pairs``, on rows."""
+    return _INTERACTION[backend].iem_pairs(a, b, Branch(weight, bias, out_weight, out_bias), return_features)
+
+
+@iem_pairs.register_fake
+def _(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    return_features: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), weight.dtype)
+    kept = a.shape[0] if return_features else 0
+    return a.new_empty(a.shape[0], dtype=accumulate_dtype(dtype)), a.new_empty(kept, a.shape[1], dtype=dtype)
+
+
+@torch.library.custom_op("d2llm::iem_pairs_backward", mutates_args=())
+def iem_pairs_backward(
+    dz: Tensor,
+    dfeatures: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``iem_pairs`` for its six tensors."""
+    branch = Branch(weight, bias, out_weight, out_bias)
+    return _INTERACTION[backend].iem_pairs_backward(dz, dfeatures, a, b, branch)
+
+
+@iem_pairs_backward.register_fake
+def _(dz: Tensor, dfeatures: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
+    return _like(*inputs[:6])
+
+
+def _save_pairs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:6])
+    ctx.return_features, ctx.backend = inputs[6:]
+    ctx.scores = (output[0].shape, output[0].dtype)
+
+
+def _differentiate_pairs(ctx: Any, dz: Tensor | None, dfeatures: Tensor | None) -> tuple[Any, ...]:
+    a = ctx.saved_tensors[0]
+    if dz is None:
+        dz = a.new_zeros(ctx.scores[0], dtype=ctx.scores[1])
+    if not ctx.return_features:
+        dfeatures = None
+    return (*iem_pairs_backward(dz, dfeatures, *ctx.saved_tensors, ctx.backend), None, None)
+
+
+iem_pairs.register_autograd(_differentiate_pairs, setup_context=_save_pairs)
+
+
+@torch.library.custom_op("d2llm::iem_topk", mutates_args=())
+def iem_topk(
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, k: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Operator behind ``functional.iem_topk``; not differentiable."""
+    return _INTERACTION[backend].iem_topk(a, b, Branch(weight, bias, out_weight, out_bias), k)
+
+
+@iem_topk.register_fake
+def _(
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, k: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulate_dtype(a.dtype, b.dtype, weight.dtype)
+    return a.new_empty(a.shape[0], k, dtype=dtype), a.new_empty(a.shape[0], k, dtype=torch.int64)

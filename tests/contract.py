@@ -1,0 +1,68 @@
+"""The correctness contract of every kernel, in one place.
+
+The yardstick is the reference in float64 on the very inputs that the kernel got, rounded to its dtype. A kernel
+passes if its error is at most a factor times the error of the same-dtype reference plus a rounding floor taken
+from the data, in the maximum and in the root mean square, for outputs and gradients alike.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# Another order of summation is another draw from the same rounding errors. Averaged over a tensor, twice the
+# reference's error leaves room for that and catches the loss of a bit. The maximum is one entry's draw: between
+# two correct orders of summation ratios of 3.4 were seen, so it gets 4.
+MAXIMUM_FACTOR = 4.0
+RMS_FACTOR = 2.0
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def assert_within(got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype, name: str = "output") -> None:
+    """Hold ``got`` against ``exact`` (float64), allowing for the error of ``same`` (the reference in ``dtype``)."""
+    assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
+    if exact.numel() == 0:
+        return
+    got, same = got.detach().double(), same.detach().double()
+    finite = exact.isfinite()
+    assert torch.equal(got[~finite], exact[~finite]), f"{name}: the infinite entries differ"
+    error, allowed = (got - exact)[finite], (same - exact)[finite]
+    values = exact[finite]
+    if not values.numel():
+        return
+    assert error.isfinite().all(), f"{name}: not finite where the yardstick is"
+    floor = torch.finfo(dtype).eps
+    for kind, factor, measure in (
+        ("maximum", MAXIMUM_FACTOR, lambda t: t.abs().max()),
+        ("RMS", RMS_FACTOR, lambda t: t.square().mean().sqrt()),
+    ):
+        limit = factor * measure(allowed) + floor * measure(values)
+        assert measure(error) <= limit, f"{name}: {kind} error {measure(error):.3e}, allowed {limit:.3e}"
+
+
+def run(function: Function, tensors: Sequence[Tensor], seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of ``function`` and the gradients of a fixed random weighting of the finite ones."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    outputs = function(*leaves)
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros((), dtype=torch.float64)
+    for output in outputs:
+        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+        total = total + (output.masked_fill(~output.isfinite(), 0) * weights).sum().double()
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
+    return [output.detach() for output in outputs], filled
+
+
+def assert_parity(kernel: Function, reference: Function, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """Run kernel and reference forward and backward on ``tensors`` cast to ``dtype`` and apply the contract."""
+    inputs = [tensor.to(dtype) for tensor in tensors]
+    got, same = run(kernel, inputs), run(reference, inputs)
+    exact = run(reference, [tensor.double() for tensor in inputs])
+    for kind, g, s, e in zip(("output", "gradient"), got, same, exact, strict=True):
+        for index, (one, two, three) in enumerate(zip(g, s, e, strict=True)):
+            if dtype == torch.float64:
+                torch.testing.assert_close(one, three, rtol=1e-10, atol=1e-10)
+            else:
+                assert_within(one, two, three, dtype, f"{kind} {index}")

@@ -1,0 +1,171 @@
+"""Attention pooling: parity, masks, packed batches, gradients, memory."""
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import d2llm_kernels as dk
+from d2llm_kernels import reference
+from tests.contract import assert_parity, run
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+def inputs(batch: int, length: int, dim: int, heads: int, seed: int = 0, scale: float = 1.0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, length, dim, generator=generator, dtype=torch.float64)
+    u = torch.randn(heads, dim, generator=generator, dtype=torch.float64) * scale / math.sqrt(dim)
+    mask = torch.rand(batch, length, generator=generator) < 0.7
+    return x, u, mask
+
+
+def folded(x, u, **kw):
+    return dk.functional.attn_pool(x, u, backend="folded", **kw)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch,length,dim,heads", [(1, 1, 576, 9), (3, 63, 1000, 8), (2, 257, 64, 4), (1, 63, 576, 9)])
+def test_parity(batch, length, dim, heads, dtype):
+    x, u, mask = inputs(batch, length, dim, heads)
+    for kept in (None, mask, mask.int()):
+        kernel, literal = partial(folded, mask=kept), partial(reference.attn_pool, mask=kept)
+        assert_parity(kernel, literal, (x, u), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parity_packed_with_empty_sequences(dtype):
+    x, u, _ = inputs(1, 70, 48, 4)
+    cu = torch.tensor([0, 0, 7, 8, 8, 70, 70], dtype=torch.int32)
+    kernel, literal = partial(folded, cu_seqlens=cu), partial(reference.attn_pool, cu_seqlens=cu)
+    assert_parity(kernel, literal, (x[0], u), dtype)
+
+
+def test_bfloat16_tokens_wider_than_a_block():
+    x, u, _ = inputs(1, 300, 1024, 4)
+    assert_parity(folded, reference.attn_pool, (x, u), torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_large_logits_stay_finite(dtype):
+    x, u, mask = inputs(3, 33, 64, 4, scale=1e4)
+    outputs, gradients = run(lambda x, u: folded(x, u, mask=mask), (x.to(dtype), u.to(dtype)))
+    assert all(t.isfinite().all() for t in (*outputs, *gradients))
+    assert outputs[1].abs().max() > 1e4
+    assert_parity(lambda x, u: folded(x, u, mask=mask), lambda x, u: reference.attn_pool(x, u, mask), (x, u), dtype)
+
+
+@pytest.mark.parametrize("backend", ("folded", "reference"))
+def test_all_masked_rows_pool_to_zero(backend):
+    x, u, mask = inputs(3, 9, 16, 2)
+    mask[1] = False
+    leaf = x.clone().requires_grad_()
+    pooled, lse = dk.functional.attn_pool(leaf, u, mask, backend=backend)
+    assert (pooled[1] == 0).all() and (lse[1] == -math.inf).all()
+    pooled.sum().backward()
+    assert (leaf.grad[1] == 0).all() and leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ("folded", "reference"))
+def test_nan_in_masked_tokens_does_not_leak(backend):
+    x, u, mask = inputs(4, 17, 16, 2)
+    clean = run(lambda x, u: dk.functional.attn_pool(x, u, mask, backend=backend), (x, u))
+    dirty = x.masked_fill(~mask[..., None], math.nan)
+    got = run(lambda x, u: dk.functional.attn_pool(x, u, mask, backend=backend), (dirty, u))
+    for a, b in zip((*clean[0], *clean[1]), (*got[0], *got[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
+    assert (got[1][0][~mask] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_padded_and_packed_agree_bit_for_bit(dtype):
+    x, u, _ = inputs(5, 40, 96, 6)
+    x, u = x.to(dtype), u.to(dtype)
+    lengths = torch.tensor([40, 1, 0, 17, 33])
+    mask = torch.arange(40) < lengths[:, None]
+    cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    padded, packed = folded(x, u, mask=mask), folded(x[mask], u, cu_seqlens=cu)
+    left = folded(x.flip(1), u, mask=mask.flip(1))[0]
+    assert torch.equal(padded[0], packed[0]) and torch.equal(padded[1], packed[1])
+    torch.testing.assert_close(left.float(), padded[0].float(), rtol=2e-2, atol=2e-2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_a_row_does_not_depend_on_its_neighbours(lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(lengths), 24, generator=generator)
+    u = torch.randn(3, 24, generator=generator)
+    cu = torch.tensor([0, *lengths]).cumsum(0)
+    pooled, lse = folded(x, u, cu_seqlens=cu)
+    for row, (start, end) in enumerate(pairwise(cu.tolist())):
+        alone, alone_lse = folded(x[start:end], u, cu_seqlens=torch.tensor([0, end - start]))
+        assert torch.equal(pooled[row], alone[0]) and torch.equal(lse[row], alone_lse[0])
+
+
+def test_gradcheck():
+    x, u, mask = inputs(3, 5, 6, 2)
+    mask[0] = True
+    mask[1, 1] = False
+    args = (x.requires_grad_(), u.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, u: folded(x, u, mask=mask)[0], args)
+    assert torch.autograd.gradcheck(lambda x, u: folded(x, u), args)
+    cu = torch.tensor([0, 4, 4, 15])
+    packed = x.detach().flatten(0, 1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, u: folded(x, u, cu_seqlens=cu)[0], (packed, u))
+
+
+def test_non_contiguous_inputs_and_expanded_gradients():
+    x, u, mask = inputs(3, 20, 32, 4)
+    strided = torch.stack([x, x], -1)[..., 0]
+    wide_u = torch.stack([u, u], -1)[..., 0]
+    assert not strided.is_contiguous()
+    leaf = strided.clone(memory_format=torch.preserve_format).requires_grad_()
+    pooled, _ = folded(leaf, wide_u, mask=mask)
+    pooled.sum().backward()
+    plain = x.clone().requires_grad_()
+    reference.attn_pool(plain, u, mask)[0].sum().backward()
+    torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_only_the_inputs_are_saved_for_backward():
+    x, u, mask = (t for t in inputs(4, 50, 64, 4))
+    x, u = x.float().requires_grad_(), u.float().requires_grad_()
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t, lambda t: t
+    ):
+        pooled, lse = folded(x, u, mask=mask)
+    allowed = sum(t.untyped_storage().nbytes() for t in (x, u, mask, pooled, lse))
+    assert 0 < sum(kept.values()) <= allowed
+
+
+def test_repeated_runs_are_bit_equal():
+    x, u, mask = inputs(4, 63, 64, 4)
+    one, two = (run(lambda x, u: folded(x, u, mask=mask), (x.float(), u.float())) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip((*one[0], *one[1]), (*two[0], *two[1]), strict=True))
+
+
+@pytest.mark.parametrize(
+    "change,name",
+    [
+        ({"x": torch.zeros(2, 3)}, "x"),
+        ({"x": torch.zeros(2, 3, 5)}, "x"),
+        ({"x": torch.zeros(2, 3, 4, dtype=torch.int64)}, "x"),
+        ({"u": torch.zeros(4)}, "u"),
+        ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "mask"),
+        ({"mask": torch.ones(2, 3)}, "mask"),
+        ({"cu_seqlens": torch.tensor([0, 2])}, "x"),
+        ({"x": torch.zeros(3, 4), "cu_seqlens": torch.tensor([0, 2])}, "cu_seqlens"),
+        ({"x": torch.zeros(3, 4), "cu_seqlens": torch.tensor([0, 2, 1, 3])}, "cu_seqlens"),
+        ({"x": torch.zeros(3, 4), "cu_seqlens": torch.tensor([0.0, 3.0])}, "cu_seqlens"),
+    ],
+)
+def test_bad_arguments_are_named(change, name):
+    arguments = {"x": torch.zeros(2, 3, 4), "u": torch.zeros(2, 4), **change}
+    with pytest.raises(dk.ArgumentError, match=f"^{name}: expected"):
+        dk.functional.attn_pool(**arguments)

@@ -1,0 +1,71 @@
+"""Streaming top-k: exact, ties by the lower index, NaN last, bad k refused."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import d2llm_kernels as dk
+from d2llm_kernels import iem_folded, reference
+
+
+def weights(hidden: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((hidden, hidden), (hidden,), (1, hidden), (1,))
+    return [torch.randn(*shape, generator=generator) for shape in shapes]
+
+
+@settings(max_examples=40, deadline=None)
+@given(queries=st.integers(0, 4), passages=st.integers(1, 60), data=st.data())
+def test_equals_the_sorted_score_matrix(queries, passages, data):
+    k = data.draw(st.integers(1, passages))
+    distinct = data.draw(st.integers(1, passages))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    a = torch.randn(queries, 8, generator=generator)
+    # Repeated passages make ties on purpose.
+    b = torch.randn(distinct, 8, generator=generator)[torch.randint(distinct, (passages,), generator=generator)]
+    original = iem_folded.tile_rows
+    iem_folded.tile_rows = lambda device: 3
+    try:
+        values, indices = dk.functional.iem_topk(a, b, *weights(8), k, backend="folded")
+        expected = reference.topk(dk.functional.iem_scores(a, b, *weights(8), backend="folded"), k)
+    finally:
+        iem_folded.tile_rows = original
+    assert indices.dtype == torch.int64
+    torch.testing.assert_close(values, expected[0], rtol=1e-5, atol=1e-5)
+    assert torch.equal(indices, expected[1])
+
+
+def test_ties_take_the_lower_index_across_blocks():
+    a, b = torch.randn(3, 16), torch.randn(1, 16).expand(5000, 16)
+    _, indices = dk.functional.iem_topk(a, b, *weights(16), 7, backend="folded")
+    assert torch.equal(indices, torch.arange(7).expand(3, 7))
+
+
+@pytest.mark.parametrize("backend", ("folded", "reference"))
+def test_nan_counts_as_the_lowest(backend):
+    a, b = torch.randn(2, 8), torch.randn(6, 8)
+    b[1], b[4] = math.nan, math.nan
+    values, indices = dk.functional.iem_topk(a, b, *weights(8), 6, backend=backend)
+    assert (values[:, 4:] == -math.inf).all()
+    assert torch.equal(indices[:, 4:], torch.tensor([[1, 4], [1, 4]]))
+    assert values[:, :4].isfinite().all()
+
+
+@pytest.mark.parametrize("k", (0, -1, 5))
+@pytest.mark.parametrize("backend", ("folded", "reference"))
+def test_k_out_of_range_is_refused(k, backend):
+    with pytest.raises(ValueError, match=r"^k: expected between 1 and the number of passages, 4, got"):
+        dk.functional.iem_topk(torch.zeros(2, 8), torch.zeros(4, 8), *weights(8), k, backend=backend)
+
+
+def test_module_topk_with_a_task_for_each_query():
+    iem = dk.IEM(16, 8, init="xavier")
+    q, p, task = torch.randn(5, 16), torch.randn(30, 16), torch.tensor([1, 0, 1, 1, 0])
+    with torch.no_grad():
+        values, indices = iem.topk(iem.project_queries(q), iem.project_passages(p), 4, task)
+        expected = reference.topk(iem.score_all(q, p, task), 4)
+    torch.testing.assert_close(values, expected[0])
+    assert torch.equal(indices, expected[1])

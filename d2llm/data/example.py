@@ -1,0 +1,50 @@
+"""One training example: a query, its positive passage and its hard negatives."""
+
+import hashlib
+from dataclasses import dataclass
+
+from d2llm.errors import InputError
+from d2llm.tasks import ASYM, TASKS
+
+
+def text_id(text: str) -> str:
+    """Identifier of a text by its content: 16 hex digits of SHA-256.
+
+    Teacher scores are keyed by (query id, passage id), so they stay valid when data is
+    reshuffled, filtered or made again on another machine.
+    """
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query with its positive passage, its hard negatives and its task.
+
+    Raises:
+        InputError: for an empty or whitespace text, or an unknown task.
+    """
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...] = ()
+    task: str = ASYM
+    #: Raw teacher logits (yes, no) over [positive, *negatives], when the file carried them.
+    scores: tuple[tuple[float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
+        for name, text in [("query", self.query), ("positive", self.positive)] + [
+            (f"negatives[{i}]", negative) for i, negative in enumerate(self.negatives)
+        ]:
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{name}: expected a non-empty text, got {text!r}")
+        if self.scores is not None and len(self.scores) != 1 + len(self.negatives):
+            raise InputError(
+                f"scores: expected {1 + len(self.negatives)} rows (the positive and every negative), got {len(self.scores)}"
+            )
+
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """[positive, *negatives]: index 0 is the positive, as in every loss."""
+        return (self.positive, *self.negatives)

@@ -1,0 +1,264 @@
+"""Training data in the row formats of other projects, read as examples.
+
+Scores in those files are single numbers, while D2LLM keeps the teacher's two raw logits. A logit x
+becomes (x, 0), a probability p becomes (log p, log(1 - p)): softmax gives the same probability back.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from d2llm.data.beir import read_beir, read_tevatron
+from d2llm.data.example import Example
+from d2llm.data.jsonl import KEYS, read_examples, required_text, write_examples
+from d2llm.data.pairs import KINDS, THRESHOLDS, pair_columns, pairs_to_examples, read_pairs
+from d2llm.data.rows import json_rows, parse_rows, require_file, table_rows
+from d2llm.errors import FormatError, InputError
+from d2llm.tasks import ASYM, SYM
+
+FORMATS = ("d2llm", "sentence-transformers", "flagembedding", "tevatron", "beir", "nli", "sts")
+SCORES = ("auto", "logit", "probability", "drop")
+
+_SCORE_COLUMNS = ("score", "scores", "label", "labels")
+#: Probabilities of exactly 0 or 1 have no finite logit.
+_SMALLEST_PROBABILITY = 1e-7
+
+#: An example and the single-number scores of its passages, if the row has any.
+_Scored: TypeAlias = tuple[Example, list[float] | None]
+
+
+def read_any(
+    path: str | os.PathLike[str],
+    format: str = "auto",
+    *,
+    task: str | None = None,
+    corpus: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    scores: str = "auto",
+    threshold: float | None = None,
+) -> list[Example]:
+    """Read training examples of any known format.
+
+    Args:
+        path: a file, or the folder of a BEIR collection.
+        format: one of ``FORMATS``, or "auto" to tell by the suffix and the first row.
+        task: "sym" or "asym"; by default "sym" for nli and sts, else "asym". Files of the d2llm
+            format name it themselves.
+        corpus: the passages that Tevatron rows refer to.
+        split: the split of a BEIR folder.
+        scores: see ``read_sentence_transformers``.
+        threshold: from which label on a pair of nli or sts is positive; by default 0.5 and 4.
+
+    Raises:
+        InputError: for an unknown format, or one that cannot be told.
+        MissingError: if a file is absent.
+        FormatError: naming ``file:line: what`` for up to 20 faulty rows.
+    """
+    path = Path(path)
+    name = sniff(path) if format == "auto" else format
+    if name not in FORMATS:
+        raise InputError(f"format: expected one of {('auto', *FORMATS)}, got {format!r}")
+    if name == "d2llm":
+        return read_examples(path)
+    if name in KINDS:
+        pairs, labels = read_pairs(path, name)
+        return pairs_to_examples(pairs, labels, THRESHOLDS[name] if threshold is None else threshold, task or SYM)
+    if name == "beir":
+        return read_beir(path, split).examples(task or ASYM)
+    if name == "tevatron":
+        return read_tevatron(path, corpus, task or ASYM)
+    read = read_flagembedding if name == "flagembedding" else read_sentence_transformers
+    return read(path, task or ASYM, scores)
+
+
+def import_data(source: str | os.PathLike[str], target: str | os.PathLike[str], **options: Any) -> int:
+    """Convert a file of any known format to the project's JSONL; the target appears whole or not at all.
+
+    Args:
+        source: as ``path`` of ``read_any``.
+        target: the file to write.
+        options: those of ``read_any``.
+
+    Returns:
+        How many examples were written.
+
+    Raises:
+        D2LLMError: whatever ``read_any`` and ``write_examples`` raise.
+    """
+    return write_examples(target, read_any(source, **options))
+
+
+def read_sentence_transformers(path: str | os.PathLike[str], task: str = ASYM, scores: str = "auto") -> list[Example]:
+    """Read rows whose columns count by order: query, positive, negatives and perhaps scores.
+
+    JSONL objects, or a ``.csv`` or tab-separated table with a header. A last column named score(s)
+    or label(s) holds one number for the positive and each negative.
+
+    Args:
+        path: the file.
+        task: "sym" or "asym".
+        scores: what the numbers are: "logit", "probability", "drop" to ignore them, or "auto":
+            probabilities if all of the file lie in [0, 1], else logits.
+
+    Raises:
+        InputError: for an unknown ``scores``.
+        MissingError: if there is no such file.
+        FormatError: naming ``file:line: what`` for up to 20 faulty rows.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".jsonl", ".json"):
+        return _with_logits(parse_rows(path, json_rows(path), lambda row: [_ordered(row, task)]), scores)
+    header: list[str] = []
+
+    def parse(cells: list[str]) -> Iterator[_Scored]:
+        if not header:
+            header.extend(cell.strip() for cell in cells)
+            return
+        if len(cells) != len(header):
+            raise FormatError(f"expected {len(header)} columns, got {len(cells)}")
+        yield _ordered(dict(zip(header, cells)), task)
+
+    return _with_logits(parse_rows(path, table_rows(path), parse), scores)
+
+
+def read_flagembedding(path: str | os.PathLike[str], task: str = ASYM, scores: str = "auto") -> list[Example]:
+    """Read FlagEmbedding rows: query, pos[], neg[], and perhaps pos_scores[] and neg_scores[].
+
+    Every positive gives one example with all of the row's negatives.
+
+    Args:
+        path: the JSONL file.
+        task: "sym" or "asym".
+        scores: as for ``read_sentence_transformers``.
+
+    Raises:
+        InputError, MissingError, FormatError: as ``read_sentence_transformers``.
+    """
+
+    def parse(row: Mapping[str, Any]) -> Iterator[_Scored]:
+        query = required_text(row, "query")
+        positives, negatives = _texts("pos", row.get("pos")), _texts("neg", row.get("neg") or [])
+        if not positives:
+            raise FormatError("pos: expected at least one text, got none")
+        high, low = row.get("pos_scores"), row.get("neg_scores")
+        scored = high is not None and (low is not None or not negatives)
+        of_positives = _numbers("pos_scores", high, len(positives)) if scored else []
+        of_negatives = _numbers("neg_scores", low or [], len(negatives)) if scored else []
+        for number, positive in enumerate(positives):
+            example = Example(query, positive, tuple(negatives), task)
+            yield example, [of_positives[number], *of_negatives] if scored else None
+
+    path = Path(path)
+    return _with_logits(parse_rows(path, json_rows(path), parse), scores)
+
+
+def sniff(path: str | os.PathLike[str]) -> str:
+    """Tell the format of a file or folder by its suffix and its first row.
+
+    Raises:
+        InputError: if it cannot be told, or if a table has both an NLI label and an STS score.
+        MissingError: if there is no such file.
+        FormatError: if the first row cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return "beir"
+    require_file(path)
+    is_json = path.suffix.lower() in (".jsonl", ".json")
+    line, row = next(iter(json_rows(path) if is_json else table_rows(path)), (1, FormatError("the file is empty")))
+    if isinstance(row, FormatError):
+        raise FormatError(f"{path}:{line}: {row}")
+    return _sniff_table(path, list(row)) if not isinstance(row, Mapping) else _sniff_object(row)
+
+
+def _sniff_object(row: Mapping[str, Any]) -> str:
+    if "pos" in row:
+        return "flagembedding"
+    if "positive_document_ids" in row or "positive_passages" in row:
+        return "tevatron"
+    columns = [key for key in row if key not in _SCORE_COLUMNS]
+    # Both formats may start with query, positive; a column a negative, or one number a passage
+    # where two logits should be, makes it the other project's.
+    numbered = any(key.lower().startswith("neg") and key not in KEYS for key in columns)
+    scores = row.get("scores")
+    single = isinstance(scores, list) and not any(isinstance(pair, list) for pair in scores)
+    if "query" in row and "positive" in row and not numbered and not single:
+        return "d2llm"
+    if len(columns) >= 2 and all(isinstance(row[key], str) for key in columns[:2]):
+        return "sentence-transformers"
+    raise InputError(f"format: cannot be told from keys {list(row)}; name one of {FORMATS}")
+
+
+def _sniff_table(path: Path, header: Sequence[str]) -> str:
+    # A column "label" may hold either; it is taken for classes unless there is a score to tell.
+    grades = [cell for cell in header if cell.strip().lower() != "label"]
+    classes, similarity = pair_columns(header, "nli"), pair_columns(grades, "sts")
+    if classes and similarity:
+        raise InputError(f"format: {path} has both a label and a score; name 'nli' or 'sts'")
+    if classes or similarity:
+        return "nli" if classes else "sts"
+    if len(header) >= 2:
+        return "sentence-transformers"
+    raise InputError(f"format: cannot be told from columns {list(header)}; name one of {FORMATS}")
+
+
+def _ordered(row: Mapping[str, Any], task: str) -> _Scored:
+    columns = list(row)
+    score_column = columns.pop() if columns and columns[-1].lower() in _SCORE_COLUMNS else None
+    if len(columns) < 2:
+        raise FormatError(f"expected query, positive and perhaps negatives, got columns {list(row)}")
+    negatives: list[str] = []
+    for column in columns[2:]:
+        # Rows with fewer negatives than columns leave the last ones empty.
+        if row[column] not in (None, ""):
+            negatives += _texts(column, row[column] if isinstance(row[column], list) else [row[column]])
+    query, positive = required_text(row, columns[0]), required_text(row, columns[1])
+    scores = None if score_column is None else row[score_column]
+    if isinstance(scores, str):
+        try:
+            scores = json.loads(scores)
+        except ValueError:
+            raise FormatError(f"{score_column}: expected a list of numbers, got {scores!r}") from None
+    values = None if scores is None else _numbers(str(score_column), scores, 1 + len(negatives))
+    return Example(query, positive, tuple(negatives), task), values
+
+
+def _with_logits(rows: Sequence[_Scored], scores: str) -> list[Example]:
+    if scores not in SCORES:
+        raise InputError(f"scores: expected one of {SCORES}, got {scores!r}")
+    if scores == "auto":
+        every = (value for _, values in rows for value in values or ())
+        scores = "probability" if all(0 <= value <= 1 for value in every) else "logit"
+    return [
+        replace(example, scores=tuple(_logits(value, scores) for value in values))
+        if values is not None and scores != "drop"
+        else example
+        for example, values in rows
+    ]
+
+
+def _logits(value: float, kind: str) -> tuple[float, float]:
+    if kind == "logit":
+        return value, 0.0
+    if not 0 <= value <= 1:
+        raise InputError(f"scores: expected probabilities in [0, 1], got {value}")
+    probability = min(max(value, _SMALLEST_PROBABILITY), 1 - _SMALLEST_PROBABILITY)
+    return math.log(probability), math.log1p(-probability)
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise FormatError(f"{name}: expected a list of non-empty texts, got {value!r}")
+    return value
+
+
+def _numbers(name: str, value: Any, count: int) -> list[float]:
+    if not isinstance(value, list) or len(value) != count:
+        raise FormatError(f"{name}: expected a list of {count} numbers, one a passage, got {value!r}")
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in value):
+        raise FormatError(f"{name}: expected finite numbers, got {value!r}")
+    return [float(number) for number in value]

@@ -1,0 +1,152 @@
+"""Training examples and corpora as JSON lines: the project's own formats."""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from d2llm.data.example import Example
+from d2llm.data.rows import json_rows, parse_rows, require_file, text_lines
+from d2llm.errors import FormatError, InputError
+from d2llm.files import atomic_path
+from d2llm.tasks import ASYM
+
+KEYS = ("query", "positive", "negatives", "task", "scores")
+_ID_KEYS = ("id", "_id", "docid")
+
+
+def read_examples(path: str | os.PathLike[str]) -> list[Example]:
+    """Read training examples, one JSON object a line.
+
+    Keys: ``query`` and ``positive`` (text); optional ``negatives`` (list of texts), ``task``
+    ("asym", the default, or "sym") and ``scores`` (the teacher's raw [yes, no] logits for the
+    positive and every negative). Other keys are ignored, unless they look like a misspelt one.
+
+    Raises:
+        MissingError: if there is no such file.
+        FormatError: naming ``file:line: what`` for up to 20 faulty lines, or for an empty file.
+    """
+    path = Path(path)
+    return parse_rows(path, json_rows(path), lambda row: [_example(row)])
+
+
+def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> int:
+    """Write training examples so that ``read_examples`` gives them back; the file appears whole or not at all.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        InputError: for no examples, or a score that is not finite; an existing file is then left as it was.
+    """
+    count = 0
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+        for count, example in enumerate(examples, start=1):
+            handle.write(_line(example) + "\n")
+        if not count:
+            raise InputError("examples: expected at least one, got none")
+    return count
+
+
+def read_corpus(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Read passages with their ids.
+
+    ``.jsonl``: objects with ``text``, optional ``title`` (put in front of the text) and ``id``,
+    ``_id`` or ``docid`` (a text or integer; by default the line number). Any other file: one passage a line, its
+    id the line number; blank lines are skipped.
+
+    Returns:
+        (id, text) pairs in file order, ids distinct.
+
+    Raises:
+        MissingError: if there is no such file.
+        FormatError: naming ``file:line: what`` for up to 20 faulty lines, or for an empty file.
+    """
+    path = require_file(path)
+    seen: dict[str, int] = {}
+
+    def passage(row: tuple[int, Any]) -> Iterator[tuple[str, str]]:
+        line, content = row
+        if isinstance(content, FormatError):
+            raise content
+        identifier, text = _passage(line, content) if isinstance(content, Mapping) else (str(line), content.strip())
+        if identifier in seen:
+            raise FormatError(f"id: {identifier!r} stands on line {seen[identifier]} already")
+        seen[identifier] = line
+        yield identifier, text
+
+    rows: Iterable[tuple[int, Any]] = json_rows(path) if path.suffix.lower() == ".jsonl" else text_lines(path)
+    filled = ((line, (line, row)) for line, row in rows if not isinstance(row, str) or row.strip())
+    return parse_rows(path, filled, passage)
+
+
+def required_text(row: Mapping[str, Any], key: str) -> str:
+    """The non-empty text under a key of a row.
+
+    Raises:
+        FormatError: if it is absent, blank or no text.
+    """
+    if key not in row:
+        raise FormatError(f"{key}: missing, the row has {sorted(row)}")
+    if not isinstance(row[key], str) or not row[key].strip():
+        raise FormatError(f"{key}: expected a non-empty text, got {row[key]!r}")
+    return row[key]
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    for key in row:
+        if key not in KEYS and (meant := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.88)):
+            raise FormatError(f"{key}: unknown key, {meant[0]!r} perhaps")
+    query, positive = required_text(row, "query"), required_text(row, "positive")
+    negatives = row.get("negatives") or []
+    if not isinstance(negatives, list):
+        raise FormatError(f"negatives: expected a list of texts, got {negatives!r}")
+    scores = row.get("scores")
+    return Example(
+        query=query,
+        positive=positive,
+        negatives=tuple(negatives),
+        task=row.get("task", ASYM),
+        scores=None if scores is None else _logits(scores),
+    )
+
+
+def _logits(scores: Any) -> tuple[tuple[float, float], ...]:
+    if not isinstance(scores, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in scores):
+        raise FormatError(f"scores: expected a list of [yes, no] logits, got {scores!r}")
+    if not all(_is_number(value) for pair in scores for value in pair):
+        raise FormatError(f"scores: expected finite numbers, got {scores!r}")
+    return tuple((float(yes), float(no)) for yes, no in scores)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _line(example: Example) -> str:
+    row: dict[str, Any] = {
+        "query": example.query,
+        "positive": example.positive,
+        "negatives": list(example.negatives),
+        "task": example.task,
+    }
+    if example.scores is not None:
+        if not all(math.isfinite(value) for pair in example.scores for value in pair):
+            raise InputError(f"scores: expected finite logits for query {example.query!r}, got {example.scores}")
+        row["scores"] = [list(pair) for pair in example.scores]
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def _passage(line: int, row: Mapping[str, Any]) -> tuple[str, str]:
+    identifier = next((row[key] for key in _ID_KEYS if key in row), line)
+    if not isinstance(identifier, (str, int)) or isinstance(identifier, bool) or identifier == "":
+        raise FormatError(f"id: expected a text or an integer, got {identifier!r}")
+    title = row.get("title") or ""
+    if not isinstance(title, str):
+        raise FormatError(f"title: expected a text, got {title!r}")
+    # BEIR has passages that are all title.
+    text = required_text(row, "text") if not title.strip() else f"{title} {row.get('text') or ''}".strip()
+    return str(identifier), text

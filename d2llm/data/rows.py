@@ -1,0 +1,137 @@
+"""Rows of text files, with every fault reported as file:line."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from d2llm.errors import FormatError, InputError, MissingError
+
+#: Faults listed in one error.
+FAULTS_SHOWN = 20
+_PROGRESS_FROM_BYTES = 50_000_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_T = TypeVar("_T")
+
+#: A line number and the parsed row, or the fault that kept it from being parsed.
+Numbered = Iterable[tuple[int, Any]]
+
+
+def parse_rows(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]]) -> list[_T]:
+    """Parse all rows of a file, each into any number of results, collecting faults on the way.
+
+    Args:
+        path: the file that the rows come from, for messages.
+        rows: (line number, row) pairs; a row may be the ``FormatError`` that reading it gave.
+        parse: called with a row; an ``InputError`` or ``FormatError`` it raises becomes a fault.
+
+    Raises:
+        FormatError: naming ``file:line: what`` for up to 20 faults, if there is any, or if there is no row.
+    """
+    results: list[_T] = []
+    faults: list[str] = []
+    count = 0
+    for line, row in rows:
+        count += 1
+        try:
+            if isinstance(row, FormatError):
+                raise row
+            results.extend(parse(row))
+        except (InputError, FormatError) as error:
+            faults.append(f"{path}:{line}: {error}")
+    if faults:
+        more = [f"... and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
+        raise FormatError("\n".join(faults[:FAULTS_SHOWN] + more))
+    if not count:
+        raise FormatError(f"{path}: expected rows, the file has none")
+    return results
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError]]:
+    """(line number, object) for every line of a JSONL file that is not blank.
+
+    Raises:
+        MissingError: if there is no such file.
+    """
+    for number, line in text_lines(path):
+        if isinstance(line, FormatError):
+            yield number, line
+        elif line.strip():
+            yield number, _json_object(line)
+
+
+def table_rows(path: Path) -> Iterator[tuple[int, list[str] | FormatError]]:
+    """(line number, cells) for every row of a table, the header included.
+
+    ``.csv`` is read with commas and quotes; anything else is split at tabs, and quotes in it are
+    plain characters, as in the published STS and NLI files.
+
+    Raises:
+        MissingError: if there is no such file.
+    """
+    if path.suffix.lower() != ".csv":
+        for number, line in text_lines(path):
+            if isinstance(line, FormatError):
+                yield number, line
+            elif line.strip():
+                yield number, line.split("\t")
+        return
+    # csv must see the line ends that stand within quotes, so decoding cannot go on line by line.
+    require_file(path)
+    with open(path, encoding="utf-8-sig", newline="") as handle:
+        reader = csv.reader(handle, strict=True)
+        try:
+            yield from ((reader.line_num, row) for row in reader if any(row))
+        except UnicodeDecodeError:
+            yield reader.line_num + 1, FormatError("expected UTF-8")
+        except csv.Error as error:
+            yield reader.line_num, FormatError(f"not valid CSV ({error})")
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str | FormatError]]:
+    """(line number from 1, text without its line end) for every line of a UTF-8 file.
+
+    Raises:
+        MissingError: if there is no such file.
+    """
+    require_file(path)
+    size = path.stat().st_size
+    with (
+        open(path, "rb") as handle,
+        tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=size < _PROGRESS_FROM_BYTES) as bar,
+    ):
+        for number, line in enumerate(handle, start=1):
+            bar.update(len(line))
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                yield number, FormatError("expected UTF-8")
+
+
+def require_file(path: str | os.PathLike[str]) -> Path:
+    """The path, if it is a file.
+
+    Raises:
+        MissingError: otherwise.
+    """
+    if not Path(path).is_file():
+        raise MissingError(f"{path}: file not found")
+    return Path(path)
+
+
+def _json_object(line: str) -> Mapping[str, Any] | FormatError:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return FormatError(f"not valid JSON ({error})")
+    if not isinstance(row, dict):
+        return FormatError(f"expected a JSON object, got {type(row).__name__}")
+    # JSON can spell half a surrogate pair, which is no text: it cannot be hashed or written again.
+    if "\\ud" in line.lower() and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+        return FormatError("expected text, got half of a surrogate pair (\\ud800 to \\udfff)")
+    return row

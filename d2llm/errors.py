@@ -1,0 +1,21 @@
+"""Exceptions that name the argument, what was expected and what came."""
+
+
+class D2LLMError(Exception):
+    """Base of every error that a user of the package can cause and mend."""
+
+
+class InputError(D2LLMError, ValueError):
+    """An argument or a text that cannot be used as given."""
+
+
+class FormatError(D2LLMError, ValueError):
+    """A file that is malformed, truncated or altered."""
+
+
+class MismatchError(D2LLMError, ValueError):
+    """Two things that were not made for each other, such as scores of another teacher."""
+
+
+class MissingError(D2LLMError, FileNotFoundError):
+    """A file, folder or optional package that is needed and absent."""

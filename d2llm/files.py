@@ -1,0 +1,99 @@
+"""Writing that is either whole or absent: a temporary file beside the target, then a rename."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from d2llm.errors import FormatError, InputError, MissingError
+
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``target`` that is renamed onto it when the block succeeds.
+
+    The block may create a file or a folder there. On any error, Ctrl-C included, the temporary
+    path is removed and ``target`` is left as it was. An existing folder is replaced as a whole.
+    A process killed in the moment between the two renames that this takes leaves the old folder
+    in a hidden one beside ``target``.
+
+    Raises:
+        InputError: if ``target`` names no file or folder of its own, such as ``.``.
+        MissingError: if the block succeeds without creating anything.
+        OSError: if the disk is full or the path cannot be written.
+    """
+    target = Path(target)
+    if target.name in ("", ".."):
+        raise InputError(f"target: expected the path of a file or folder to write, got {os.fspath(target)!r}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # mkdtemp gives a private name, so that two writers never share a temporary path.
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary, aside = scratch / target.name, scratch / ".replaced"
+    try:
+        yield temporary
+        if not temporary.exists():
+            raise MissingError(f"{target}: nothing was written to its temporary path")
+        _sync(temporary)
+        # A rename replaces a file by itself, but no folder that has something in it.
+        if temporary.is_dir() and os.path.lexists(target):
+            os.replace(target, aside)
+        os.replace(temporary, target)
+    finally:
+        if os.path.lexists(aside) and not os.path.lexists(target):
+            os.replace(aside, target)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush file contents to the disk before the rename makes them visible."""
+    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def write_json(target: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically.
+
+    Raises:
+        TypeError: if ``value`` holds something that JSON has no form for; ``target`` is left as it was.
+    """
+    with atomic_path(target) as path:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(source: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        MissingError: if there is no such file.
+        FormatError: if it is not valid JSON.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise MissingError(f"{source}: file not found")
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{source}: not valid JSON ({error})") from None
+
+
+def sha256(source: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        MissingError: if there is no such file.
+    """
+    if not Path(source).is_file():
+        raise MissingError(f"{os.fspath(source)}: file not found")
+    digest = hashlib.sha256()
+    with open(source, "rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,344 @@
+"""The five losses of D2LLM (paper section 3.3), each as a function of logits and teacher targets.
+
+Index 0 of every group is the positive passage, 1..K are its hard negatives. Losses are computed in
+float32 at least, whatever the input, with log-softmax, log-sigmoid and guarded norms, so that they
+are finite wherever their inputs are; where the published formulas are finite too, both agree.
+
+Groups of unequal size share one padded tensor and a ``valid`` mask (B, 1+K): false marks a passage
+that is absent or that the teacher has not judged; whatever stands there, NaN included, is ignored.
+A row whose positive is not valid takes no part. Denominators count what takes part, which is
+exactly the published denominator when nothing is masked.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2llm.errors import InputError
+
+# Below this length a feature vector counts as zero: it has no direction, hence no gradient.
+_ZERO_LENGTH = 1e-12
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights and temperatures of the total loss (defaults of the published run).
+
+    Raises:
+        InputError: for a negative or non-finite weight, or a temperature or scale that is not positive.
+    """
+
+    #: Weight of the in-batch cross-entropy.
+    in_batch: float = 1.0
+    #: Weight of contrastive imitation.
+    alpha: float = 1.0
+    #: Weight of rank imitation by correlation.
+    beta: float = 1.0
+    #: Weight of pairwise rank imitation (hard against in-batch negatives).
+    gamma: float = 0.01
+    #: Weight of feature imitation.
+    eta: float = 0.001
+    #: Temperature of contrastive imitation.
+    temperature: float = 1.0
+    #: Temperature of the in-batch cross-entropy.
+    in_batch_temperature: float = 1.0
+    #: Divisor of the teacher's score gaps in pairwise rank imitation.
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive = ("temperature", "in_batch_temperature", "scale")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < float("inf") or (field.name in positive and value == 0):
+                expected = "a positive number" if field.name in positive else "a number of at least 0"
+                raise InputError(f"{field.name}: expected {expected}, got {value!r}")
+
+
+def duplicate_mask(
+    query_ids: Sequence[Hashable], positive_ids: Sequence[Hashable], device: torch.device | str | None = None
+) -> Tensor:
+    """In-batch columns that are no negatives: the same passage, or a positive of the same query.
+
+    Args:
+        query_ids: B identifiers (or texts) of the queries.
+        positive_ids: B identifiers (or texts) of their positives.
+        device: where the mask is made.
+
+    Returns:
+        (B, B) bool, true at (i, j) where i != j and positive j must not count against query i:
+        some example of the batch pairs query i's text with positive j's text.
+
+    Raises:
+        InputError: if the two sequences differ in length.
+    """
+    if len(query_ids) != len(positive_ids):
+        raise InputError(f"positive_ids: expected {len(query_ids)}, one a query, got {len(positive_ids)}")
+    known = set(zip(query_ids, positive_ids))
+    rows = [[i != j and (q, p) in known for j, p in enumerate(positive_ids)] for i, q in enumerate(query_ids)]
+    return torch.tensor(rows, dtype=torch.bool, device=device).view(len(query_ids), len(query_ids))
+
+
+def in_batch_loss(scores: Tensor, duplicates: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy of every query against the positives of the batch: 1/B² Σ_i CE(z_i,: / τ_b, i).
+
+    Args:
+        scores: (B, B) float, row i the logits of query i against every positive of the batch.
+        duplicates: (B, B) bool, true at columns to leave out of a row (see ``duplicate_mask``);
+            the diagonal always takes part.
+        temperature: τ_b.
+
+    Returns:
+        Scalar float. 0 for a batch of one.
+
+    Raises:
+        InputError: for scores that are not square or a mask of another shape.
+    """
+    size = _square("scores", scores)
+    logits = _float(scores) / temperature
+    if duplicates is not None:
+        _same_shape("duplicates", duplicates, scores)
+        logits = logits.masked_fill(duplicates.bool() & ~_diagonal(logits), float("-inf"))
+    targets = torch.arange(size, device=scores.device)
+    return F.cross_entropy(logits, targets, reduction="sum") / size**2
+
+
+def contrastive_imitation(z: Tensor, s: Tensor, valid: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """Contrastive loss weighted by the teacher: 1/(BK) Σ_i −log softmax_k(w_ik z_ik / τ)[0].
+
+    w_i0 = s_i0 and w_ik = 1 − s_ik (paper section 3.3, contrastive imitation): a negative that the
+    teacher holds for relevant, s_ik = 1, gets no gradient.
+
+    Args:
+        z: (B, 1+K) float, student logits.
+        s: (B, 1+K) float in [0, 1], teacher probabilities.
+        valid: (B, 1+K) bool or None; BK becomes the number of valid negatives of rows that take part.
+        temperature: τ.
+
+    Returns:
+        Scalar float. 0 when there are no negatives.
+
+    Raises:
+        InputError: for shapes that do not match.
+    """
+    valid = _group_mask(z, s, valid)
+    z, s = _float(z).masked_fill(~valid, 0), _float(s).masked_fill(~valid, 0)
+    weights = torch.cat([s[:, :1], 1 - s[:, 1:]], dim=1)
+    # The positive stays in, masked row or not, so that no row is empty: a row of one has loss 0.
+    keep = torch.cat([torch.ones_like(valid[:, :1]), valid[:, 1:]], dim=1)
+    logits = (weights * z / temperature).masked_fill(~keep, float("-inf"))
+    return -F.log_softmax(logits, dim=1)[:, 0].sum() / valid[:, 1:].sum().clamp_min(1)
+
+
+def rank_imitation_correlation(z: Tensor, s: Tensor, valid: Tensor | None = None) -> Tensor:
+    """One minus the Pearson correlation of student and teacher in a group: 1/B Σ_i (1 − Pearson(z_i, s_i)).
+
+    Where either side is constant (to rounding) the correlation is taken as 0 and passes no gradient.
+
+    Args:
+        z: (B, 1+K) float, student logits.
+        s: (B, 1+K) float, teacher probabilities.
+        valid: (B, 1+K) bool or None; B becomes the number of rows with at least one valid negative.
+
+    Returns:
+        Scalar float in [0, 2]. 0 when there are no negatives.
+
+    Raises:
+        InputError: for shapes that do not match.
+    """
+    valid = _group_mask(z, s, valid)
+    rows = valid.sum(dim=1) > 1
+    correlation = (_standardise(z, valid) * _standardise(s, valid)).sum(dim=1)
+    return ((1 - correlation) * rows).sum() / rows.sum().clamp_min(1)
+
+
+def rank_imitation_pairwise(
+    z: Tensor,
+    z_in_batch: Tensor,
+    s: Tensor,
+    s_in_batch: Tensor | None = None,
+    valid: Tensor | None = None,
+    duplicates: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """Hard negatives above easier in-batch ones, as far as the teacher says so.
+
+    1/(BK(B−1)) Σ_i Σ_h Σ_{e≠i} max(0, s_ih − s_ie)/scale · (−log σ(z_ih − z_ie)), h over the hard
+    negatives of row i, e over the other rows' positives (paper section 3.3, rank imitation).
+
+    Args:
+        z: (B, 1+K) float, student logits of the groups.
+        z_in_batch: (B, B) float, student logits of every query against every positive.
+        s: (B, 1+K) float, teacher probabilities of the groups.
+        s_in_batch: (B, B) float, teacher probabilities in the batch; None, or NaN at a pair, means
+            that the teacher has not judged it, which counts as 0. The diagonal is not read.
+        valid: (B, 1+K) bool or None.
+        duplicates: (B, B) bool or None, in-batch columns to leave out (see ``duplicate_mask``).
+        scale: divisor of the score gaps.
+
+    Returns:
+        Scalar float; the denominator counts the triples (i, h, e) that take part. 0 when there are
+        none, as in a batch of one or without hard negatives.
+
+    Raises:
+        InputError: for shapes that do not match.
+    """
+    valid = _group_mask(z, s, valid)
+    size = _square("z_in_batch", z_in_batch)
+    if size != len(z):
+        raise InputError(f"z_in_batch: expected ({len(z)}, {len(z)}) for z {tuple(z.shape)}, got ({size}, {size})")
+    easy = ~_diagonal(z_in_batch)
+    if duplicates is not None:
+        _same_shape("duplicates", duplicates, z_in_batch)
+        easy = easy & ~duplicates.bool()
+    if s_in_batch is None:
+        s_in_batch = torch.zeros_like(z_in_batch)
+    _same_shape("s_in_batch", s_in_batch, z_in_batch)
+    s_in_batch = _float(s_in_batch).nan_to_num(nan=0.0)
+    triples = valid[:, 1:, None] & easy[:, None, :]
+    gap = (_float(s)[:, 1:, None] - s_in_batch[:, None, :]).clamp_min(0).masked_fill(~triples, 0)
+    margin = (_float(z)[:, 1:, None] - _float(z_in_batch)[:, None, :]).masked_fill(~triples, 0)
+    return -(gap / scale * F.logsigmoid(margin)).sum() / triples.sum().clamp_min(1)
+
+
+def cosine_relation(features: Tensor) -> Tensor:
+    """Cosine similarities within each group: (..., N, F) float -> (..., N, N) float32 or float64.
+
+    A zero vector has similarity 0 with everything, itself included, and gets no gradient.
+    """
+    unit = _unit(_float(features))
+    # Autocast would take the product, and it alone, in half precision.
+    with torch.autocast(features.device.type, enabled=False):
+        return unit @ unit.transpose(-1, -2)
+
+
+def feature_imitation(features: Tensor, teacher_relation: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Distance of the two cosine matrices of a group: 1/(1+K)² Σ_i ‖R^T_i − R^S_i‖²_F (paper section 3.3).
+
+    Args:
+        features: (B, 1+K, F) float, student pair features (the interaction module's branch output).
+        teacher_relation: (B, 1+K, 1+K) float, cosine matrices of the teacher's features; rows and
+            columns that are NaN count as not valid.
+        valid: (B, 1+K) bool or None; (1+K)² becomes, row by row, the square of its valid passages.
+
+    Returns:
+        Scalar float. A row without any valid passage adds 0.
+
+    Raises:
+        InputError: for shapes that do not match.
+    """
+    if features.dim() != 3:
+        raise InputError(f"features: expected (B, 1+K, F), got {tuple(features.shape)}")
+    batch, group = features.shape[:2]
+    if teacher_relation.shape != (batch, group, group):
+        expected = (batch, group, group)
+        raise InputError(f"teacher_relation: expected {expected}, got {tuple(teacher_relation.shape)}")
+    # The diagonal tells whether the teacher has a feature for a passage.
+    judged = ~teacher_relation.diagonal(dim1=1, dim2=2).isnan()
+    valid = _group_mask(judged, judged, valid) & judged
+    valid = valid & valid[:, :1]
+    both = valid[:, :, None] & valid[:, None, :]
+    student = cosine_relation(features.masked_fill(~valid[:, :, None], 0))
+    difference = (_float(teacher_relation) - student).masked_fill(~both, 0)
+    return (difference.square().sum(dim=(1, 2)) / valid.sum(dim=1).clamp_min(1).square()).sum()
+
+
+def d2llm_loss(
+    z: Tensor,
+    z_in_batch: Tensor,
+    s: Tensor | None = None,
+    s_in_batch: Tensor | None = None,
+    features: Tensor | None = None,
+    teacher_relation: Tensor | None = None,
+    valid: Tensor | None = None,
+    duplicates: Tensor | None = None,
+    weights: LossWeights = LossWeights(),
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total loss of a batch and its weighted parts.
+
+    Args:
+        z: (B, 1+K) float, student logits of the groups.
+        z_in_batch: (B, B) float, student logits of every query against every positive.
+        s: (B, 1+K) float or None, teacher probabilities; None leaves only the in-batch loss (and
+            feature imitation, where asked for). NaN marks a passage the teacher has not judged.
+        s_in_batch: (B, B) float or None, teacher probabilities in the batch.
+        features: (B, 1+K, F) float or None, student pair features.
+        teacher_relation: (B, 1+K, 1+K) float or None; with ``features`` it turns feature imitation on.
+        valid: (B, 1+K) bool or None, true where a passage is present.
+        duplicates: (B, B) bool or None, see ``duplicate_mask``.
+        weights: weights and temperatures.
+
+    Returns:
+        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``,
+        ``contrastive``, ``rank_correlation``, ``rank_pairwise``, ``feature``; parts that do not
+        apply or weigh 0 are left out.
+
+    Raises:
+        InputError: for shapes that do not match.
+    """
+    parts: dict[str, Tensor] = {}
+    if weights.in_batch:
+        parts["in_batch"] = weights.in_batch * in_batch_loss(z_in_batch, duplicates, weights.in_batch_temperature)
+    if s is not None:
+        judged = _group_mask(z, s, valid) & ~s.isnan()
+        if weights.alpha:
+            parts["contrastive"] = weights.alpha * contrastive_imitation(z, s, judged, weights.temperature)
+        if weights.beta:
+            parts["rank_correlation"] = weights.beta * rank_imitation_correlation(z, s, judged)
+        if weights.gamma:
+            pairwise = rank_imitation_pairwise(z, z_in_batch, s, s_in_batch, judged, duplicates, weights.scale)
+            parts["rank_pairwise"] = weights.gamma * pairwise
+    if features is not None and teacher_relation is not None and weights.eta:
+        parts["feature"] = weights.eta * feature_imitation(features, teacher_relation, valid)
+    total = torch.stack(list(parts.values())).sum() if parts else 0 * _float(z_in_batch).sum()
+    return total, {name: part.detach() for name, part in parts.items()}
+
+
+def _float(x: Tensor) -> Tensor:
+    """At least float32: half precision has too few digits for differences of logits."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _diagonal(x: Tensor) -> Tensor:
+    return torch.eye(len(x), dtype=torch.bool, device=x.device)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last axis; vectors without length become 0, with gradient 0."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    present = length > _ZERO_LENGTH
+    return torch.where(present, x / torch.where(present, length, 1), 0)
+
+
+def _standardise(x: Tensor, valid: Tensor) -> Tensor:
+    """Centred rows of length 1 over their valid entries, 0 elsewhere and in rows constant to rounding."""
+    x = _float(x).masked_fill(~valid, 0)
+    centred = (x - x.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp_min(1)).masked_fill(~valid, 0)
+    # What the subtraction of the mean leaves of a constant row is rounding of this size.
+    rounding = 8 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
+    constant = torch.linalg.vector_norm(centred.detach(), dim=1, keepdim=True) <= rounding
+    return _unit(centred.masked_fill(constant, 0))
+
+
+def _group_mask(z: Tensor, s: Tensor, valid: Tensor | None) -> Tensor:
+    """Check the shapes of a group loss; the mask of passages that take part, rows without a positive emptied."""
+    if z.dim() != 2 or z.shape[0] == 0 or z.shape[1] == 0:
+        raise InputError(f"z: expected (B, 1+K) with B at least 1, got {tuple(z.shape)}")
+    _same_shape("s", s, z)
+    if valid is None:
+        return torch.ones_like(z, dtype=torch.bool)
+    _same_shape("valid", valid, z)
+    return valid.bool() & valid[:, :1].bool()
+
+
+def _square(name: str, x: Tensor) -> int:
+    if x.dim() != 2 or x.shape[0] != x.shape[1] or x.shape[0] == 0:
+        raise InputError(f"{name}: expected (B, B) with B at least 1, got {tuple(x.shape)}")
+    return x.shape[0]
+
+
+def _same_shape(name: str, x: Tensor, like: Tensor) -> None:
+    if x.shape != like.shape:
+        raise InputError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(x.shape)}")

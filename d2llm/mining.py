@@ -1,0 +1,229 @@
+"""Hard negatives: passages that BM25 or a bi-encoder ranks high for a query and that are not its positives.
+
+The published run draws them from BM25's top 10 and a bi-encoder's top 100 (paper, section 4). Which
+ones are drawn depends on the seed, the query and the passages' texts alone: not on the order of the
+examples, not on the process.
+"""
+
+import hashlib
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from d2llm.bm25 import BM25, top_indices
+from d2llm.data.example import Example, text_id
+from d2llm.errors import InputError
+from d2llm.tasks import SYM
+
+METHODS = ("bm25", "vectors", "both")
+BM25_TOP = 10
+VECTOR_TOP = 100
+# Scores held at once by the search over vectors: 256 MB.
+_SCORES_AT_ONCE = 1 << 26
+# From so many scores on a search takes seconds, and progress is shown.
+_MANY_SCORES = 10_000_000
+
+_Pool: TypeAlias = list[list[int]]
+
+
+def mine_negatives(
+    examples: Sequence[Example],
+    corpus: Sequence[str],
+    k: int = 8,
+    method: str = "bm25",
+    *,
+    bm25_top: int = BM25_TOP,
+    vector_top: int = VECTOR_TOP,
+    query_vectors: ArrayLike | None = None,
+    passage_vectors: ArrayLike | None = None,
+    positives: Mapping[str, Collection[str]] | None = None,
+    fill: bool = True,
+    seed: int = 0,
+) -> list[Example]:
+    """Give every example k hard negatives out of a corpus.
+
+    Never drawn: any positive of the same query text in ``examples`` or ``positives``, a passage
+    equal to the query, and for the symmetric task any text paired with the query either way round.
+    Texts are compared with their white space collapsed.
+
+    Args:
+        examples: what to mine for; negatives and scores they carry are replaced.
+        corpus: Np passages; repeated ones count once.
+        k: negatives an example.
+        method: "bm25", "vectors" (cosine), or "both": half from each, the odd one from BM25.
+        bm25_top: how many of BM25's best, positives not counted, are drawn from; only passages that
+            share a term with the query.
+        vector_top: the same for the vectors' best.
+        query_vectors: (len(examples), D) float, one an example, of any encoder.
+        passage_vectors: (Np, D) float, one a passage.
+        positives: further known positives, {query text: passage texts}.
+        fill: draw random passages where too few are found; otherwise such an example has fewer.
+            Either way it has fewer where the corpus holds too few passages.
+        seed: changes the draw.
+
+    Returns:
+        New examples in the given order.
+
+    Raises:
+        InputError: for an empty corpus, an unknown method, a number below 1, and missing,
+            misshapen or non-finite vectors.
+    """
+    _check(examples, corpus, k, method, bm25_top, vector_top)
+    first = {text: number for number, text in reversed(list(enumerate(corpus)))}
+    texts = sorted(first, key=first.__getitem__)
+    known = _Known(examples, texts, positives or {})
+    pools: list[_Pool] = []
+    if method != "vectors":
+        pools.append(_bm25_pool(examples, texts, known, bm25_top))
+    if method != "bm25":
+        query, passage = _vectors(query_vectors, passage_vectors, len(examples), len(corpus))
+        pools.append(_vector_pool(examples, query, passage[[first[text] for text in texts]], known, vector_top))
+    mined = []
+    for row, example in enumerate(tqdm(examples, desc="negatives", disable=len(examples) < 20_000)):
+        chosen = _draw([pool[row] for pool in pools], example.query, texts, k, seed)
+        if fill and len(chosen) < k:
+            chosen += _random(example.query, chosen, known[example.query], len(texts), k - len(chosen), seed)
+        mined.append(replace(example, negatives=tuple(texts[number] for number in chosen), scores=None))
+    return mined
+
+
+class _Known:
+    """Numbers of the passages that must not be drawn for a query."""
+
+    def __init__(
+        self, examples: Sequence[Example], texts: Sequence[str], positives: Mapping[str, Collection[str]]
+    ) -> None:
+        self._numbers: dict[str, list[int]] = {}
+        for number, text in enumerate(texts):
+            self._numbers.setdefault(_collapse(text), []).append(number)
+        self._positives: dict[str, set[str]] = {}
+        for query, passages in positives.items():
+            self._positives.setdefault(_collapse(query), set()).update(map(_collapse, passages))
+        for example in examples:
+            query, passage = _collapse(example.query), _collapse(example.positive)
+            self._positives.setdefault(query, set()).add(passage)
+            if example.task == SYM:
+                self._positives.setdefault(passage, set()).add(query)
+
+    def __getitem__(self, query: str) -> set[int]:
+        query = _collapse(query)
+        texts = self._positives.get(query, set()) | {query}
+        return {number for text in texts for number in self._numbers.get(text, ())}
+
+
+def _bm25_pool(examples: Sequence[Example], texts: Sequence[str], known: _Known, top: int) -> _Pool:
+    queries = list(dict.fromkeys(example.query for example in examples))
+    excluded = [known[query] for query in queries]
+    depth = min(top + max(map(len, excluded), default=0), len(texts))
+    scores, indices = BM25(texts).search(queries, depth)
+    pool = {
+        query: [int(i) for i, score in zip(indices[row], scores[row]) if score > 0 and int(i) not in excluded[row]][
+            :top
+        ]
+        for row, query in enumerate(queries)
+    }
+    return [pool[example.query] for example in examples]
+
+
+def _vector_pool(
+    examples: Sequence[Example],
+    queries: NDArray[np.float32],
+    passages: NDArray[np.float32],
+    known: _Known,
+    top: int,
+) -> _Pool:
+    pool: _Pool = []
+    for row, scores in enumerate(_cosines(queries, passages)):
+        excluded = known[examples[row].query]
+        best = top_indices(scores, min(top + len(excluded), len(passages)))
+        pool.append([int(i) for i in best if int(i) not in excluded][:top])
+    return pool
+
+
+def _cosines(queries: NDArray[np.float32], passages: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """One (Np,) row a query, computed in blocks."""
+    queries, passages = _unit(queries), _unit(passages)
+    block = max(1, _SCORES_AT_ONCE // len(passages))
+    with tqdm(total=len(queries), desc="vector search", disable=len(queries) * len(passages) < _MANY_SCORES) as bar:
+        for start in range(0, len(queries), block):
+            scores = queries[start : start + block] @ passages.T
+            yield from scores
+            bar.update(len(scores))
+
+
+def _draw(pools: Sequence[list[int]], query: str, texts: Sequence[str], k: int, seed: int) -> list[int]:
+    """Draw evenly from the pools, the first one first, without repeating a passage."""
+    # Sorting by a hash of the text is a draw that does not depend on the pool's order or the corpus's.
+    shuffled = [iter(sorted(pool, key=lambda number: _lot(seed, query, texts[number]))) for pool in pools]
+    chosen: dict[int, None] = {}
+    while shuffled and len(chosen) < k:
+        for pool in list(shuffled):
+            number = next((number for number in pool if number not in chosen), None)
+            if number is None:
+                shuffled.remove(pool)
+            elif len(chosen) < k:
+                chosen[number] = None
+    return list(chosen)
+
+
+def _random(query: str, chosen: Collection[int], excluded: set[int], size: int, count: int, seed: int) -> list[int]:
+    taken = excluded.union(chosen)
+    generator = random.Random(f"{seed}:{text_id(query)}")
+    # Among count + len(taken) distinct passages at least count are free.
+    draw = generator.sample(range(size), min(size, count + len(taken)))
+    return [number for number in draw if number not in taken][:count]
+
+
+def _lot(seed: int, query: str, passage: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{text_id(query)}\0{text_id(passage)}".encode()).digest()
+
+
+def _collapse(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def _vectors(
+    query_vectors: ArrayLike | None, passage_vectors: ArrayLike | None, queries: int, passages: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    arrays = []
+    for name, given, count in (
+        ("query_vectors", query_vectors, queries),
+        ("passage_vectors", passage_vectors, passages),
+    ):
+        if given is None:
+            raise InputError(f"{name}: needed by this method, got None")
+        array = np.asarray(given, dtype=np.float32)
+        if array.ndim != 2 or len(array) != count:
+            raise InputError(f"{name}: expected ({count}, D), got {array.shape}")
+        if not np.isfinite(array).all():
+            raise InputError(f"{name}: expected finite numbers, got NaN or inf")
+        arrays.append(array)
+    if arrays[0].shape[1] != arrays[1].shape[1]:
+        widths = (arrays[0].shape[1], arrays[1].shape[1])
+        raise InputError(f"passage_vectors: expected width {widths[0]} as query_vectors, got {widths[1]}")
+    return arrays[0], arrays[1]
+
+
+def _check(
+    examples: Sequence[Example], corpus: Sequence[str], k: int, method: str, bm25_top: int, vector_top: int
+) -> None:
+    if method not in METHODS:
+        raise InputError(f"method: expected one of {METHODS}, got {method!r}")
+    for name, value in (("k", k), ("bm25_top", bm25_top), ("vector_top", vector_top)):
+        if value < 1:
+            raise InputError(f"{name}: expected at least 1, got {value}")
+    if isinstance(corpus, str) or len(corpus) == 0:
+        raise InputError(f"corpus: expected a non-empty sequence of texts, got {corpus!r}")
+    for number, text in enumerate(corpus):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"corpus[{number}]: expected a non-empty text, got {text!r}")

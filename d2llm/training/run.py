@@ -1,0 +1,108 @@
+"""A whole run from its configuration: load, train or resume, save."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from d2llm.data.jsonl import read_examples
+from d2llm.errors import FormatError, InputError, MismatchError
+from d2llm.files import read_json, write_json
+from d2llm.student import D2LLM
+from d2llm.student.checkpoint import WEIGHTS, read_weights
+from d2llm.training.collator import Scores, check_header
+from d2llm.training.config import TrainConfig
+from d2llm.training.trainer import DistillationTrainer
+from d2llm.training.validation import Validation
+
+#: The configuration a folder's checkpoints were made with.
+SETTINGS = "training.json"
+#: Fields that may change when a run is resumed: they do not change what a step computes.
+_MAY_CHANGE = {"output_dir", "run.epochs", "run.max_steps", "run.logging_steps", "run.save_total_limit", "run.patience"}
+_STATE = "trainer_state.json"
+
+
+def train(config: TrainConfig, resume: bool = False) -> D2LLM:
+    """Train a student and save it to ``config.output_dir``.
+
+    Args:
+        config: the run.
+        resume: go on from the newest whole checkpoint of ``output_dir``, if there is one.
+
+    Returns:
+        The student: of the best step by validation MRR, or of the last step without validation data.
+
+    Raises:
+        InputError: for a missing setting, or a folder that already holds checkpoints when not resuming.
+        MissingError: for a file that is not there.
+        MismatchError: if the teacher scores or the checkpoints were made otherwise than asked for.
+    """
+    if config.data.train is None:
+        raise InputError("data.train: expected a file of examples, got none")
+    checkpoint = prepare_folder(config, resume)
+    scores = config.data.teacher
+    teacher = _load_scores(scores, config.data.teacher_header) if scores is not None else None
+    examples = read_examples(config.data.train)
+    held_out = config.data.validation
+    validation = Validation.from_examples(read_examples(held_out)) if held_out is not None else None
+    student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
+    trainer = DistillationTrainer(student, config, examples, validation, teacher)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    return student.eval()
+
+
+def _load_scores(path: str, header: dict[str, Any]) -> Scores:
+    # Planning a teacher's in-batch scores needs this package; imported here, neither needs the other to load.
+    from d2llm.teacher.scores import ScoreTable
+
+    teacher = ScoreTable.load(path)
+    check_header(teacher, header)
+    return teacher
+
+
+def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:
+    """Make the folder ready and find the checkpoint to go on from; None starts afresh.
+
+    Raises:
+        InputError: if the folder holds checkpoints and ``resume`` is false.
+        MismatchError: if its checkpoints were made with settings that would change the run.
+    """
+    folder = Path(config.output_dir)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None and not resume:
+        raise InputError(f"output_dir: {folder} already holds {checkpoint.name}; resume it or name another folder")
+    settings = asdict(config)
+    if checkpoint is not None:
+        before, now = _flat(read_json(folder / SETTINGS)), _flat(settings)
+        for name in sorted((before.keys() | now.keys()) - _MAY_CHANGE):
+            if before.get(name) != now.get(name):
+                raise MismatchError(
+                    f"{name}: expected {before.get(name)!r}, with which {folder} was started, got {now.get(name)!r}"
+                )
+    write_json(folder / SETTINGS, settings)
+    return checkpoint
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run; one that was being written when the run was killed is passed over."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-"))):
+        try:
+            # The trainer writes its state last of all.
+            read_json(path / _STATE)
+            read_weights(path / WEIGHTS)
+        except (FormatError, FileNotFoundError):
+            continue
+        return path
+    return None
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, with tuples as the lists that JSON makes of them."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

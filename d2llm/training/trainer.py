@@ -1,0 +1,235 @@
+"""transformers' Trainer with planned batches, the five losses and evaluation by retrieval quality."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from d2llm.data.example import Example
+from d2llm.errors import InputError
+from d2llm.losses import d2llm_loss
+from d2llm.student import D2LLM
+from d2llm.training.batches import EpochExamples, PlannedBatches, plan
+from d2llm.training.collator import Collator, Scores
+from d2llm.training.config import TrainConfig
+from d2llm.training.validation import Validation
+
+_TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
+
+
+def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArguments:
+    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data."""
+    run, optimizer = config.run, config.optimizer
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        per_device_train_batch_size=run.batch_size,
+        gradient_accumulation_steps=run.accumulation_steps,
+        num_train_epochs=run.epochs,
+        max_steps=-1 if run.max_steps is None else run.max_steps,
+        learning_rate=optimizer.lr,
+        lr_scheduler_type=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        max_grad_norm=optimizer.max_grad_norm,
+        seed=run.seed,
+        bf16=run.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        **_checkpointing(run.gradient_checkpointing),
+        # A batch may lack one of the tasks, whose branch then has no gradient.
+        ddp_find_unused_parameters=True,
+        logging_steps=run.logging_steps,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=run.eval_steps,
+        save_steps=run.save_steps,
+        save_total_limit=run.save_total_limit,
+        load_best_model_at_end=evaluates,
+        metric_for_best_model="mrr" if evaluates else None,
+        greater_is_better=True if evaluates else None,
+        restore_callback_states_from_checkpoint=True,
+        remove_unused_columns=False,
+        report_to=["tensorboard"] if importlib.util.find_spec("tensorboard") else [],
+    )
+
+
+def _checkpointing(enabled: bool) -> dict[str, Any]:
+    """Recomputation of activations under the name that the installed transformers has for it."""
+    known = {each.name for each in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: enabled, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student on examples, with or without a teacher's scores.
+
+    Batches follow :func:`d2llm.training.batches.plan`, each loss part is logged under ``loss_<part>``, checkpoints
+    hold LoRA and heads only, and a run that is killed and resumed ends, on the CPU, with the same bits as one that
+    was not.
+    """
+
+    def __init__(
+        self,
+        student: D2LLM,
+        config: TrainConfig,
+        examples: Sequence[Example],
+        validation: Validation | None = None,
+        teacher: Scores | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        """Make the trainer.
+
+        Args:
+            student: trained in place.
+            config: ``optimizer``, ``run``, ``loss``, ``data.negatives`` and ``output_dir`` are read here.
+            examples: training examples.
+            validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
+            teacher: teacher scores; None trains on scores that examples carry, or on the in-batch loss alone.
+            callbacks: further callbacks.
+
+        Raises:
+            InputError: if the examples do not fill a batch, or several GPUs are to be driven by one process.
+        """
+        self.student = student
+        self.config = config
+        self.validation = validation
+        self.part_sums: dict[str, Tensor] = {}
+        self.part_steps = 0
+        tasks = [example.task for example in examples] if config.data.one_task_batches else None
+        self.make_plan = partial(self._plan, len(examples), tasks)
+        arguments = training_arguments(config, validation is not None)
+        if arguments.n_gpu > 1:
+            raise InputError(
+                f"devices: expected one process a GPU (torchrun, accelerate launch), got one for {arguments.n_gpu}"
+            )
+        self.world_size, self.rank = arguments.world_size, arguments.process_index
+        self.make_plan(0)
+        self.examples = EpochExamples(examples, config.data.negatives, config.run.seed)
+        stopping = [EarlyStoppingCallback(config.run.patience)] if validation and config.run.patience else []
+        super().__init__(
+            model=student,
+            args=arguments,
+            train_dataset=self.examples,
+            eval_dataset=list(validation.queries) if validation is not None else None,
+            data_collator=Collator(
+                student.tokenizer,
+                student.config.query_length,
+                student.config.passage_length,
+                teacher,
+                config.data.teacher_temperature,
+            ),
+            callbacks=[*(callbacks or []), *stopping],
+        )
+
+    def _plan(self, num_examples: int, tasks: list[str] | None, epoch: int) -> Any:
+        run = self.config.run
+        return plan(num_examples, run.batch_size, run.seed, epoch, self.world_size, tasks)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
+        batches = len(self.make_plan(0))
+        updates = -(-batches // self.args.gradient_accumulation_steps)
+        sampler = PlannedBatches(self.make_plan, self.rank, lambda: self.state.global_step // updates)
+        return DataLoader(
+            self.examples,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            # The loader draws a seed for its workers, which must not move the model's random state.
+            generator=torch.Generator(),
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with LoRA and heads at their own rates, no decay on biases and LayerNorms."""
+        if self.optimizer is None:
+            options = self.config.optimizer
+            self.optimizer = torch.optim.AdamW(
+                parameter_groups(self.student, options.lr, options.lora_lr_scale, options.weight_decay),
+                betas=options.betas,
+                eps=options.eps,
+            )
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The weighted sum of the losses that the batch has targets for (paper section 3.3)."""
+        targets = {name: inputs[name] for name in _TARGETS if name in inputs}
+        tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
+        output = model(**tokens, passages_per_chunk=self.config.run.passages_per_chunk)
+        total, parts = d2llm_loss(
+            output.logits,
+            output.in_batch_logits,
+            s=targets.get("s"),
+            s_in_batch=targets.get("s_in_batch"),
+            features=output.features,
+            teacher_relation=targets.get("relation"),
+            valid=targets["valid"],
+            duplicates=targets["duplicates"],
+            weights=self.config.loss,
+        )
+        for name, value in parts.items():
+            self.part_sums[name] = self.part_sums.get(name, 0) + value
+        self.part_steps += 1
+        return (total, output) if return_outputs else total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding the mean of every loss part since the last time."""
+        if "loss" in logs and self.part_steps:
+            logs.update({f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()})
+            self.part_sums, self.part_steps = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean reciprocal rank on the held-out queries: ``eval_mrr`` (IEM) and ``eval_mrr_cosine``.
+
+        Raises:
+            InputError: if the trainer has no validation data.
+        """
+        if self.validation is None:
+            raise InputError("validation: expected validation data to evaluate on, got None")
+        dtype = torch.bfloat16 if self.args.bf16 else None
+        found = self.validation.metrics(self.student, dtype=dtype)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student's folder, each file atomically."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.student.save_pretrained(output_dir or self.config.output_dir)
+
+
+def parameter_groups(model: nn.Module, lr: float, lora_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer: {heads, LoRA} x {decayed, not}; empty ones are left out.
+
+    Args:
+        model: its parameters that require gradients are grouped.
+        lr: learning rate of the heads.
+        lora_lr_scale: LoRA's learning rate as a multiple of it.
+        weight_decay: of everything but vectors, that is, biases and LayerNorms.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((".lora_" in name, parameter.dim() > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": lr * (lora_lr_scale if is_lora else 1.0),
+            "weight_decay": weight_decay if is_matrix else 0.0,
+        }
+        for (is_lora, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]

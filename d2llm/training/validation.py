@@ -1,0 +1,87 @@
+"""The figure that early stopping watches: retrieval quality on held-out queries, not a training loss."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2llm.data.example import Example
+from d2llm.errors import InputError
+from d2llm.student import D2LLM
+from d2llm.student.encoding import check_texts, cosine_similarity
+from d2llm.tasks import ASYM, task_index
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out queries, the passages to search and which of them are relevant.
+
+    Raises:
+        InputError: for an empty text, a query without a relevant passage, or an index beyond the passages.
+    """
+
+    queries: tuple[str, ...]
+    passages: tuple[str, ...]
+    #: For each query, the indices of its relevant passages.
+    relevant: tuple[frozenset[int], ...]
+    task: str = ASYM
+
+    def __post_init__(self) -> None:
+        check_texts(self.queries, "queries")
+        check_texts(self.passages, "passages")
+        task_index(self.task)
+        if len(self.relevant) != len(self.queries):
+            raise InputError(f"relevant: expected {len(self.queries)} sets, one a query, got {len(self.relevant)}")
+        for i, indices in enumerate(self.relevant):
+            if not indices or not all(0 <= index < len(self.passages) for index in indices):
+                raise InputError(
+                    f"relevant[{i}]: expected indices below {len(self.passages)}, at least one, got {set(indices)}"
+                )
+
+    @classmethod
+    def from_examples(cls, examples: Iterable[Example]) -> "Validation":
+        """Each distinct query against the positives and hard negatives of all of them.
+
+        Raises:
+            InputError: for no examples, or for examples of both tasks.
+        """
+        examples = list(examples)
+        tasks = {example.task for example in examples}
+        if len(tasks) != 1:
+            raise InputError(f"validation examples: expected examples of one task, got {sorted(tasks) or 'none'}")
+        rows = {text: i for i, text in enumerate(dict.fromkeys(p for e in examples for p in e.passages))}
+        positives: dict[str, set[int]] = {}
+        for example in examples:
+            positives.setdefault(example.query, set()).add(rows[example.positive])
+        return cls(tuple(positives), tuple(rows), tuple(map(frozenset, positives.values())), tasks.pop())
+
+    def metrics(self, student: D2LLM, **encode_options: Any) -> dict[str, float]:
+        """Mean reciprocal rank over all passages: ``mrr`` by the interaction module, ``mrr_cosine`` by cosine."""
+        encode_options.setdefault("show_progress", False)
+        queries = student.encode(self.queries, kind="query", convert_to="torch", **encode_options)
+        passages = student.encode(self.passages, kind="passage", convert_to="torch", **encode_options)
+        with torch.no_grad():
+            scores = student.iem.score_all(queries, passages, task_index(self.task)).float().cpu().numpy()
+        return {
+            "mrr": self.mean_reciprocal_rank(scores),
+            "mrr_cosine": self.mean_reciprocal_rank(cosine_similarity(queries, passages)),
+        }
+
+    def mean_reciprocal_rank(self, scores: np.ndarray) -> float:
+        """Mean of 1 / (rank of the best relevant passage); of equal scores, the lower index ranks first.
+
+        Args:
+            scores: (Nq, Np) float.
+
+        Raises:
+            InputError: for another shape, or for NaN.
+        """
+        if scores.shape != (len(self.queries), len(self.passages)) or np.isnan(scores).any():
+            raise InputError(
+                f"scores: expected ({len(self.queries)}, {len(self.passages)}) without NaN, got shape {scores.shape}"
+            )
+        order = np.argsort(-scores, axis=1, kind="stable")
+        hits = [np.isin(row, list(relevant)).argmax() for row, relevant in zip(order, self.relevant, strict=True)]
+        return float(np.mean([1 / (1 + hit) for hit in hits]))

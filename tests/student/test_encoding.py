@@ -1,0 +1,102 @@
+"""Encoding returns every text's own embedding, in order, whatever the batches."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d2llm.errors import InputError
+from d2llm.student import D2LLM
+from d2llm.student.encoding import batches_by_length, cosine_similarity, pad
+
+
+@pytest.fixture(scope="module")
+def student(base_model: str) -> D2LLM:
+    return D2LLM.create(base_model, lora_r=2, iem_hidden=8, query_length=4, passage_length=12)
+
+
+def test_order_and_batching_do_not_show(student: D2LLM) -> None:
+    texts = ["z", "open the file of a b c and read it", "x y", "read", "close the socket of x y"] * 3
+    whole = student.encode(texts)
+    assert whole.shape == (15, student.dim) and whole.dtype == np.float32
+    for i, text in enumerate(texts):
+        np.testing.assert_allclose(student.encode([text])[0], whole[i], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(student.encode(texts, batch_size=2), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_are_cut_at_the_limit_of_their_kind(student: D2LLM) -> None:
+    text = "read the file of a b c " * 20
+    ids = student.tokenizer(text)["input_ids"]
+    for kind, limit in (("query", 4), ("passage", 12)):
+        tokens = torch.tensor([ids[:limit]])
+        with torch.no_grad():
+            expected = student.embed(tokens, torch.ones_like(tokens)).numpy()
+        np.testing.assert_array_equal(student.encode([text], kind=kind), expected)
+
+
+def test_training_mode_is_restored_and_dropout_is_off(student: D2LLM) -> None:
+    student.train()
+    try:
+        first, second = student.encode(["open the file"]), student.encode(["open the file"])
+        assert student.training
+    finally:
+        student.eval()
+    np.testing.assert_array_equal(first, second)
+
+
+def test_outputs(student: D2LLM) -> None:
+    tensor = student.encode(["read", "close"], convert_to="torch", normalize=True)
+    torch.testing.assert_close(tensor.norm(dim=1), torch.ones(2))
+    half = student.encode(["read"], dtype=torch.bfloat16)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, student.encode(["read"]), atol=0.1)
+    layer = torch.nn.Linear(student.dim, 1)
+    layer(student.encode(["read"], convert_to="torch")).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ([], {}, "at least one text"),
+        ("read", {}, "put it in a list"),
+        (["read", " \n"], {}, r"texts\[1\]: expected a non-empty text"),
+        (["read", None], {}, r"texts\[1\]: expected a non-empty text, got None"),
+        (["read"], {"kind": "document"}, "kind: expected one of"),
+        (["read"], {"convert_to": "list"}, "convert_to: expected one of"),
+        (["read"], {"batch_size": 0}, "batch_size: expected at least 1"),
+    ],
+)
+def test_bad_input_is_named(student: D2LLM, texts: list, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        student.encode(texts, **options)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=80),
+    batch_size=st.integers(1, 20),
+    budget=st.integers(1, 1000),
+)
+def test_batches_hold_every_text_once_within_the_budget(lengths: list[int], batch_size: int, budget: int) -> None:
+    batches = list(batches_by_length(lengths, batch_size, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= batch_size
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=9))
+def test_padding_is_on_the_right(ids: list[list[int]]) -> None:
+    tokens, mask = pad(ids, 0)
+    assert [row[keep.bool()].tolist() for row, keep in zip(tokens, mask, strict=True)] == ids
+    assert (tokens * (1 - mask)).sum() == 0
+    assert all(sorted(row, reverse=True) == row for row in mask.tolist())
+
+
+def test_cosine_similarity() -> None:
+    q, p = np.array([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[6.0, 8.0], [-4.0, 3.0]])
+    np.testing.assert_allclose(cosine_similarity(q, p), [[1, 0], [0, 0]], atol=1e-7)
+    with pytest.raises(InputError, match="one width"):
+        cosine_similarity(q, np.ones((2, 3)))
+    with pytest.raises(InputError, match="queries: expected finite"):
+        cosine_similarity(np.array([[np.nan, 1.0]]), p)

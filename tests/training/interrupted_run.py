@@ -1,0 +1,40 @@
+"""A short run that can kill itself; as a script, BASE OUTPUT KILL_AT."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from training_setup import make_config, make_examples
+from transformers import TrainerCallback
+
+from d2llm.student import D2LLM
+from d2llm.training import DistillationTrainer
+from d2llm.training.run import prepare_folder
+
+
+class KillAt(TrainerCallback):
+    """Kill the process at the start of a step, as a crash would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: object, state: object, control: object, **_: object) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(base_model: str, output: Path, kill_at: int = -1, resume: bool = False) -> None:
+    """Train 14 steps, 6 an epoch, with dropout; SIGKILL this process at the start of step ``kill_at``."""
+    # Saved every 4 steps: the checkpoint that is resumed lies inside an epoch.
+    config = make_config(base_model, output, max_steps=14, eval_steps=4, save_steps=4)
+    checkpoint = prepare_folder(config, resume)
+    student = D2LLM.create(base_model, **config.student)
+    trainer = DistillationTrainer(student, config, make_examples(), callbacks=[KillAt(kill_at)])
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    print("rank", trainer.rank, student.fingerprint())
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,87 @@
+"""A batch holds every distinct passage once, and targets where the teacher has judged."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from d2llm.backbone import load_tokenizer
+from d2llm.data.example import Example, text_id
+from d2llm.errors import MismatchError
+from d2llm.training.collator import Collator, check_header
+
+EXAMPLES = [
+    Example("open the file", "read", ("close", "x y")),
+    Example("open it", "close", task="sym"),
+    Example("open the file", "z", ("read",)),
+]
+
+
+class Table:
+    """Scores of some pairs, as a score table gives them."""
+
+    def __init__(self, known: dict[tuple[str, str], float]) -> None:
+        self.header = {"model": "teacher-a", "templates": ["t"]}
+        self.known = {(text_id(query), text_id(passage)): value for (query, passage), value in known.items()}
+
+    def probability(self, query_id: str, passage_id: str, temperature: float = 1.0) -> float | None:
+        return self.known.get((query_id, passage_id))
+
+    def relation(self, query_id: str, passage_ids: Sequence[str]) -> np.ndarray | None:
+        judged = [text_id(text) for text in ("read", "close", "x y")]
+        return np.eye(3, dtype=np.float32) if list(passage_ids) == judged else None
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base_model: str) -> Any:
+    return load_tokenizer(base_model)
+
+
+def test_groups_point_at_distinct_passages(tokenizer: Any) -> None:
+    batch = Collator(tokenizer, 8, 8)(EXAMPLES)
+    assert batch["passage_input_ids"].shape[0] == 4
+    passages = zip(batch["passage_input_ids"], batch["passage_attention_mask"], strict=True)
+    decoded = [tokenizer.decode(ids[mask.bool()]) for ids, mask in passages]
+    for example, rows, valid in zip(EXAMPLES, batch["groups"], batch["valid"], strict=True):
+        assert [decoded[row] for row in rows[valid]] == list(example.passages)
+    assert batch["valid"].tolist() == [[True] * 3, [True, False, False], [True, True, False]]
+    assert batch["task"].tolist() == [1, 0, 1]
+    # Examples 0 and 2 share their query, so each one's positive is no negative of the other.
+    assert batch["duplicates"].tolist() == [[False, False, True], [False] * 3, [True, False, False]]
+    assert "s" not in batch
+
+
+def test_lengths_are_cut(tokenizer: Any) -> None:
+    batch = Collator(tokenizer, 2, 3)([Example("open the file of a b c", "close the socket of x y")])
+    assert batch["input_ids"].shape == (1, 2) and batch["passage_input_ids"].shape == (1, 3)
+
+
+def test_table_scores_land_at_their_pairs(tokenizer: Any) -> None:
+    table = Table({("open the file", "read"): 0.9, ("open the file", "x y"): 0.2, ("open it", "read"): 0.4})
+    batch = Collator(tokenizer, 8, 8, teacher=table)(EXAMPLES)
+    nan = math.nan
+    expected = torch.tensor([[0.9, nan, 0.2], [nan, nan, nan], [nan, 0.9, nan]])
+    torch.testing.assert_close(batch["s"], expected, equal_nan=True)
+    in_batch = torch.tensor([[0.9, nan, nan], [0.4, nan, nan], [0.9, nan, nan]])
+    torch.testing.assert_close(batch["s_in_batch"], in_batch, equal_nan=True)
+    assert torch.equal(batch["relation"][0], torch.eye(3)) and batch["relation"][1:].isnan().all()
+
+
+def test_scores_that_examples_carry(tokenizer: Any) -> None:
+    scored = Example("open", "read", ("close",), scores=((1.0, -1.0), (0.0, 2.0)))
+    batch = Collator(tokenizer, 8, 8, temperature=2.0)([scored, Example("x", "y", ("a", "b"))])
+    expected = [1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(1.0)), math.nan]
+    torch.testing.assert_close(batch["s"][0], torch.tensor(expected), equal_nan=True)
+    assert batch["s"][1].isnan().all()
+
+
+def test_another_teacher_is_a_mismatch() -> None:
+    check_header(Table({}), {"model": "teacher-a", "templates": ["t"]})
+    check_header(Table({}), {})
+    with pytest.raises(MismatchError, match="expected model 'teacher-b', got 'teacher-a'"):
+        check_header(Table({}), {"model": "teacher-b"})
+    with pytest.raises(MismatchError, match="expected templates"):
+        check_header(Table({}), {"templates": ["u"]})

@@ -1,0 +1,162 @@
+"""Training learns, logs its parts, watches the real metric and comes back from a kill with the same bits."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from interrupted_run import run
+from safetensors.torch import load_file
+from training_setup import make_config, make_examples
+
+from d2llm.data.example import Example
+from d2llm.data.jsonl import write_examples
+from d2llm.errors import InputError, MismatchError
+from d2llm.files import write_json
+from d2llm.student import D2LLM
+from d2llm.training import DistillationTrainer, Validation, train
+from d2llm.training.run import last_checkpoint, prepare_folder
+from d2llm.training.trainer import parameter_groups
+
+HERE = Path(__file__).parent
+
+
+def test_a_killed_run_resumes_to_the_same_bits(base_model: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(base_model, whole)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+    command = [sys.executable, str(HERE / "interrupted_run.py"), base_model, str(killed), "7"]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert last_checkpoint(killed).name == "checkpoint-4" and not (killed / "model.safetensors").exists()
+    run(base_model, killed, resume=True)
+    expected, got = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+Trained = tuple[DistillationTrainer, D2LLM]
+
+
+@pytest.fixture(scope="module")
+def trained(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    examples = make_examples()
+    config = make_config(base_model, tmp_path_factory.mktemp("run"), max_steps=8)
+    student = D2LLM.create(base_model, **config.student)
+    validation = Validation.from_examples([e for e in examples if e.task == "asym"])
+    trainer = DistillationTrainer(student, config, examples, validation)
+    trainer.train()
+    return trainer, student
+
+
+def test_parts_and_metrics_are_logged_under_their_names(trained: Trained) -> None:
+    history = trained[0].state.log_history
+    parts = {"loss_in_batch", "loss_contrastive", "loss_rank_correlation", "loss_rank_pairwise"}
+    losses = [entry for entry in history if "loss" in entry]
+    assert len(losses) == 4 and all(parts <= entry.keys() for entry in losses)
+    for entry in losses:
+        assert sum(entry[name] for name in parts) == pytest.approx(entry["loss"], rel=1e-3)
+    metrics = [entry["eval_mrr"] for entry in history if "eval_mrr" in entry]
+    assert len(metrics) == 4 and all(0 < metric <= 1 for metric in metrics)
+
+
+def test_the_best_step_is_what_remains(trained: Trained) -> None:
+    trainer, student = trained
+    best = max(entry["eval_mrr"] for entry in trainer.state.log_history if "eval_mrr" in entry)
+    assert trainer.state.best_metric == best
+    assert trainer.validation.metrics(student)["mrr"] == pytest.approx(best, abs=1e-12)
+
+
+def test_checkpoints_hold_students_without_their_base(trained: Trained) -> None:
+    newest = last_checkpoint(Path(trained[0].config.output_dir))
+    assert newest is not None
+    assert load_file(newest / "model.safetensors").keys() == trained[1].trainable_state().keys()
+    assert not (newest / "training_args.bin").exists()
+    assert D2LLM.from_pretrained(newest).encode(["open the file"]).shape == (1, 32)
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(trained: Trained, tmp_path: Path) -> None:
+    folder = Path(trained[0].config.output_dir)
+    newest = last_checkpoint(folder)
+    for name, text in (("trainer_state.json", '{"epoch": 1'), ("model.safetensors", "")):
+        cut = folder / "checkpoint-999"
+        cut.mkdir(exist_ok=True)
+        for file in newest.iterdir():
+            (cut / file.name).write_bytes(file.read_bytes())
+        (cut / name).write_text(text)
+        assert last_checkpoint(folder) == newest
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_learning_without_a_teacher_lowers_the_loss_and_leaves_the_base(base_model: str, tmp_path: Path) -> None:
+    examples = [Example(e.query, e.positive) for e in make_examples()]
+    config = make_config(base_model, tmp_path, max_steps=20, save_steps=20, logging_steps=5)
+    student = D2LLM.create(base_model, **config.student)
+    frozen = {name: p.clone() for name, p in student.named_parameters() if not p.requires_grad}
+    trainer = DistillationTrainer(student, config, examples)
+    trainer.train()
+    losses = [entry["loss_in_batch"] for entry in trainer.state.log_history if "loss_in_batch" in entry]
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(value, dict(student.named_parameters())[name]) for name, value in frozen.items())
+    with pytest.raises(InputError, match="validation"):
+        trainer.evaluate()
+
+
+def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = make_examples()
+    config = make_config(base_model, tmp_path, max_steps=20, patience=2)
+    validation = Validation.from_examples([e for e in examples if e.task == "sym"])
+    falling = iter(np.linspace(0.9, 0.1, 20))
+    monkeypatch.setattr(Validation, "metrics", lambda *_, **__: {"mrr": float(next(falling))})
+    trainer = DistillationTrainer(D2LLM.create(base_model, **config.student), config, examples, validation)
+    trainer.train()
+    # Best at step 2, worse at 4 and 6: stop.
+    assert trainer.state.global_step == 6 and trainer.state.best_global_step == 2
+
+
+def test_parameter_groups(base_model: str) -> None:
+    student = D2LLM.create(base_model, lora_r=2, iem_hidden=8)
+    groups = parameter_groups(student, lr=1e-3, lora_lr_scale=0.5, weight_decay=0.01)
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    seen = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    assert sorted(seen) == sorted(name for name, p in student.named_parameters() if p.requires_grad)
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == (5e-4 if ".lora_" in name else 1e-3)
+            assert group["weight_decay"] == (0.0 if name.endswith("bias") or ".ln" in name else 0.01)
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten(trained: Trained, base_model: str) -> None:
+    folder = Path(trained[0].config.output_dir)
+    config = make_config(base_model, folder)
+    with pytest.raises(InputError, match="already holds checkpoint-8"):
+        prepare_folder(config, resume=False)
+    write_json(folder / "training.json", asdict(config))
+    assert prepare_folder(make_config(base_model, folder, max_steps=99), resume=True).name == "checkpoint-8"
+    with pytest.raises(MismatchError, match=r"run\.batch_size: expected 4, .* got 3"):
+        prepare_folder(make_config(base_model, folder, batch_size=3), resume=True)
+
+
+def test_too_few_examples_are_named(base_model: str, tmp_path: Path) -> None:
+    config = make_config(base_model, tmp_path, batch_size=25)
+    with pytest.raises(InputError, match="batch_size: expected at most the 24 examples"):
+        DistillationTrainer(D2LLM.create(base_model, **config.student), config, make_examples())
+
+
+def test_a_run_from_files(base_model: str, tmp_path: Path) -> None:
+    examples = make_examples()
+    write_examples(tmp_path / "train.jsonl", examples)
+    write_examples(tmp_path / "held_out.jsonl", [e for e in examples if e.task == "sym"])
+    config = make_config(base_model, tmp_path / "run", max_steps=4)
+    data = replace(config.data, train=str(tmp_path / "train.jsonl"), validation=str(tmp_path / "held_out.jsonl"))
+    student = train(replace(config, data=data))
+    assert D2LLM.from_pretrained(tmp_path / "run").fingerprint() == student.fingerprint()
+    with pytest.raises(InputError, match=r"data\.train"):
+        train(config)

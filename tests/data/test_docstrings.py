@@ -3,7 +3,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2llm.data.docstrings import (
@@ -203,6 +203,7 @@ def test_the_standard_library_holds_out_what_it_does_not_train_on():
 examples = st.builds(Example, st.sampled_from("abcdef"), st.sampled_from("uvwxyz"))
 
 
+@settings(deadline=None)
 @given(st.lists(examples, max_size=30), st.integers(-1, 30), st.integers(0, 5))
 def test_hold_out_is_disjoint_and_drops_no_more_than_it_must(found, held_out, seed):
     if not 0 <= held_out < len(found):
@@ -230,8 +231,6 @@ lines = st.sampled_from(
         "    def g(): '''a'''; y",
         "async def h(a,",
         "b):",
-    ]
-    + [
         "\x0c",
         "  '''",
         "  return\\",
@@ -246,11 +245,13 @@ lines = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda s: s.encode("utf-8", "replace")))
 def test_no_file_crashes_it(tmp_path_factory, content):
     check_pairs(tmp_path_factory.getbasetemp() / "any", content)
 
 
+@settings(deadline=None)
 @given(st.lists(lines, max_size=12).map("\n".join))
 def test_no_mixture_of_python_lines_crashes_it(tmp_path_factory, source):
     check_pairs(tmp_path_factory.getbasetemp() / "mixed", source.encode())

@@ -1,0 +1,1 @@
+"""The cross-encoder LLM that teaches: prompts, tuning, scores and their files."""

@@ -1,0 +1,276 @@
+"""The teacher: a causal LLM that judges a (query, passage) pair by its yes and no logits (paper section 3.1)."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from d2llm.backbone import load_causal_lm, load_tokenizer
+from d2llm.errors import FormatError, InputError, MismatchError, MissingError
+from d2llm.files import read_json, sha256
+from d2llm.teacher.prompt import PromptBuilder, left_pad, length_batches
+from d2llm.teacher.templates import TEMPLATES, Template
+
+#: In an adapter's folder: the settings it was tuned with, and its weights as peft names them.
+SETTINGS = "teacher.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+#: Columns of a logits array.
+YES, NO = 0, 1
+
+
+class Teacher(nn.Module):
+    """A causal LLM with a yes/no template for each task.
+
+    Args:
+        decoder: the model below the language-model head, with or without a LoRA adapter.
+        head: the language-model head, of which two rows are used.
+        tokenizer: its tokenizer.
+        origin: what the weights are, for the header of score files: model, revision, adapter, num_layers.
+        templates: one template for each task that will be asked.
+        query_length, passage_length: most tokens kept of each text.
+
+    Raises:
+        InputError: for no templates, two of one task, an answer that is not one token, or prompts that can
+            be longer than the model's context.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        head: nn.Linear,
+        tokenizer: Any,
+        origin: Mapping[str, Any],
+        templates: Sequence[Template] = (TEMPLATES["sym-en"], TEMPLATES["asym-en"]),
+        query_length: int = 64,
+        passage_length: int = 192,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+        self.origin = dict(origin)
+        self.limits = {"query_length": query_length, "passage_length": passage_length}
+        self.tokenizer = tokenizer
+        tasks = [template.task for template in templates]
+        if not tasks or len(set(tasks)) != len(tasks):
+            raise InputError(f"templates: expected one or more, each of another task, got tasks {tasks}")
+        self.builders = {
+            template.task: PromptBuilder(tokenizer, template, query_length, passage_length) for template in templates
+        }
+        longest = max(builder.longest for builder in self.builders.values())
+        context = getattr(decoder.config, "max_position_embeddings", None)
+        if context is not None and longest > context:
+            raise InputError(
+                f"query_length, passage_length: prompts of up to {longest} tokens, the model's context has {context}"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        adapter: str | os.PathLike[str] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        num_layers: int | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> "Teacher":
+        """Load a causal LM by name (see :mod:`d2llm.backbone`), cut to ``num_layers``, with a LoRA adapter on it.
+
+        An adapter folder made by ``d2llm teach`` remembers the number of layers and the text lengths it
+        was made with. The lengths are taken from it unless given in ``options``, which go to the constructor.
+
+        Raises:
+            MissingError: if the model, the adapter or a file of either is missing.
+            MismatchError: if the adapter was made for another model or another number of layers.
+            FormatError: if weights or settings are truncated or altered.
+            InputError: as the constructor does, or if ``num_layers`` is out of range.
+        """
+        if adapter is not None:
+            remembered = _adapter_settings(Path(adapter))
+            if num_layers is not None and num_layers != remembered["num_layers"]:
+                raise MismatchError(
+                    f"num_layers: the adapter was tuned with {remembered['num_layers']} layers, got {num_layers}"
+                )
+            num_layers = remembered["num_layers"]
+            options = {**{name: remembered[name] for name in ("query_length", "passage_length")}, **options}
+        lm = load_causal_lm(model, dtype, num_layers, revision)
+        decoder = lm.get_decoder()
+        if adapter is not None:
+            decoder = _with_adapter(decoder, Path(adapter))
+        origin = {
+            "model": os.fspath(model),
+            "revision": revision,
+            "adapter": sha256(Path(adapter) / ADAPTER_WEIGHTS) if adapter is not None else None,
+            "num_layers": num_layers,
+            "weights_dtype": str(dtype).removeprefix("torch."),
+        }
+        return cls(decoder, lm.get_output_embeddings(), load_tokenizer(model, revision), origin, **options).eval()
+
+    def header(self) -> dict[str, Any]:
+        """What decides this teacher's scores: model, adapter, templates, answer tokens, text lengths, number type."""
+        return {
+            **self.origin,
+            **self.limits,
+            "templates": {task: builder.template.text for task, builder in sorted(self.builders.items())},
+            "answers": {task: [builder.yes, builder.no] for task, builder in sorted(self.builders.items())},
+        }
+
+    def builder(self, task: str) -> PromptBuilder:
+        """The prompt builder of a task.
+
+        Raises:
+            InputError: if the teacher has no template for it.
+        """
+        if task not in self.builders:
+            raise InputError(f"task: this teacher has templates for {sorted(self.builders)}, got {task!r}")
+        return self.builders[task]
+
+    def forward(self, inputs: dict[str, Tensor], task: str) -> tuple[Tensor, Tensor]:
+        """Raw logits (B, 2) float32 of yes and no, and features (B, D): both at the last position.
+
+        Only the two rows of the language-model head that are read are computed.
+
+        Args:
+            inputs: ``input_ids``, ``attention_mask`` and ``position_ids``, each (B, L) int64, padded on the left.
+            task: which template's answers are read.
+
+        Raises:
+            InputError: for a task without a template.
+        """
+        hidden = self.decoder(**inputs, use_cache=False).last_hidden_state[:, -1]
+        return self.answer_logits(hidden, task), hidden
+
+    def answer_logits(self, hidden: Tensor, task: str) -> Tensor:
+        """Logits (B, 2) float32 of yes and no from last-position hidden states (B, D) (paper equation 2).
+
+        Raises:
+            InputError: for a task without a template.
+        """
+        builder = self.builder(task)
+        rows = torch.tensor([builder.yes, builder.no], device=self.head.weight.device)
+        bias = None if self.head.bias is None else self.head.bias[rows].float()
+        # float32: yes and no are close together, and the difference is what is learned from.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = nn.functional.linear(hidden.float(), self.head.weight[rows].float(), bias)
+        return _as_the_model_scales(logits, self.decoder.config)
+
+    def judge(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        task: str,
+        *,
+        batch_tokens: int = 4096,
+        show_progress: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Judge pairs: raw logits (N, 2) float32 [yes, no] and features (N, D) float32.
+
+        Pairs are run in batches of like length, at most ``batch_tokens`` tokens each. A pair's result
+        does not depend on the pairs beside it, but for rounding.
+
+        Raises:
+            InputError: for a task without a template, lists of different lengths, an empty text or a
+                ``batch_tokens`` below 1.
+        """
+        prompts = self.builder(task).build(queries, passages)
+        device = self.head.weight.device
+        logits = np.empty((len(prompts), 2), np.float32)
+        features = np.empty((len(prompts), self.head.in_features), np.float32)
+        training = self.decoder.training
+        self.decoder.eval()
+        try:
+            with torch.inference_mode(), tqdm(total=len(prompts), desc="teacher", disable=not show_progress) as bar:
+                for rows in length_batches([len(prompt) for prompt in prompts], batch_tokens):
+                    inputs = left_pad([prompts[i] for i in rows], self.tokenizer.pad_token_id)
+                    z, y = self({name: tensor.to(device) for name, tensor in inputs.items()}, task)
+                    logits[rows], features[rows] = z.cpu().numpy(), y.float().cpu().numpy()
+                    bar.update(len(rows))
+        finally:
+            self.decoder.train(training)
+        return logits, features
+
+    def score(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        task: str,
+        *,
+        temperature: float = 1.0,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Probability of yes for each pair, (N,) float32: softmax(z / temperature)[yes] (paper equation 3).
+
+        Raises:
+            InputError: as :meth:`judge` does, or for a temperature that is not a positive number.
+        """
+        check_temperature(temperature)
+        logits, _ = self.judge(queries, passages, task, show_progress=show_progress)
+        return yes_probability(logits, temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Make sure that a temperature divides logits into something finite.
+
+    Raises:
+        InputError: if it is not a positive, finite number.
+    """
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature: expected a positive number, got {temperature}")
+
+
+def yes_probability(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """s = softmax(z / temperature)[yes], float32 (...,), of raw logits (..., 2) [yes, no] (paper equation 3).
+
+    Raises:
+        InputError: for a temperature that is not a positive number.
+    """
+    check_temperature(temperature)
+    difference = (logits[..., YES] - logits[..., NO]).astype(np.float64) / temperature
+    # Written by halves so that neither exponential overflows.
+    small = np.exp(-np.abs(difference))
+    return np.where(difference >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+
+
+def _as_the_model_scales(logits: Tensor, config: Any) -> Tensor:
+    """What some models do to the head's output: Cohere multiplies, Granite divides, Gemma caps."""
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * factor
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def _adapter_settings(folder: Path) -> dict[str, Any]:
+    settings = read_json(folder / SETTINGS)
+    expected = ("num_layers", "query_length", "passage_length")
+    if not isinstance(settings, dict) or any(name not in settings for name in expected):
+        raise FormatError(f"{folder / SETTINGS}: expected an object with {', '.join(expected)}")
+    for name in (ADAPTER_WEIGHTS, "adapter_config.json"):
+        if not (folder / name).is_file():
+            raise MissingError(f"adapter: {folder / name}: file not found")
+    return settings
+
+
+def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+            names = set(file.keys())
+        model = PeftModel.from_pretrained(decoder, os.fspath(folder))
+    except SafetensorError as error:
+        raise FormatError(f"adapter: {folder / ADAPTER_WEIGHTS}: truncated or altered ({error})") from None
+    except (RuntimeError, ValueError) as error:  # Other widths, or none of the modules that it adapts.
+        raise MismatchError(f"adapter: {folder} was not made for this model ({error})") from None
+    # peft passes over weights that have no place in the model.
+    if names != set(get_peft_model_state_dict(model)):
+        raise MismatchError(f"adapter: {folder} was made for a model with other layers")
+    return model

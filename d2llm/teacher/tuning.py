@@ -1,0 +1,221 @@
+"""Teaching the teacher: LoRA fine-tuning of a causal LLM on labelled groups of pairs.
+
+A small LLM judges no better than chance before this. The loss is the cross-entropy of the
+positive among its group plus the binary cross-entropy of every pair, both on z_yes - z_no: the
+first orders passages of one query, the second makes the probabilities mean the same across queries.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from d2llm.data.example import Example
+from d2llm.errors import FormatError, InputError, MissingError
+from d2llm.files import atomic_path, read_json, sha256, write_json
+from d2llm.teacher.model import ADAPTER_WEIGHTS, NO, SETTINGS, YES, Teacher
+from d2llm.teacher.prompt import left_pad
+
+#: Chunks of like length that a step's prompts are run in.
+CHUNKS = 3
+_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """LoRA and optimisation of the teacher; the learning rate falls linearly to 0 after the warm-up.
+
+    Raises:
+        InputError: for a count below 1, a negative warm-up or a learning rate that is not positive.
+    """
+
+    steps: int = 600
+    groups_per_step: int = 6
+    learning_rate: float = 4e-4
+    warmup_steps: int = 20
+    lora_r: int = 16
+    lora_alpha: int = 32
+    seed: int = 0
+    save_steps: int = 50
+    bf16: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "groups_per_step", "lora_r", "lora_alpha", "save_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.warmup_steps < 0:
+            raise InputError(f"warmup_steps: expected 0 or more, got {self.warmup_steps}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate: expected a positive number, got {self.learning_rate}")
+
+
+def tuning_loss(differences: Tensor) -> Tensor:
+    """Cross-entropy of the positive in its group + binary cross-entropy of the pairs, a scalar.
+
+    With d = z_yes - z_no and the positive at index 0, the mean over groups of
+    ``-log softmax(d)[0] + 0.5 softplus(-d_0) + 0.5/K sum_k softplus(d_k)``.
+
+    Args:
+        differences: d, shape (B, 1+K), floating.
+    """
+    first = torch.zeros(len(differences), dtype=torch.int64, device=differences.device)
+    labels = F.one_hot(first, differences.shape[1]).to(differences)
+    # Negatives outnumber the positive; weigh both sides alike so that 0.5 stays the boundary.
+    weights = torch.full_like(differences, 0.5 / max(1, differences.shape[1] - 1))
+    weights[:, 0] = 0.5
+    binary = F.binary_cross_entropy_with_logits(differences, labels, weights, reduction="sum") / len(differences)
+    return F.cross_entropy(differences, first) + binary
+
+
+def tune(
+    teacher: Teacher,
+    groups: Sequence[Example],
+    output: str | os.PathLike[str],
+    config: TuningConfig,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Teacher:
+    """Fine-tune ``teacher`` by LoRA on groups of equal size and one task; the adapter is saved in ``output/adapter``.
+
+    Checkpoints go to ``output`` every ``config.save_steps`` steps; calling again with the same arguments and
+    a fresh teacher goes on from the last whole one.
+
+    Returns:
+        The same teacher, in evaluation mode, with the adapter on it and named in its header.
+
+    Raises:
+        InputError: for no groups, groups of different sizes or tasks or without negatives, or a teacher that
+            has an adapter.
+    """
+    shapes = {(len(group.passages), group.task) for group in groups}
+    if len(shapes) != 1 or min(shapes)[0] < 2:
+        raise InputError(f"groups: expected one (size, task) for all of them, size 2 or more, got {sorted(shapes)}")
+    if isinstance(teacher.decoder, PeftModel):
+        raise InputError("teacher: expected one without an adapter; load its model again")
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
+    )
+    teacher.decoder = get_peft_model(teacher.decoder, lora)
+    arguments = _arguments(os.fspath(output), config)
+    # The trainer moves the decoder alone.
+    teacher.head.to(arguments.device)
+    trainer = _TuningTrainer(
+        teacher,
+        model=teacher.decoder,
+        args=arguments,
+        train_dataset=list(groups),
+        data_collator=_GroupCollator(teacher),
+        callbacks=list(callbacks),
+    )
+    checkpoint = _last_checkpoint(Path(output))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    adapter = Path(output) / "adapter"
+    save_adapter(teacher, adapter)
+    teacher.origin["adapter"] = sha256(adapter / ADAPTER_WEIGHTS)
+    return teacher.eval()
+
+
+def save_adapter(teacher: Teacher, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
+    """Write a tuned teacher's LoRA adapter and its settings, atomically; float16 halves the file.
+
+    Raises:
+        InputError: if the teacher has no adapter.
+    """
+    if not isinstance(teacher.decoder, PeftModel):
+        raise InputError("teacher: expected one with an adapter")
+    weights = {name: value.to(dtype) for name, value in teacher.decoder.state_dict().items() if "lora_" in name}
+    for adapter in teacher.decoder.peft_config.values():
+        # By its name, not by where this machine keeps it.
+        adapter.base_model_name_or_path = teacher.origin["model"]
+    with atomic_path(folder) as temporary:
+        teacher.decoder.save_pretrained(os.fspath(temporary), state_dict=weights, save_embedding_layers=False)
+        # peft adds a form of a model card that nobody has filled in.
+        (temporary / "README.md").unlink(missing_ok=True)
+        write_json(temporary / SETTINGS, {"num_layers": teacher.origin["num_layers"], **teacher.limits})
+
+
+def _arguments(output: str, config: TuningConfig) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=output,
+        max_steps=config.steps,
+        per_device_train_batch_size=config.groups_per_step,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_steps,
+        bf16=config.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        logging_steps=10,
+        seed=config.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        report_to="none",
+    )
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; one that was being written when the process was killed is passed over."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-"))):
+        try:
+            # The trainer writes its state last of all.
+            read_json(path / _STATE)
+        except (FormatError, MissingError):
+            continue
+        return path
+    return None
+
+
+class _GroupCollator:
+    """Groups as prompts in chunks of like length: (inputs, rows) where rows places a chunk's pairs in the batch."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+
+    def __call__(self, groups: Sequence[Example]) -> dict[str, Any]:
+        queries = [group.query for group in groups for _ in group.passages]
+        passages = [passage for group in groups for passage in group.passages]
+        prompts = self.teacher.builder(groups[0].task).build(queries, passages)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        # One padded batch would be as long as its longest prompt; thirds waste little.
+        size = -(-len(order) // CHUNKS)
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        pad = self.teacher.tokenizer.pad_token_id
+        return {
+            "inputs": [left_pad([prompts[i] for i in rows], pad) for rows in chunks],
+            "rows": torch.tensor([i for rows in chunks for i in rows]),
+            "task": groups[0].task,
+            "groups": len(groups),
+        }
+
+
+class _TuningTrainer(Trainer):
+    def __init__(self, teacher: Teacher, **options: Any) -> None:
+        super().__init__(**options)
+        self.teacher = teacher
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        chunks = []
+        for chunk in inputs["inputs"]:
+            # The decoder is called through ``model``, so that a distributed wrapper sees its forward.
+            hidden = model(**chunk, use_cache=False).last_hidden_state[:, -1]
+            chunks.append(self.teacher.answer_logits(hidden, inputs["task"]))
+        logits = torch.cat(chunks)
+        differences = torch.zeros_like(logits[:, YES]).index_copy(0, inputs["rows"], logits[:, YES] - logits[:, NO])
+        loss = tuning_loss(differences.view(inputs["groups"], -1))
+        return (loss, {"differences": differences}) if return_outputs else loss

@@ -1,0 +1,139 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from teacher_models import save_model
+
+from d2llm.backbone import load_tokenizer
+from d2llm.errors import InputError
+from d2llm.teacher.prompt import PromptBuilder, answer_id, left_pad, length_batches
+from d2llm.teacher.templates import TEMPLATES, Template
+
+QUESTION = "\nDoes the passage answer the query? Answer yes or no.\nAnswer:"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_lm):
+    return load_tokenizer(tiny_lm)
+
+
+def test_a_prompt_is_the_template_with_its_texts(tokenizer):
+    (ids,) = PromptBuilder(tokenizer, TEMPLATES["asym-en"]).build(["read the file"], ["def read(): ..."])
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids[1:]) == f"Query: read the file\nPassage:\ndef read(): ...{QUESTION}"
+
+
+@pytest.mark.parametrize("name", ["sym-zh", "asym-zh"])
+def test_chinese_templates(tokenizer, name):
+    template = TEMPLATES[name]
+    builder = PromptBuilder(tokenizer, template)
+    assert tokenizer.decode([builder.yes]) == template.yes and tokenizer.decode([builder.no]) == template.no
+    (ids,) = builder.build(["打开文件"], ["读取文件的内容"])
+    assert tokenizer.decode(ids[1:]) == template.text.format(query="打开文件", passage="读取文件的内容")
+
+
+def test_an_own_template_may_put_the_passage_first(tokenizer):
+    own = Template("own", "asym", "P: {passage} Q: {query} OK?", " yes", " no")
+    (ids,) = PromptBuilder(tokenizer, own).build(["q"], ["p"])
+    assert tokenizer.decode(ids[1:]) == "P: p Q: q OK?"
+
+
+def test_an_answer_of_several_tokens_is_an_error_that_names_them(tmp_path):
+    # Knows both characters of 不是 and not the word.
+    tokenizer = load_tokenizer(save_model(tmp_path, texts=["是", "不", " yes", " no"]))
+    with pytest.raises(InputError, match=r"'不是': expected one token, this tokenizer makes 2: \['不', '是'\]"):
+        PromptBuilder(tokenizer, TEMPLATES["sym-zh"])
+
+
+def test_parts_of_a_character_are_named_as_the_tokenizer_names_them(tokenizer):
+    with pytest.raises(InputError, match=r"'ñ': expected one token.*2: \['Ã', '±'\]"):
+        answer_id(tokenizer, "ñ")
+    with pytest.raises(InputError, match=r"'': expected one token.*0: \[\]"):
+        answer_id(tokenizer, "")
+
+
+def test_an_answer_that_the_tokenizer_does_not_know_is_refused():
+    class Words:
+        unk_token_id, unk_token = 0, "<unk>"
+
+        def encode(self, text, add_special_tokens):
+            return [{"yes": 1}.get(text, 0)]
+
+    assert answer_id(Words(), "yes") == 1
+    with pytest.raises(InputError, match=r"'maybe'.*does not know"):
+        answer_id(Words(), "maybe")
+
+
+def test_equal_answers_are_refused(tokenizer):
+    with pytest.raises(InputError, match="both answers"):
+        PromptBuilder(tokenizer, Template("own", "sym", "{query} {passage}?", " yes", " yes"))
+
+
+@settings(deadline=None)
+@given(
+    st.text(min_size=1).filter(str.strip),
+    st.text(min_size=1).filter(str.strip),
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
+def test_truncation_never_cuts_the_question(tokenizer, query, passage, query_length, passage_length):
+    builder = PromptBuilder(tokenizer, TEMPLATES["asym-en"], query_length, passage_length)
+    (ids,) = builder.build([query], [passage])
+    question = tokenizer.encode(QUESTION, add_special_tokens=False)
+    start = [tokenizer.bos_token_id, *tokenizer.encode("Query: ", add_special_tokens=False)]
+    assert ids[: len(start)] == start and ids[-len(question) :] == question
+    cut = tokenizer.encode(query, add_special_tokens=False)[:query_length]
+    assert ids[len(start) : len(start) + len(cut)] == cut
+    assert len(ids) <= builder.longest
+
+
+@pytest.mark.parametrize(
+    ("queries", "passages", "match"),
+    [
+        (["a"], ["b", "c"], "passages: expected one for each of 1 queries, got 2"),
+        (["a", " \n"], ["b", "c"], r"queries\[1\]: expected a non-empty text"),
+        (["a"], [""], r"passages\[0\]"),
+        (["a"], [None], r"passages\[0\].*None"),
+        ("ab", ["b", "c"], "queries: expected a list of texts"),
+    ],
+)
+def test_bad_texts_are_refused(tokenizer, queries, passages, match):
+    with pytest.raises(InputError, match=match):
+        PromptBuilder(tokenizer, TEMPLATES["asym-en"]).build(queries, passages)
+
+
+@pytest.mark.parametrize("name", ["query_length", "passage_length"])
+def test_lengths_below_one_are_refused(tokenizer, name):
+    with pytest.raises(InputError, match=f"{name}: expected at least 1, got 0"):
+        PromptBuilder(tokenizer, TEMPLATES["asym-en"], **{name: 0})
+
+
+def test_no_pairs_are_no_prompts(tokenizer):
+    assert PromptBuilder(tokenizer, TEMPLATES["asym-en"]).build([], []) == []
+
+
+def test_left_pad():
+    inputs = left_pad([[5, 6, 7], [8]], 0)
+    assert inputs["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert inputs["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert all(tensor.dtype == torch.int64 for tensor in inputs.values())
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
+def test_length_batches_hold_every_index_once_within_the_budget(lengths, budget):
+    batches = list(length_batches(lengths, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
+    # No two neighbours would fit into one.
+    for one, two in pairwise(batches):
+        assert lengths[two[0]] * (len(one) + 1) > budget
+
+
+def test_a_budget_below_one_is_refused():
+    with pytest.raises(InputError, match="batch_tokens: expected at least 1, got 0"):
+        list(length_batches([1], 0))

@@ -1,0 +1,203 @@
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from teacher_models import save_model
+from transformers import TrainerCallback
+
+from d2llm.data.example import Example
+from d2llm.errors import FormatError, InputError, MismatchError, MissingError
+from d2llm.teacher.model import ADAPTER_WEIGHTS, SETTINGS, Teacher
+from d2llm.teacher.tuning import TuningConfig, save_adapter, tune, tuning_loss
+
+CONFIG = TuningConfig(
+    steps=8, groups_per_step=3, learning_rate=1e-2, warmup_steps=1, lora_r=4, lora_alpha=8, save_steps=3, bf16=False
+)
+GROUPS = [Example(f"the file {i}", f"a socket {i}", (f"server {i}" * (1 + i % 3), f"{i}")) for i in range(10)]
+QUERIES, PASSAGES = ["the file 3", "the file 3"], ["a socket 3", "server 3"]
+
+
+class StopAfter(TrainerCallback):
+    """End the run as a crash would, with its last checkpoint behind it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_lm, tmp_path_factory):
+    """A tuned teacher and the folder of its run."""
+    folder = tmp_path_factory.mktemp("tuned")
+    return tune(Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=30), GROUPS, folder, CONFIG), folder
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.floats(-50, 50), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_tuning_loss_is_its_formula(rows):
+    expected = 0.0
+    for d in rows:
+        largest = max(d)
+        expected += largest + math.log(sum(math.exp(x - largest) for x in d)) - d[0]
+        softplus = [max(x, 0) + math.log1p(math.exp(-abs(x))) for x in (-d[0], *d[1:])]
+        expected += 0.5 * softplus[0] + 0.5 / 3 * sum(softplus[1:])
+    loss = tuning_loss(torch.tensor(rows, dtype=torch.float64))
+    assert loss.shape == () and loss.item() == pytest.approx(expected / len(rows), rel=1e-9, abs=1e-12)
+
+
+def test_tuning_loss_is_finite_with_its_gradient_at_extremes():
+    differences = torch.tensor([[-1e4, 1e4], [1e4, -1e4]], requires_grad=True)
+    tuning_loss(differences).backward()
+    assert differences.grad.isfinite().all()
+
+
+def test_tuning_teaches_the_groups(tuned, tiny_lm):
+    teacher, _ = tuned
+    fresh = Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=30)
+    losses = []
+    for each in (fresh, teacher):
+        rows = [each.judge([group.query] * 3, group.passages, "asym")[0] for group in GROUPS]
+        losses.append(tuning_loss(torch.tensor(np.array(rows)).diff(dim=2).neg().squeeze(2)).item())
+    assert losses[1] < losses[0] - 0.1
+    assert not teacher.decoder.training
+
+
+def test_a_tuned_teacher_is_another_teacher(tuned, tiny_lm):
+    teacher, folder = tuned
+    loaded = Teacher.from_pretrained(tiny_lm, folder / "adapter")
+    assert teacher.header()["adapter"] is not None
+    assert loaded.header() == teacher.header()
+
+
+def test_float32_adapters_are_restored_bit_for_bit(tuned, tiny_lm):
+    teacher, folder = tuned
+    loaded = Teacher.from_pretrained(tiny_lm, folder / "adapter")
+    assert loaded.limits == {"query_length": 20, "passage_length": 30}
+    for one, two in zip(teacher.judge(QUERIES, PASSAGES, "asym"), loaded.judge(QUERIES, PASSAGES, "asym"), strict=True):
+        np.testing.assert_array_equal(one, two)
+    weights = loaded.decoder.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.decoder.state_dict().items())
+
+
+def test_float16_adapters_are_half_the_size_and_nearly_the_same(tuned, tiny_lm, tmp_path):
+    teacher, folder = tuned
+    save_adapter(teacher, tmp_path / "half", torch.float16)
+    half, full = load_file(tmp_path / "half" / ADAPTER_WEIGHTS), load_file(folder / "adapter" / ADAPTER_WEIGHTS)
+    assert half.keys() == full.keys() and all("lora_" in name for name in half)
+    assert all(torch.equal(half[name], value.half()) for name, value in full.items())
+    loaded = Teacher.from_pretrained(tiny_lm, tmp_path / "half")
+    expected, _ = teacher.judge(QUERIES, PASSAGES, "asym")
+    np.testing.assert_allclose(loaded.judge(QUERIES, PASSAGES, "asym")[0], expected, atol=2e-2)
+
+
+def test_an_adapter_folder_holds_what_is_needed_and_no_more(tuned, tiny_lm):
+    _, folder = tuned
+    assert {file.name for file in (folder / "adapter").iterdir()} == {SETTINGS, ADAPTER_WEIGHTS, "adapter_config.json"}
+    settings = json.loads((folder / "adapter" / SETTINGS).read_text())
+    assert settings == {"num_layers": None, "query_length": 20, "passage_length": 30}
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_lm
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(tuned, tiny_lm, tmp_path):
+    _, whole = tuned
+    with pytest.raises(KeyboardInterrupt):
+        tune(
+            Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=30),
+            GROUPS,
+            tmp_path,
+            CONFIG,
+            callbacks=[StopAfter(7)],
+        )
+    assert not (tmp_path / "adapter").exists()
+    # One that was being written when the process was killed.
+    shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "checkpoint-7")
+    (tmp_path / "checkpoint-7" / "trainer_state.json").unlink()
+    steps = StepLog()
+    teacher = Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=30)
+    tune(teacher, GROUPS, tmp_path, CONFIG, callbacks=[steps])
+    assert steps.seen == [7, 8]
+    one, two = (load_file(folder / "adapter" / ADAPTER_WEIGHTS) for folder in (whole, tmp_path))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+class StepLog(TrainerCallback):
+    """The numbers of the steps that were taken."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+        self.seen.append(state.global_step)
+
+
+def test_groups_must_be_alike_and_the_teacher_fresh(tuned, tmp_path):
+    teacher, _ = tuned
+    for groups in ([], [*GROUPS, Example("q", "p", ("n",))], [*GROUPS, Example("q", "p", ("n", "m"), "sym")]):
+        with pytest.raises(InputError, match="groups: expected one"):
+            tune(teacher, groups, tmp_path, CONFIG)
+    with pytest.raises(InputError, match="size 2 or more"):
+        tune(teacher, [Example("q", "p")], tmp_path, CONFIG)
+    with pytest.raises(InputError, match="without an adapter"):
+        tune(teacher, GROUPS, tmp_path, CONFIG)
+
+
+def test_save_adapter_needs_one(shared_teacher, tmp_path):
+    with pytest.raises(InputError, match="with an adapter"):
+        save_adapter(shared_teacher, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("groups_per_step", 0),
+        ("lora_r", 0),
+        ("save_steps", 0),
+        ("warmup_steps", -1),
+        ("learning_rate", 0),
+    ],
+)
+def test_bad_settings_are_refused(name, value):
+    with pytest.raises(InputError, match=f"{name}: expected"):
+        TuningConfig(**{name: value})
+
+
+def test_an_adapter_for_another_model_is_a_mismatch(tuned, tiny_lm, tmp_path):
+    _, folder = tuned
+    with pytest.raises(MismatchError, match="num_layers: the adapter was tuned with None layers, got 1"):
+        Teacher.from_pretrained(tiny_lm, folder / "adapter", num_layers=1)
+    for name, sizes in {
+        "narrow": {"hidden_size": 16},
+        "shallow": {"num_hidden_layers": 1},
+    }.items():
+        other = save_model(tmp_path / name, **sizes)
+        with pytest.raises(MismatchError, match="adapter"):
+            Teacher.from_pretrained(other, folder / "adapter")
+
+
+def test_faulty_adapter_folders_are_named(tuned, tiny_lm, tmp_path):
+    _, folder = tuned
+    for name in (SETTINGS, ADAPTER_WEIGHTS, "adapter_config.json"):
+        broken = tmp_path / name
+        shutil.copytree(folder / "adapter", broken)
+        (broken / name).unlink()
+        with pytest.raises(MissingError, match=name):
+            Teacher.from_pretrained(tiny_lm, broken)
+    weights = tmp_path / SETTINGS / ADAPTER_WEIGHTS
+    (tmp_path / SETTINGS / SETTINGS).write_text('{"num_layers": null}')
+    with pytest.raises(FormatError, match="query_length"):
+        Teacher.from_pretrained(tiny_lm, tmp_path / SETTINGS)
+    shutil.copy(folder / "adapter" / SETTINGS, tmp_path / SETTINGS)
+    weights.write_bytes(weights.read_bytes()[:-5])
+    with pytest.raises(FormatError, match="truncated"):
+        Teacher.from_pretrained(tiny_lm, tmp_path / SETTINGS)

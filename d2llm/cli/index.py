@@ -1,0 +1,75 @@
+"""d2llm index."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d2llm.cli.options import load_student
+from d2llm.errors import InputError
+
+
+def index(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL CORPUS] PATH", help="Student, passages and index; PATH alone for --delete and --verify."
+        ),
+    ],
+    append: Annotated[bool, typer.Option("--append", help="Add the passages to the index at PATH.")] = False,
+    delete: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Remove this passage; may be repeated.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its SHA-256.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index of other content.")] = False,
+    dtype: Annotated[str, typer.Option(help="Stored number type: bfloat16, float16 or float32.")] = "bfloat16",
+    keep_vectors: Annotated[bool, typer.Option(help="Also store what search --mode cosine needs.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
+) -> None:
+    """Make a corpus searchable, or change an index.
+
+    A build that was stopped goes on when called again.
+
+    \b
+    CORPUS is .jsonl with "text" and perhaps "id" and "title", or a passage a line.
+    Examples:
+      d2llm index student corpus.jsonl corpus.index
+      d2llm index student more.jsonl corpus.index --append
+      d2llm index corpus.index --delete doc7 --delete doc8
+      d2llm index corpus.index --verify
+    """
+    from d2llm.data.jsonl import read_corpus
+    from d2llm.index import Index
+
+    if sum((append, delete is not None, verify, overwrite)) > 1:
+        raise InputError("options: expected one of --append, --delete, --verify and --overwrite, got several")
+    if delete is not None or verify:
+        (path,) = _arguments(paths, 1, "PATH alone with --delete or --verify")
+        opened = Index.open(path, verify=verify)
+        if delete is not None:
+            opened.delete(delete)
+        typer.echo(f"{path}: {len(opened)} passages" + (", every file as it was written" if verify else ""))
+        return
+    model, corpus, path = _arguments(paths, 3, "MODEL CORPUS PATH")
+    passages = read_corpus(corpus)
+    student = load_student(model)
+    if append:
+        opened = Index.open(path, student)
+        opened.append(passages, batch_size=batch_size)
+    else:
+        opened = Index.build(
+            student,
+            passages,
+            path,
+            dtype=dtype,
+            keep_vectors=keep_vectors,
+            batch_size=batch_size,
+            overwrite=overwrite,
+        )
+    typer.echo(f"{path}: {len(opened)} passages; next: d2llm search QUERY --index {path} --model {model}")
+
+
+def _arguments(paths: list[Path], count: int, expected: str) -> list[Path]:
+    if len(paths) != count:
+        raise InputError(f"arguments: expected {expected}, got {' '.join(map(str, paths))}")
+    return paths

@@ -1,0 +1,79 @@
+"""d2llm mine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from d2llm.cli.options import Format, Seed, load_student
+from d2llm.errors import InputError
+
+if TYPE_CHECKING:
+    from d2llm.data.example import Example
+
+
+def mine(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Examples: queries with their positive passages.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="JSON lines to write, with hard negatives.")],
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="Passages to draw from (.jsonl with text, or a passage a line); by default those of IN."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="bm25, vectors or both; the latter two need --model.")] = "bm25",
+    k: Annotated[int, typer.Option(help="Negatives an example.")] = 8,
+    seed: Seed = 0,
+    model: Annotated[Path | None, typer.Option(help="Student whose embeddings find the negatives.")] = None,
+    bm25_top: Annotated[int, typer.Option(help="How many of BM25's best to draw from.")] = 10,
+    vector_top: Annotated[int, typer.Option(help="How many of the vectors' best to draw from.")] = 100,
+    fill: Annotated[bool, typer.Option(help="Draw random passages where too few hard ones are found.")] = True,
+    format: Format = "auto",
+) -> None:
+    """Give every query hard negatives.
+
+    Those are passages that look right to a search, and are not the query's positives.
+
+    \b
+    Examples:
+      d2llm mine pairs.jsonl train.jsonl
+      d2llm mine pairs.tsv train.jsonl --corpus corpus.jsonl --k 8 --seed 1
+      d2llm mine pairs.jsonl train.jsonl --method both --model student
+    """
+    from d2llm.data.importers import read_any
+    from d2llm.data.jsonl import read_corpus, write_examples
+    from d2llm.mining import METHODS, mine_negatives
+
+    if method not in METHODS:
+        raise InputError(f"--method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if method != "bm25" and model is None:
+        raise InputError(f"--model: expected a student's folder for --method {method}, got none")
+    examples = read_any(source, format)
+    if corpus is None:
+        passages = list(dict.fromkeys(passage for example in examples for passage in example.passages))
+    else:
+        passages = [text for _, text in read_corpus(corpus)]
+    vectors = {} if method == "bm25" or model is None else _vectors(model, examples, passages)
+    mined = mine_negatives(
+        examples,
+        passages,
+        k,
+        method,
+        bm25_top=bm25_top,
+        vector_top=vector_top,
+        fill=fill,
+        seed=seed,
+        **vectors,
+    )
+    count = write_examples(target, mined)
+    short = sum(len(example.negatives) < k for example in mined)
+    note = f"; {short} of them have fewer than {k} negatives, since the corpus offers no more" if short else ""
+    typer.echo(f"{target}: {count} examples{note}")
+
+
+def _vectors(model: Path, examples: "list[Example]", passages: list[str]) -> dict[str, Any]:
+    student = load_student(model)
+    distinct = list(dict.fromkeys(example.query for example in examples))
+    row = {query: number for number, query in enumerate(distinct)}
+    return {
+        "query_vectors": student.encode(distinct, kind="query")[[row[example.query] for example in examples]],
+        "passage_vectors": student.encode(passages, kind="passage"),
+    }

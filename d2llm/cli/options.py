@@ -1,0 +1,126 @@
+"""Options that several commands share, and what they stand for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from d2llm.errors import FormatError, InputError, MissingError
+
+if TYPE_CHECKING:
+    import torch
+
+    from d2llm.teacher.model import Teacher
+    from d2llm.teacher.templates import Template
+
+Format = Annotated[
+    str,
+    typer.Option(
+        help="Format of the data: auto, d2llm, sentence-transformers, flagembedding, tevatron, beir, nli or sts."
+    ),
+]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        help="Prompt of a task: sym-en, asym-en, sym-zh, asym-zh, or a YAML file with name, task, text, yes and no. "
+        "Once for each task; both English ones by default.",
+    ),
+]
+NumLayers = Annotated[int | None, typer.Option(help="Keep only the first layers of the LLM.")]
+Dtype = Annotated[str, typer.Option(help="Number type of the LLM's weights: float32, bfloat16 or float16.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+
+_TEMPLATE_KEYS = {"name", "task", "text", "yes", "no"}
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """A number type by name.
+
+    Raises:
+        InputError: for another one than float32, bfloat16 and float16.
+    """
+    from d2llm.student.configuration import BASE_DTYPES
+
+    if name not in BASE_DTYPES:
+        raise InputError(f"--dtype: expected one of {', '.join(BASE_DTYPES)}, got {name!r}")
+    return BASE_DTYPES[name]
+
+
+def load_teacher(
+    model: str,
+    adapter: Path | None,
+    templates: list[str] | None,
+    num_layers: int | None = None,
+    dtype: str = "float32",
+    **limits: int,
+) -> "Teacher":
+    """A teacher, on the accelerator where there is one.
+
+    Args:
+        model: causal LLM by name.
+        adapter: folder of a tuned adapter; None judges with the plain LLM.
+        templates: names of built-in templates or YAML files; none takes the English ones.
+        num_layers: layers kept; None takes what the adapter remembers, or all.
+        dtype: number type of the weights, by name.
+        **limits: ``query_length`` and ``passage_length``, where not the default.
+
+    Raises:
+        D2LLMError: for an unknown name, an absent folder or file, or a malformed template.
+    """
+    import torch
+
+    from d2llm.teacher.model import Teacher
+
+    chosen: dict[str, Any] = dict(limits)
+    if templates:
+        chosen["templates"] = [read_template(name) for name in templates]
+    if adapter is not None and not adapter.is_dir():
+        raise MissingError(f"{adapter}: no such folder; expected an adapter, such as d2llm teach tune writes")
+    teacher = Teacher.from_pretrained(model, adapter, dtype=torch_dtype(dtype), num_layers=num_layers, **chosen)
+    return teacher.to(torch.accelerator.current_accelerator() or "cpu")
+
+
+def read_template(name: str) -> "Template":
+    """A template by its built-in name, or out of a YAML file.
+
+    Raises:
+        InputError: for an unknown name, or a template without its placeholders.
+        MissingError: if there is no such file.
+        FormatError: if the file is not YAML, or does not hold exactly name, task, text, yes and no.
+    """
+    import yaml
+
+    from d2llm.teacher.templates import Template, find_template
+
+    path = Path(name)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return find_template(name)
+    if not path.is_file():
+        raise MissingError(f"{path}: template file not found")
+    try:
+        # The base loader makes texts of everything, where others read a bare yes or no as true or false.
+        fields = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(fields, dict) or fields.keys() != _TEMPLATE_KEYS:
+        raise FormatError(f"{path}: expected a mapping with {', '.join(sorted(_TEMPLATE_KEYS))}, got {fields!r}")
+    if not all(isinstance(value, str) for value in fields.values()):
+        raise FormatError(f"{path}: expected texts only, got {fields!r}")
+    return Template(**fields)
+
+
+def load_student(folder: Path) -> Any:
+    """A student, on the accelerator where there is one.
+
+    Raises:
+        D2LLMError: if the folder or its base is missing or malformed.
+    """
+    import torch
+
+    from d2llm.student import D2LLM
+
+    student = D2LLM.from_pretrained(folder)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    # The decorated signature that transformers gives this method hides its own argument.
+    return student.to(device)  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""d2llm search."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from d2llm.cli.options import load_student
+from d2llm.errors import InputError
+
+if TYPE_CHECKING:
+    from d2llm.index import Index
+
+
+def search(
+    words: Annotated[list[str], typer.Argument(metavar="QUERY...", help="The question; quotes are optional.")],
+    index: Annotated[Path | None, typer.Option(help="Index to search; by default the Python standard library.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Student that the index was built with.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="How many passages.")] = 5,
+    mode: Annotated[
+        str, typer.Option(help="exact scores every passage; bm25 and cosine only the best candidates.")
+    ] = "exact",
+    candidates: Annotated[int, typer.Option(help="Candidates of the modes bm25 and cosine.")] = 100,
+    task: Annotated[
+        str, typer.Option(help="asym: does the passage answer the query; sym: do they say the same.")
+    ] = "asym",
+    lines: Annotated[int, typer.Option(min=0, help="Lines of each passage to print; 0 for all.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print rank, id, score and text as JSON.")] = False,
+) -> None:
+    """Find the passages that answer a question.
+
+    \b
+    Examples:
+      d2llm search parse a date from a string
+      d2llm search "what is a walrus?" --index corpus.index --model student -k 3
+      d2llm search remove a folder with all that is in it --mode bm25 --json
+    """
+    opened = _open(index, model)
+    # An empty index, or a k below 1, is for the search to refuse.
+    count = min(k, len(opened) or k)
+    hits = opened.search(" ".join(words), count, task=task, mode=mode, candidates=max(candidates, count))[0]
+    if as_json:
+        typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
+        return
+    for hit in hits:
+        typer.secho(f"{hit.rank:>3}  {hit.score:9.3f}  {hit.id}", bold=True)
+        for line in _excerpt(hit.text or "", lines):
+            typer.echo(f"     {line}")
+
+
+def _open(path: Path | None, model: Path | None) -> "Index":
+    if path is None:
+        if model is not None:
+            raise InputError("--index: expected the index that goes with --model, got none")
+        from d2llm.demo.library import open_library
+
+        return open_library()
+    if model is None:
+        raise InputError(f"--model: expected the student that {path} was built with, got none")
+    from d2llm.index import Index
+
+    return Index.open(path, load_student(model))
+
+
+def _excerpt(text: str, count: int) -> list[str]:
+    """The first ``count`` lines that are not blank, all of them for 0."""
+    filled = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return filled if count == 0 or len(filled) <= count else [*filled[:count], "..."]

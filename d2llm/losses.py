@@ -76,7 +76,7 @@ def duplicate_mask(
     """
     if len(query_ids) != len(positive_ids):
         raise InputError(f"positive_ids: expected {len(query_ids)}, one a query, got {len(positive_ids)}")
-    known = set(zip(query_ids, positive_ids))
+    known = set(zip(query_ids, positive_ids, strict=True))
     rows = [[i != j and (q, p) in known for j, p in enumerate(positive_ids)] for i, q in enumerate(query_ids)]
     return torch.tensor(rows, dtype=torch.bool, device=device).view(len(query_ids), len(query_ids))
 

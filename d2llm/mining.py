@@ -122,9 +122,11 @@ def _bm25_pool(examples: Sequence[Example], texts: Sequence[str], known: _Known,
     depth = min(top + max(map(len, excluded), default=0), len(texts))
     scores, indices = BM25(texts).search(queries, depth)
     pool = {
-        query: [int(i) for i, score in zip(indices[row], scores[row]) if score > 0 and int(i) not in excluded[row]][
-            :top
-        ]
+        query: [
+            int(i)
+            for i, score in zip(indices[row], scores[row], strict=True)
+            if score > 0 and int(i) not in excluded[row]
+        ][:top]
         for row, query in enumerate(queries)
     }
     return [pool[example.query] for example in examples]

@@ -10,6 +10,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
     model: Annotated[str | None, typer.Option(help="Another LLM: a folder, a hub name or pypi:PACKAGE.")] = None,
     data: Annotated[Path | None, typer.Option(help="Your own pairs instead of the standard library's.")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option(help="Train the student's first phase here too, not only the distillation.")
+    ] = False,
 ) -> None:
     """Build a small semantic search, from LLM to results.
 
@@ -20,4 +23,4 @@ def demo(
     """
     from d2llm.demo.run import run_demo
 
-    run_demo(out, model=model, data=data)
+    run_demo(out, model=model, data=data, from_scratch=from_scratch)

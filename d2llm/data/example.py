@@ -41,7 +41,7 @@ class Example:
                 raise InputError(f"{name}: expected a non-empty text, got {text!r}")
         if self.scores is not None and len(self.scores) != 1 + len(self.negatives):
             raise InputError(
-                f"scores: expected {1 + len(self.negatives)} rows (the positive and every negative), got {len(self.scores)}"
+                f"scores: expected {len(self.passages)} rows (the positive and every negative), got {len(self.scores)}"
             )
 
     @property

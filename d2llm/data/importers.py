@@ -120,7 +120,7 @@ def read_sentence_transformers(path: str | os.PathLike[str], task: str = ASYM, s
             return
         if len(cells) != len(header):
             raise FormatError(f"expected {len(header)} columns, got {len(cells)}")
-        yield _ordered(dict(zip(header, cells)), task)
+        yield _ordered(dict(zip(header, cells, strict=True)), task)
 
     return _with_logits(parse_rows(path, table_rows(path), parse), scores)
 

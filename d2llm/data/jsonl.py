@@ -44,7 +44,7 @@ def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) ->
     """
     count = 0
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
-        for count, example in enumerate(examples, start=1):
+        for count, example in enumerate(examples, start=1):  # noqa: B007 - counted for the caller
             handle.write(_line(example) + "\n")
         if not count:
             raise InputError("examples: expected at least one, got none")

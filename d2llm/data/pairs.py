@@ -106,7 +106,7 @@ def pairs_to_examples(
         raise InputError(f"labels: expected {len(pairs)}, one a pair, got {len(labels)}")
     positive: dict[tuple[str, str], None] = {}
     negatives: dict[str, dict[str, None]] = {}
-    for (first, second), label in zip(pairs, labels):
+    for (first, second), label in zip(pairs, labels, strict=True):
         if label >= threshold:
             positive[first, second] = None
         else:

@@ -56,7 +56,9 @@ class Comparison:
         table = [[header[0], *(cell + " " for cell in header[1:])], *body]
         widths = [max(len(row[number]) for row in table) for number in range(len(header))]
         lines = [
-            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip()
+            "  ".join(
+                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            ).rstrip()
             for row in table
         ]
         return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -167,6 +167,18 @@ class D2LLM(PreTrainedModel):
             hidden = hidden.to(self.pma.S.dtype)
         return self.pma(hidden, attention_mask).float()
 
+    def _embed_in_chunks(self, input_ids: Tensor, attention_mask: Tensor, size: int | None) -> Tensor:
+        """:meth:`embed`, ``size`` texts of like length at a time; the result is in the order given."""
+        if size is None:
+            return self.embed(input_ids, attention_mask)
+        lengths = attention_mask.sum(dim=1)
+        order = lengths.argsort(stable=True)
+        chunks = []
+        for rows in order.split(size):
+            longest = int(lengths[rows[-1]])
+            chunks.append(self.embed(input_ids[rows, :longest], attention_mask[rows, :longest]))
+        return torch.cat(chunks)[order.argsort()]
+
     def forward(
         self,
         input_ids: Tensor,
@@ -175,7 +187,7 @@ class D2LLM(PreTrainedModel):
         passage_attention_mask: Tensor | None = None,
         groups: Tensor | None = None,
         task: Tensor | None = None,
-        passages_per_chunk: int | None = None,
+        texts_per_chunk: int | None = None,
     ) -> StudentOutput:
         """Embed queries and, for training, embed passages and score them.
 
@@ -186,20 +198,18 @@ class D2LLM(PreTrainedModel):
             passage_attention_mask: (P, Lp).
             groups: (B, 1+K) int64: rows of ``passage_input_ids`` that belong to each query, the positive first.
             task: (B,) int64 branch of each query.
-            passages_per_chunk: passages encoded at once; fewer need less memory beside gradient checkpointing, and
-                no chunk is padded further than its own longest passage.
+            texts_per_chunk: texts of like length encoded at once; fewer need less memory beside gradient
+                checkpointing, and less padding. None encodes all at once.
 
         Returns:
             StudentOutput: only ``embeddings`` unless passages are given.
         """
-        queries = self.embed(input_ids, attention_mask)
         if passage_input_ids is None:
-            return StudentOutput(embeddings=queries)
+            return StudentOutput(embeddings=self.embed(input_ids, attention_mask))
         if passage_attention_mask is None or groups is None or task is None:
             raise InputError("forward: passage_input_ids also needs passage_attention_mask, groups and task")
-        step = passages_per_chunk or len(passage_input_ids)
-        chunks = zip(passage_input_ids.split(step), passage_attention_mask.split(step), strict=True)
-        passages = torch.cat([self.embed(*_trim(ids, mask)) for ids, mask in chunks])
+        queries = self._embed_in_chunks(input_ids, attention_mask, texts_per_chunk)
+        passages = self._embed_in_chunks(passage_input_ids, passage_attention_mask, texts_per_chunk)
         own = passages[groups]
         logits, features = self.iem(
             queries[:, None].expand_as(own), own, task[:, None].expand(groups.shape), return_features=True
@@ -277,12 +287,6 @@ _BASE_SAMPLE = 64
 
 def _is_own(name: str) -> bool:
     return not name.startswith("backbone.") or ".lora_" in name
-
-
-def _trim(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids and mask cut to the longest text among them."""
-    longest = int(attention_mask.sum(dim=1).max())
-    return input_ids[:, :longest], attention_mask[:, :longest]
 
 
 def _with_lora(backbone: Any, config: D2LLMConfig) -> Any:

@@ -74,16 +74,12 @@ class Collator:
 
         Returns:
             ``input_ids, attention_mask`` (B, L) int64; ``passage_input_ids, passage_attention_mask`` (P, Lp) int64,
-            each distinct passage once, shortest first; ``groups`` (B, 1+K) int64 rows of them; ``valid`` (B, 1+K)
+            each distinct passage once; ``groups`` (B, 1+K) int64 rows of them; ``valid`` (B, 1+K)
             bool, false where an example has fewer negatives; ``task`` (B,) int64; ``duplicates`` (B, B) bool.
             With teacher scores also ``s`` (B, 1+K) and ``s_in_batch`` (B, B) float32, and ``relation``
             (B, 1+K, 1+K) float32, NaN where the teacher has not judged.
         """
-        distinct = list(dict.fromkeys(p for e in examples for p in e.passages))
-        encoded = dict(zip(distinct, tokenize(self.tokenizer, distinct, self.passage_length), strict=True))
-        # Shortest first, so that the chunks they are encoded in hold little padding.
-        distinct.sort(key=lambda text: len(encoded[text]))
-        rows = {text: row for row, text in enumerate(distinct)}
+        rows = {text: row for row, text in enumerate(dict.fromkeys(p for e in examples for p in e.passages))}
         width = max(len(example.passages) for example in examples)
         groups = torch.zeros(len(examples), width, dtype=torch.int64)
         valid = torch.zeros(len(examples), width, dtype=torch.bool)
@@ -94,7 +90,7 @@ class Collator:
         queries, positives = [e.query for e in examples], [e.positive for e in examples]
         pad_id = self.tokenizer.pad_token_id
         query_tokens, query_mask = pad(tokenize(self.tokenizer, queries, self.query_length), pad_id)
-        tokens, mask = pad([encoded[text] for text in distinct], pad_id)
+        tokens, mask = pad(tokenize(self.tokenizer, list(rows), self.passage_length), pad_id)
         batch = {
             "input_ids": query_tokens,
             "attention_mask": query_mask,

@@ -67,8 +67,8 @@ class RunConfig:
     #: Compute in bfloat16 where that is safe; weights stay as they are.
     bf16: bool = True
     gradient_checkpointing: bool = True
-    #: Passages encoded at once; None encodes all of a batch.
-    passages_per_chunk: int | None = None
+    #: Texts of like length encoded at once; None encodes all of a batch.
+    texts_per_chunk: int | None = None
     logging_steps: int = 10
     eval_steps: int = 100
     save_steps: int = 100
@@ -99,7 +99,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         run, data, optimizer = self.run, self.data, self.optimizer
-        at_least_one = "batch_size accumulation_steps max_steps passages_per_chunk logging_steps eval_steps save_steps"
+        at_least_one = "batch_size accumulation_steps max_steps texts_per_chunk logging_steps eval_steps save_steps"
         for name in [*at_least_one.split(), "save_total_limit", "patience"]:
             value = getattr(run, name)
             if value is not None and value < 1:

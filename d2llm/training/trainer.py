@@ -163,7 +163,7 @@ class DistillationTrainer(Trainer):
         """The weighted sum of the losses that the batch has targets for (paper section 3.3)."""
         targets = {name: inputs[name] for name in _TARGETS if name in inputs}
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
-        output = model(**tokens, passages_per_chunk=self.config.run.passages_per_chunk)
+        output = model(**tokens, texts_per_chunk=self.config.run.texts_per_chunk)
         total, parts = d2llm_loss(
             output.logits,
             output.in_batch_logits,

@@ -66,7 +66,8 @@ def test_contrastive_imitation(shape, temperature):
 def test_rank_imitation_correlation(shape):
     data = draw(*shape)
     z, s = data["z"].double().numpy(), data["s"].double().numpy()
-    expected = float(np.mean([1 - pearsonr(a, b)[0] for a, b in zip(z, s)])) if z.shape[1] > 1 else 0.0
+    rows = zip(z, s, strict=True)
+    expected = float(np.mean([1 - pearsonr(a, b)[0] for a, b in rows])) if z.shape[1] > 1 else 0.0
     assert losses.rank_imitation_correlation(data["z"], data["s"]).item() == pytest.approx(expected, abs=1e-5)
 
 

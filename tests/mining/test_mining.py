@@ -70,7 +70,7 @@ def test_both_draws_half_from_each():
     both = mine("both", items, passages, k=4, bm25_top=2, vector_top=2)
     lexical = mine("bm25", items, passages, k=2, bm25_top=2)
     semantic = mine("vectors", items, passages, k=2, vector_top=2)
-    for example, a, b in zip(both, lexical, semantic):
+    for example, a, b in zip(both, lexical, semantic, strict=True):
         assert set(example.negatives) >= set(a.negatives) | set(b.negatives)
 
 

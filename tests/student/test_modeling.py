@@ -60,7 +60,7 @@ def test_forward_scores_each_query_with_its_own_group_and_task(student: D2LLM) -
 def test_chunks_of_passages_change_nothing(student: D2LLM) -> None:
     batch = training_batch(student)
     with torch.no_grad():
-        whole, chunked = student(**batch), student(**batch, passages_per_chunk=3)
+        whole, chunked = student(**batch), student(**batch, texts_per_chunk=3)
     torch.testing.assert_close(whole.logits, chunked.logits, rtol=1e-4, atol=1e-4)
 
 

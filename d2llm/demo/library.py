@@ -1,0 +1,45 @@
+"""The shipped search: Python's standard library behind the shipped student, without any training."""
+
+import sysconfig
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from d2llm.cache import cache_folder
+from d2llm.data.docstrings import standard_library_pairs
+from d2llm.data.example import text_id
+from d2llm.errors import MissingError
+from d2llm.index import Index
+from d2llm.shipped import STUDENT, VECTORS
+from d2llm.student import D2LLM
+
+
+def open_library() -> Index:
+    """The index of the running Python's standard library, with the shipped student to search it.
+
+    It is built in the cache folder at first use. Passages that the shipped vectors hold are not
+    encoded again; those that only this version of Python has are.
+
+    Raises:
+        MissingError: if the package was installed without its shipped student.
+    """
+    if not STUDENT.is_dir():
+        raise MissingError(f"shipped student: {STUDENT} not found; this installation lacks the package's data")
+    student = D2LLM.from_pretrained(STUDENT)
+    path = cache_folder() / f"library-{sysconfig.get_python_version()}-{student.fingerprint()}"
+    if (path / "manifest.json").is_file():
+        return Index.open(path, student)
+    passages = list(dict.fromkeys(pair.positive for pair in standard_library_pairs()))
+    return Index.build(student, passages, path, vectors=library_vectors(student, passages), overwrite=True)
+
+
+def library_vectors(student: D2LLM, passages: list[str]) -> np.ndarray:
+    """Embeddings (N, D) float32 of passages: the shipped ones by passage id, the others encoded now."""
+    ids = [text_id(passage) for passage in passages]
+    shipped = load_file(VECTORS)
+    rows = {row.tobytes().hex(): i for i, row in enumerate(shipped["ids"])}
+    absent = [passage for passage, key in zip(passages, ids, strict=True) if key not in rows]
+    encoded = student.encode(absent, kind="passage") if absent else np.empty((0, student.dim), np.float32)
+    fresh = {text_id(passage): row for passage, row in zip(absent, encoded, strict=True)}
+    vectors = shipped["vectors"].astype(np.float32)
+    return np.stack([fresh[key] if key in fresh else vectors[rows[key]] for key in ids])

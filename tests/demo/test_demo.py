@@ -1,0 +1,94 @@
+"""The whole demonstration on a tiny model, and what the package ships."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from d2llm.data.docstrings import hold_out, standard_library_pairs
+from d2llm.data.example import Example, text_id
+from d2llm.data.jsonl import write_examples
+from d2llm.demo.library import open_library
+from d2llm.demo.recipe import StudentRecipe
+from d2llm.demo.run import run_demo
+from d2llm.files import read_json
+from d2llm.index import Index
+from d2llm.shipped import BASE_MODEL, SCORES, STUDENT, TEACHER, VECTORS
+from d2llm.student import D2LLM
+from d2llm.teacher.scores import ScoreTable
+from tests.teacher.teacher_models import save_model
+
+SMALL = StudentRecipe(
+    num_layers=2, lora_r=2, batch_size=8, first_steps=3, second_steps=5, examples=16, negatives=1, passage_length=24
+)
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    verbs, nouns = ("open", "close", "read", "write", "send"), ("file", "socket", "pipe", "lock", "queue", "date")
+    examples = [Example(f"how to {v} the {n}", f"def {v}_{n}({n}): {n}.{v}()") for v in verbs for n in nouns]
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    write_examples(path, examples)
+    return path
+
+
+def test_demo_runs_on_another_model_and_other_data(
+    pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "model")
+    out = tmp_path / "out"
+    comparison = run_demo(out, model=model, data=pairs_file, recipe=SMALL)
+
+    names = [row.name for row in comparison.rows]
+    assert names[:1] == ["BM25"] and "student IEM" in names and "student IEM, trained without teacher" in names
+    assert any(name.startswith("teacher") for name in names)
+    assert all(0 < row.metrics["mrr"] <= 1 for row in comparison.rows)
+    assert {row["name"] if isinstance(row, dict) else row for row in read_json(out / "comparison.json")} == set(names)
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    parts = {name for entry in read_json(out / "losses.json") for name in entry if name.startswith("loss_")}
+    assert len(parts) == 5
+    student = D2LLM.from_pretrained(out / "student")
+    hits = Index.open(out / "index", student).search("read the pipe", 30)[0]
+    assert len({hit.text for hit in hits}) == 30
+    printed = capsys.readouterr().out
+    assert "d2llm search" in printed and "held-out queries" in printed
+
+    shards = sorted((out / "scores").iterdir())
+    before = [shard.stat().st_mtime_ns for shard in shards]
+    run_demo(out, model=model, data=pairs_file, recipe=SMALL)
+    assert [shard.stat().st_mtime_ns for shard in shards] == before, "scores that were there were made again"
+
+
+def test_shipped_scores_name_their_teacher_and_cover_the_held_out_candidates() -> None:
+    table = ScoreTable.load(SCORES)
+    assert table.header["model"] == BASE_MODEL
+    settings = read_json(TEACHER / "teacher.json")
+    assert {name: table.header[name] for name in settings} == settings
+    pairs = standard_library_pairs()
+    _, held_out = hold_out(pairs)
+    judged = [
+        s for pair in held_out if (s := table.probability(text_id(pair.query), text_id(pair.positive))) is not None
+    ]
+    assert len(judged) > 100
+    # A teacher that tells nothing apart would give its positives one half.
+    assert np.mean(judged) > 0.6
+
+
+def test_shipped_student_answers_over_the_standard_library() -> None:
+    index = open_library()
+    assert len(index) > 4000
+    (hits,) = index.search("Return the base name of pathname", 5)
+    assert any("def basename" in (hit.text or "") for hit in hits)
+
+
+def test_shipped_vectors_are_those_of_the_shipped_student() -> None:
+    student = D2LLM.from_pretrained(STUDENT)
+    shipped = load_file(VECTORS)
+    rows = {row.tobytes().hex(): i for i, row in enumerate(shipped["ids"])}
+    passages = [pair.positive for pair in standard_library_pairs() if text_id(pair.positive) in rows][::400]
+    assert passages
+    live = student.encode(passages, kind="passage")
+    kept = shipped["vectors"][[rows[text_id(passage)] for passage in passages]].astype(np.float32)
+    cosine = (live * kept).sum(1) / np.linalg.norm(live, axis=1) / np.linalg.norm(kept, axis=1)
+    assert cosine.min() > 0.99

@@ -25,12 +25,13 @@ class DemoData:
     library: list[str]
 
     def mined(self, count: int) -> list[Example]:
-        """The first ``count`` training examples with hard negatives from the training passages."""
+        """The training examples, the first ``count`` with hard negatives from the training passages."""
         passages = list(dict.fromkeys(example.positive for example in self.train))
         known: dict[str, set[str]] = {}
         for example in self.train:
             known.setdefault(example.query, set()).add(example.positive)
-        return mine_negatives(self.train[:count], passages, SCORED_NEGATIVES, positives=known)
+        mined = mine_negatives(self.train[:count], passages, SCORED_NEGATIVES, positives=known)
+        return [*mined, *self.train[count:]]
 
 
 def load_data(file: Path | None = None) -> DemoData:

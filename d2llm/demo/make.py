@@ -1,8 +1,8 @@
 """Making what the package ships: ``python -m d2llm.demo.make`` runs every step that has no result yet.
 
-The steps: tune the teacher, judge it on held-out groups, score, train the student in two phases,
-embed the library. Each leaves its result in the work folder and in ``d2llm/assets``; killed, it goes on
-where it was. On two cores the whole takes two to three hours.
+The steps: tune the teacher, judge it on held-out groups, score, train the student, distil the teacher
+into its interaction module. Each leaves its result in the work folder and in ``d2llm/assets``; killed, it
+goes on where it was. On two cores the whole takes two to three hours.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pair
 from d2llm.data.example import Example, text_id
 from d2llm.demo.data import load_data
 from d2llm.demo.judgements import rerank_pairs
-from d2llm.demo.recipe import RERANKED, SHIPPED, TEACHER
+from d2llm.demo.recipe import DISTIL, DOMAIN, MIXED, RERANKED, SCORED_EXAMPLES, STUDENT, TEACHER
 from d2llm.demo.training import train_phase
 from d2llm.evaluation.systems import bm25
 from d2llm.files import atomic_path, write_json
-from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, STUDENT, VECTORS
+from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, VECTORS
+from d2llm.shipped import STUDENT as STUDENT_FOLDER
 from d2llm.shipped import TEACHER as TEACHER_FOLDER
 from d2llm.student import D2LLM
 from d2llm.teacher.groups import make_groups
@@ -30,6 +31,7 @@ from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
 from d2llm.teacher.scoring import collect, plan_groups, plan_pairs, score
 from d2llm.teacher.tuning import TuningConfig, save_adapter, tune
+from d2llm.training.vectors import TextVectors
 
 #: Held-out groups that the teacher is judged on, and the negatives in each: BM25-hard and random.
 JUDGED_GROUPS, JUDGED_HARD, JUDGED_RANDOM = 250, 2, 2
@@ -94,47 +96,53 @@ def make_scores(work: Path, teacher: Teacher, shard: int, num_shards: int) -> No
     data = load_data()
     held_out = data.held_out
     _, rerank = rerank_pairs(held_out, bm25(held_out.queries, held_out.passages), RERANKED)
-    work_items = [*plan_pairs(rerank, held_out.task, 256), *plan_groups(data.mined(SHIPPED.examples), 256)]
+    work_items = [
+        *plan_pairs(rerank, held_out.task, 256),
+        *plan_groups(data.mined(SCORED_EXAMPLES)[:SCORED_EXAMPLES], 256),
+    ]
     files = score(teacher, work_items, work / "scores", shard=shard, num_shards=num_shards)
     if all(file.exists() for file in files):
         collect(files).save(SCORES, "float16")
 
 
 def make_first_phase(work: Path) -> None:
-    """Train a student on the in-batch loss, on the standard library and other packages, and ship it in float16."""
+    """Train a student on the in-batch loss, on many packages and then on the standard library; ship it in float16."""
     if FIRST_PHASE.is_dir():
         return
     train, held_out = hold_out(standard_library_pairs())
+    mixed = list(train)
     for package in TEACHER.packages:
-        train += without(package_pairs(package), held_out)
-    student = D2LLM.create(BASE_MODEL, **SHIPPED.student())
-    train_phase(student, SHIPPED, train, work / "student-first", second=False, resume=True)
+        mixed += without(package_pairs(package), held_out)
+    student = D2LLM.create(BASE_MODEL, **STUDENT)
+    train_phase(student, MIXED, mixed, work / "student-mixed", resume=True)
+    train_phase(student, DOMAIN, train, work / "student-domain", resume=True)
     student.save_pretrained(FIRST_PHASE, head_dtype=torch.float16)
 
 
 def make_student(work: Path) -> None:
-    """Distil the teacher into the student of the first phase and ship it in float16."""
-    if STUDENT.is_dir():
+    """Distil the teacher into the interaction module; ship the student and its library embeddings in float16."""
+    if STUDENT_FOLDER.is_dir() and VECTORS.exists():
         return
     data = load_data()
     student = D2LLM.from_pretrained(FIRST_PHASE)
-    table = ScoreTable.load(SCORES)
-    examples = data.mined(SHIPPED.examples)
-    train_phase(student, SHIPPED, examples, work / "student-second", second=True, teacher=table, resume=True)
-    student.save_pretrained(STUDENT, head_dtype=torch.float16)
-    write_json(work / "student-mrr.json", data.held_out.metrics(student))
-
-
-def make_vectors() -> None:
-    """Embed every passage of the standard library with the shipped student."""
-    if VECTORS.exists():
-        return
-    student = D2LLM.from_pretrained(STUDENT)
-    passages = load_data().library
-    ids = np.frombuffer(bytes.fromhex("".join(map(text_id, passages))), np.uint8).reshape(len(passages), -1)
-    vectors = student.encode(passages, kind="passage", show_progress=True).astype(np.float16)
+    examples = data.mined(SCORED_EXAMPLES)
+    vectors = TextVectors.encode(student, examples, passages=data.library)
+    train_phase(
+        student,
+        DISTIL,
+        examples,
+        work / "student-distilled",
+        teacher=ScoreTable.load(SCORES),
+        vectors=vectors,
+        resume=True,
+    )
+    student.save_pretrained(STUDENT_FOLDER, head_dtype=torch.float16)
+    ids = np.frombuffer(bytes.fromhex("".join(map(text_id, data.library))), np.uint8).reshape(len(data.library), -1)
     with atomic_path(VECTORS) as temporary:
-        save_file({"ids": ids, "vectors": vectors}, temporary, metadata={"student": student.fingerprint()})
+        save_file({"ids": ids, "vectors": vectors.passages(data.library).numpy().astype(np.float16)}, temporary)
+    found = data.held_out.metrics(D2LLM.from_pretrained(STUDENT_FOLDER))
+    write_json(work / "student-mrr.json", found)
+    print(found)
 
 
 def main() -> None:
@@ -155,7 +163,6 @@ def main() -> None:
         return
     make_first_phase(arguments.work)
     make_student(arguments.work)
-    make_vectors()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Sizes and rates of everything the demonstration trains, and of what the package ships."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from d2llm.data.docstrings import SPLIT_SEED
 from d2llm.losses import LossWeights
 from d2llm.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 
@@ -40,61 +39,41 @@ class TeacherRecipe:
 
 
 @dataclass(frozen=True)
-class StudentRecipe:
-    """A student and the two phases of its training: in-batch alone, then with the teacher."""
+class Phase:
+    """One stretch of a student's training."""
 
-    num_layers: int = 8
-    query_length: int = 40
-    passage_length: int = 96
-    lora_r: int = 16
-    lora_alpha: int = 32
+    steps: int
+    lr: float
     batch_size: int = 32
-    #: Steps on the in-batch loss alone, which every student of a demonstration shares.
-    first_steps: int = 40
-    #: Steps after it, with all five losses, or with the in-batch loss alone for the student without a teacher.
-    second_steps: int = 30
-    #: Steps between checkpoints; None saves at the end of a phase only.
-    save_steps: int | None = None
-    lr: float = 1e-3
+    #: Hard negatives that an example brings to a batch; without a teacher there are none.
+    negatives: int = 0
     lora_lr_scale: float = 0.5
-    #: Examples of the second phase, and the hard negatives each brings to a batch.
-    examples: int = 700
-    negatives: int = 2
+    warmup_steps: int = 10
+    #: Bring the rate to zero by the end; a phase that another one follows may hold it.
+    decay: bool = True
+    seed: int = 0
+    #: Steps between checkpoints; None saves at the end only.
+    save_steps: int | None = None
     loss: LossWeights = field(default_factory=LossWeights)
 
-    def student(self) -> dict[str, Any]:
-        """Fields of :class:`~d2llm.student.D2LLMConfig`."""
-        return {
-            "base_dtype": "bfloat16",
-            "num_layers": self.num_layers,
-            "lora_r": self.lora_r,
-            "lora_alpha": self.lora_alpha,
-            "lora_dropout": 0.0,
-            "query_length": self.query_length,
-            "passage_length": self.passage_length,
-        }
-
-    def config(self, base_model: str, output: str, second: bool) -> TrainConfig:
-        """Configuration of the first phase, or of the second."""
-        steps = self.second_steps if second else self.first_steps
-        save_steps = self.save_steps or steps
+    def config(self, base_model: str, output: str) -> TrainConfig:
+        """The phase as a run's configuration."""
+        save_steps = self.save_steps or self.steps
         return TrainConfig(
             base_model=base_model,
             output_dir=output,
-            student=self.student(),
-            data=DataConfig(negatives=self.negatives if second else 0),
+            data=DataConfig(negatives=self.negatives),
             loss=self.loss,
             optimizer=OptimizerConfig(
                 lr=self.lr,
                 lora_lr_scale=self.lora_lr_scale,
-                # The first phase holds its rate, for the second to take up and bring to zero.
-                schedule="linear" if second else "constant_with_warmup",
-                warmup_steps=0 if second else 10,
+                schedule="linear" if self.decay else "constant_with_warmup",
+                warmup_steps=self.warmup_steps,
             ),
             run=RunConfig(
                 batch_size=self.batch_size,
-                max_steps=steps,
-                seed=SPLIT_SEED + second,
+                max_steps=self.steps,
+                seed=self.seed,
                 gradient_checkpointing=False,
                 texts_per_chunk=16,
                 logging_steps=5,
@@ -107,9 +86,40 @@ class StudentRecipe:
 
 #: Hard negatives that the teacher scores for every example; a batch draws some of them.
 SCORED_NEGATIVES = 8
+#: Training examples that the teacher scores.
+SCORED_EXAMPLES = 700
 #: BM25 results of every held-out query that the teacher re-ranks.
 RERANKED = 10
 
 TEACHER = TeacherRecipe()
-DEMO = StudentRecipe()
-SHIPPED = StudentRecipe(first_steps=900, second_steps=150, lr=5e-4, save_steps=50)
+#: The students' architecture: fields of :class:`~d2llm.student.D2LLMConfig`.
+STUDENT: dict[str, Any] = {
+    "base_dtype": "bfloat16",
+    "num_layers": 8,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "query_length": 40,
+    "passage_length": 96,
+}
+#: How the shipped student came to its first phase: functions of many packages, then the standard library's.
+MIXED = Phase(steps=250, lr=5e-4, decay=False, save_steps=50)
+DOMAIN = Phase(steps=150, lr=4e-4, seed=1, save_steps=50)
+#: How its interaction module then learnt from the teacher, on the encoder's embeddings. The in-batch loss is weighted
+#: to the mean cross-entropy of a query, where the paper's 1/B^2 would leave it far behind the teacher's terms.
+DISTIL = Phase(
+    steps=120, lr=1e-3, batch_size=256, negatives=8, warmup_steps=5, seed=2, loss=LossWeights(in_batch=256.0)
+)
+
+
+@dataclass(frozen=True)
+class DemoRecipe:
+    """What a demonstration trains live."""
+
+    #: The phase with and without the teacher.
+    distil: Phase = field(default_factory=lambda: replace(DISTIL, steps=40))
+    #: Training examples that the teacher scores.
+    scored_examples: int = SCORED_EXAMPLES
+    #: Where the shipped first phase is not used: another model, or from scratch.
+    student: dict[str, Any] = field(default_factory=STUDENT.copy)
+    first: Phase = field(default_factory=lambda: Phase(100, lr=1e-3, decay=False))

@@ -7,21 +7,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d2llm.data.example import Example
-from d2llm.demo.data import DemoData, load_data
+from d2llm.demo.data import load_data
 from d2llm.demo.judgements import check_sample, complete, rerank_pairs, reranked
 from d2llm.demo.picture import draw
-from d2llm.demo.recipe import DEMO, RERANKED, StudentRecipe
+from d2llm.demo.recipe import RERANKED, DemoRecipe
 from d2llm.demo.training import train_phase
 from d2llm.evaluation.compare import Comparison, compare
 from d2llm.evaluation.retrieval import ir_metrics
-from d2llm.evaluation.systems import bm25, mean_pool_cosine, student_scores
+from d2llm.evaluation.systems import bm25, mean_pool_cosine
 from d2llm.files import atomic_path, write_json
 from d2llm.index import Index
 from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, TEACHER
 from d2llm.student import D2LLM
+from d2llm.student.encoding import cosine_similarity
+from d2llm.tasks import task_index
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
+from d2llm.training.validation import Validation
+from d2llm.training.vectors import TextVectors
 
 _QUESTIONS = (
     "parse an ISO 8601 date",
@@ -37,7 +40,7 @@ def run_demo(
     model: str | None = None,
     data: Path | None = None,
     from_scratch: bool = False,
-    recipe: StudentRecipe = DEMO,
+    recipe: DemoRecipe | None = None,
 ) -> Comparison:
     """Run the whole demonstration and leave its results in ``out``.
 
@@ -47,17 +50,18 @@ def run_demo(
         data: a JSONL file of examples in place of the standard library.
         from_scratch: train the student's first phase here too, in place of starting from the shipped one. Always so
             with another model.
-        recipe: sizes of the student's training.
+        recipe: sizes and rates of the student's training.
 
     Returns:
         The table.
     """
     started = time.perf_counter()
+    recipe = recipe or DemoRecipe()
     base = model or BASE_MODEL
     _say(f"Data: {data or 'docstrings and code of the standard library of this Python'}")
     demo_data = load_data(data)
     held_out = demo_data.held_out
-    examples = demo_data.mined(recipe.examples)
+    examples = demo_data.mined(recipe.scored_examples)
     print(
         f"  {len(demo_data.train)} training pairs, {len(held_out.queries)} held-out queries over "
         f"{len(held_out.passages)} candidates, {len(demo_data.library)} passages in all"
@@ -71,23 +75,31 @@ def run_demo(
     if table is not None:
         difference = check_sample(teacher, table, rerank)
         print(f"  {len(table)} shipped scores; live, a sample of them differs by {difference:.4f} in probability")
-    table, left = complete(teacher, table, examples, rerank, out / "scores")
+    table, left = complete(teacher, table, examples[: recipe.scored_examples], rerank, out / "scores")
     del teacher
     if left:
         print(f"  {left} pairs are not judged; the losses leave them out")
 
-    _say(f"Students: the first {recipe.num_layers} layers of {base} with LoRA, PMA and IEM")
+    _say(f"Students: {base} cut to its first layers, with LoRA, PMA and IEM")
     if model or from_scratch:
         print("  first phase, from scratch: in-batch loss")
-        student = D2LLM.create(base, **recipe.student())
-        train_phase(student, recipe, demo_data.train, out / "runs" / "first", second=False)
+        student = D2LLM.create(base, **recipe.student)
+        train_phase(student, recipe.first, demo_data.train, out / "runs" / "first")
     else:
         print("  first phase, in-batch loss: shipped")
         student = D2LLM.from_pretrained(FIRST_PHASE)
-    twin, losses = _second_phase(student, recipe, examples, table, out)
+    print("  embeddings of every text; the encoder is left as it is from here on")
+    vectors = TextVectors.encode(student, examples, held_out.queries, demo_data.library)
+    twin = copy.deepcopy(student)
+    print("  interaction module without the teacher: in-batch loss alone")
+    train_phase(twin, recipe.distil, examples, out / "runs" / "without-teacher", vectors=vectors)
+    print("  interaction module with the teacher: all five losses")
+    losses = train_phase(
+        student, recipe.distil, examples, out / "runs" / "with-teacher", teacher=table, vectors=vectors
+    )
 
     _say("Comparison on the held-out queries")
-    comparison = _compare(student, twin, demo_data, lexical, table)
+    comparison = _compare(student, twin, held_out, vectors, lexical, table)
     print(comparison.to_text(_COLUMNS))
     student.save_pretrained(out / "student")
     comparison.save(out / "comparison.json")
@@ -97,7 +109,8 @@ def run_demo(
     draw(losses, comparison, out / "demo.png")
 
     _say(f"Index of all {len(demo_data.library)} passages, and three questions to it")
-    index = Index.build(student, demo_data.library, out / "index", overwrite=True)
+    embedded = vectors.passages(demo_data.library).numpy()
+    index = Index.build(student, demo_data.library, out / "index", vectors=embedded, overwrite=True)
     for question in _QUESTIONS if data is None else held_out.queries[: len(_QUESTIONS)]:
         print(f"\n  {question}")
         for hit in index.search(question, min(_HITS, len(index)))[0]:
@@ -108,39 +121,28 @@ def run_demo(
     return comparison
 
 
-def _second_phase(
-    student: D2LLM, recipe: StudentRecipe, examples: list[Example], table: ScoreTable, out: Path
-) -> tuple[D2LLM, list[dict[str, float]]]:
-    """Train ``student`` with the teacher; return its twin trained without, and the losses with.
-
-    Both start from the same weights and see the same queries and positives in the same batches.
-    """
-    twin = copy.deepcopy(student)
-    print("  second phase without the teacher: in-batch loss alone")
-    train_phase(twin, recipe, examples, out / "runs" / "without-teacher", second=True)
-    print("  second phase with the teacher: all five losses")
-    losses = train_phase(student, recipe, examples, out / "runs" / "with-teacher", second=True, teacher=table)
-    return twin, losses
-
-
-def _compare(student: D2LLM, twin: D2LLM, data: DemoData, lexical: np.ndarray, table: ScoreTable) -> Comparison:
-    held_out = data.held_out
-    queries, passages = held_out.queries, held_out.passages
-    cosine, iem = student_scores(student, queries, passages, held_out.task)
-    _, iem_without = student_scores(twin, queries, passages, held_out.task)
+def _compare(
+    student: D2LLM, twin: D2LLM, held_out: Validation, vectors: TextVectors, lexical: np.ndarray, table: ScoreTable
+) -> Comparison:
+    queries, passages = vectors.queries(held_out.queries), vectors.passages(held_out.passages)
     base, layers = student.config.base_model, student.config.num_layers
     judged_scores, judged = reranked(held_out, lexical, RERANKED, table)
     systems = {
         "BM25": lexical,
-        "untrained LLM, mean-pool cosine": mean_pool_cosine(base, layers, queries, passages),
-        "student IEM, trained without teacher": iem_without,
-        "student cosine": cosine,
-        "student IEM": iem,
+        "untrained LLM, mean-pool cosine": mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
+        "student cosine": cosine_similarity(queries, passages),
+        "student IEM, trained without teacher": _iem(twin, queries, passages, held_out.task),
+        "student IEM": _iem(student, queries, passages, held_out.task),
     }
     if judged.all():
         systems[f"teacher on BM25's best {RERANKED}"] = judged_scores
     qrels = {query: dict.fromkeys(found, 1) for query, found in enumerate(held_out.relevant)}
     return compare(systems, lambda scores: ir_metrics(scores, qrels))
+
+
+@torch.inference_mode()
+def _iem(student: D2LLM, queries: torch.Tensor, passages: torch.Tensor, task: str) -> np.ndarray:
+    return student.iem.score_all(queries, passages, task_index(task)).float().cpu().numpy()
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The two phases in which a demonstration trains its students."""
+"""One phase of training a student, with a progress bar and what it logged."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,11 +8,12 @@ from typing import Any
 from transformers import ProgressCallback
 
 from d2llm.data.example import Example
-from d2llm.demo.recipe import StudentRecipe
+from d2llm.demo.recipe import Phase
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer
 from d2llm.training.run import last_checkpoint
+from d2llm.training.vectors import TextVectors
 
 
 class _Bar(ProgressCallback):
@@ -25,25 +26,26 @@ class _Bar(ProgressCallback):
 
 def train_phase(
     student: D2LLM,
-    recipe: StudentRecipe,
+    phase: Phase,
     examples: Sequence[Example],
     output: Path,
     *,
-    second: bool,
     teacher: ScoreTable | None = None,
+    vectors: TextVectors | None = None,
     resume: bool = False,
 ) -> list[dict[str, float]]:
     """Train ``student`` in place for one phase: the logged losses of every few steps, parts included.
 
-    With ``resume`` it goes on from the newest checkpoint in ``output``; without, what is there is removed.
-    The second phase with a teacher has all five losses; without one, the in-batch loss on the same batches.
+    With a teacher there are all five losses; without one, the in-batch loss on the same batches. With ``vectors`` the
+    interaction module alone is trained, on them. With ``resume`` it goes on from the newest checkpoint in
+    ``output``; without, what is there is removed.
     """
     checkpoint = last_checkpoint(output) if resume else None
     if not resume:
         shutil.rmtree(output, ignore_errors=True)
-    config = recipe.config(student.config.base_model, str(output), second)
+    config = phase.config(student.config.base_model, str(output))
     given = examples if teacher is not None else [Example(e.query, e.positive, task=e.task) for e in examples]
-    trainer = DistillationTrainer(student, config, given, teacher=teacher)
+    trainer = DistillationTrainer(student, config, given, teacher=teacher, vectors=vectors)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Bar)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

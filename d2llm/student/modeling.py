@@ -167,8 +167,14 @@ class D2LLM(PreTrainedModel):
             hidden = hidden.to(self.pma.S.dtype)
         return self.pma(hidden, attention_mask).float()
 
-    def _embed_in_chunks(self, input_ids: Tensor, attention_mask: Tensor, size: int | None) -> Tensor:
-        """:meth:`embed`, ``size`` texts of like length at a time; the result is in the order given."""
+    def _embeddings(
+        self, vectors: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None, size: int | None
+    ) -> Tensor:
+        """The vectors given, or :meth:`embed` of the tokens, ``size`` texts of like length at a time."""
+        if vectors is not None:
+            return vectors
+        if input_ids is None or attention_mask is None:
+            raise InputError("forward: expected token ids with their mask, or vectors")
         if size is None:
             return self.embed(input_ids, attention_mask)
         lengths = attention_mask.sum(dim=1)
@@ -181,13 +187,15 @@ class D2LLM(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         passage_input_ids: Tensor | None = None,
         passage_attention_mask: Tensor | None = None,
         groups: Tensor | None = None,
         task: Tensor | None = None,
         texts_per_chunk: int | None = None,
+        query_vectors: Tensor | None = None,
+        passage_vectors: Tensor | None = None,
     ) -> StudentOutput:
         """Embed queries and, for training, embed passages and score them.
 
@@ -196,20 +204,25 @@ class D2LLM(PreTrainedModel):
             attention_mask: (B, L), 1 for real tokens.
             passage_input_ids: (P, Lp) int64: the distinct passages of the batch.
             passage_attention_mask: (P, Lp).
-            groups: (B, 1+K) int64: rows of ``passage_input_ids`` that belong to each query, the positive first.
+            groups: (B, 1+K) int64: rows of the passages that belong to each query, the positive first.
             task: (B,) int64 branch of each query.
             texts_per_chunk: texts of like length encoded at once; fewer need less memory beside gradient
                 checkpointing, and less padding. None encodes all at once.
+            query_vectors: (B, D) embeddings in place of ``input_ids``.
+            passage_vectors: (P, D) embeddings in place of ``passage_input_ids``.
 
         Returns:
             StudentOutput: only ``embeddings`` unless passages are given.
+
+        Raises:
+            InputError: for passages without groups and task.
         """
-        if passage_input_ids is None:
-            return StudentOutput(embeddings=self.embed(input_ids, attention_mask))
-        if passage_attention_mask is None or groups is None or task is None:
-            raise InputError("forward: passage_input_ids also needs passage_attention_mask, groups and task")
-        queries = self._embed_in_chunks(input_ids, attention_mask, texts_per_chunk)
-        passages = self._embed_in_chunks(passage_input_ids, passage_attention_mask, texts_per_chunk)
+        queries = self._embeddings(query_vectors, input_ids, attention_mask, texts_per_chunk)
+        if passage_input_ids is None and passage_vectors is None:
+            return StudentOutput(embeddings=queries)
+        if groups is None or task is None:
+            raise InputError("forward: passages also need groups and task")
+        passages = self._embeddings(passage_vectors, passage_input_ids, passage_attention_mask, texts_per_chunk)
         own = passages[groups]
         logits, features = self.iem(
             queries[:, None].expand_as(own), own, task[:, None].expand(groups.shape), return_features=True

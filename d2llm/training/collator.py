@@ -12,6 +12,7 @@ from d2llm.errors import MismatchError
 from d2llm.losses import duplicate_mask
 from d2llm.student.encoding import pad, tokenize
 from d2llm.tasks import task_index
+from d2llm.training.vectors import TextVectors
 
 
 class Scores(Protocol):
@@ -53,6 +54,7 @@ class Collator:
         passage_length: int,
         teacher: Scores | None = None,
         temperature: float = 1.0,
+        vectors: TextVectors | None = None,
     ) -> None:
         """Make the collator.
 
@@ -62,12 +64,14 @@ class Collator:
             passage_length: tokens that a passage is cut to.
             teacher: scores by (query id, passage id); without them, scores that examples carry are used.
             temperature: T of the teacher's softmax over its two logits (paper section 3.1).
+            vectors: embeddings that stand in the batch in place of tokens, to train the interaction module alone.
         """
         self.tokenizer = tokenizer
         self.query_length = query_length
         self.passage_length = passage_length
         self.teacher = teacher
         self.temperature = temperature
+        self.vectors = vectors
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """The batch of B examples.
@@ -88,14 +92,8 @@ class Collator:
             groups[i, :size] = torch.tensor([rows[text] for text in example.passages])
             valid[i, :size] = True
         queries, positives = [e.query for e in examples], [e.positive for e in examples]
-        pad_id = self.tokenizer.pad_token_id
-        query_tokens, query_mask = pad(tokenize(self.tokenizer, queries, self.query_length), pad_id)
-        tokens, mask = pad(tokenize(self.tokenizer, list(rows), self.passage_length), pad_id)
         batch = {
-            "input_ids": query_tokens,
-            "attention_mask": query_mask,
-            "passage_input_ids": tokens,
-            "passage_attention_mask": mask,
+            **self._texts(queries, list(rows)),
             "groups": groups,
             "valid": valid,
             "task": torch.tensor([task_index(example.task) for example in examples]),
@@ -106,6 +104,20 @@ class Collator:
         elif any(example.scores is not None for example in examples):
             batch["s"] = self._carried(examples, width)
         return batch
+
+    def _texts(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, Tensor]:
+        """Tokens and masks of the texts, or their embeddings."""
+        if self.vectors is not None:
+            return {"query_vectors": self.vectors.queries(queries), "passage_vectors": self.vectors.passages(passages)}
+        pad_id = self.tokenizer.pad_token_id
+        query_tokens, query_mask = pad(tokenize(self.tokenizer, queries, self.query_length), pad_id)
+        tokens, mask = pad(tokenize(self.tokenizer, passages, self.passage_length), pad_id)
+        return {
+            "input_ids": query_tokens,
+            "attention_mask": query_mask,
+            "passage_input_ids": tokens,
+            "passage_attention_mask": mask,
+        }
 
     def _judged(self, teacher: Scores, examples: Sequence[Example], width: int) -> dict[str, Tensor]:
         """Targets from the table, by the texts' ids."""

@@ -19,6 +19,7 @@ from d2llm.training.batches import EpochExamples, PlannedBatches, plan
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import TrainConfig
 from d2llm.training.validation import Validation
+from d2llm.training.vectors import TextVectors
 
 _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
 
@@ -79,6 +80,7 @@ class DistillationTrainer(Trainer):
         validation: Validation | None = None,
         teacher: Scores | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        vectors: TextVectors | None = None,
     ) -> None:
         """Make the trainer.
 
@@ -89,6 +91,7 @@ class DistillationTrainer(Trainer):
             validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
             teacher: teacher scores; None trains on scores that examples carry, or on the in-batch loss alone.
             callbacks: further callbacks.
+            vectors: embeddings of every text of the examples; the interaction module alone is then trained, on them.
 
         Raises:
             InputError: if the examples do not fill a batch, or several GPUs are to be driven by one process.
@@ -120,6 +123,7 @@ class DistillationTrainer(Trainer):
                 student.config.passage_length,
                 teacher,
                 config.data.teacher_temperature,
+                vectors,
             ),
             callbacks=[*(callbacks or []), *stopping],
         )

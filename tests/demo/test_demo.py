@@ -10,7 +10,7 @@ from d2llm.data.docstrings import hold_out, standard_library_pairs
 from d2llm.data.example import Example, text_id
 from d2llm.data.jsonl import write_examples
 from d2llm.demo.library import open_library
-from d2llm.demo.recipe import StudentRecipe
+from d2llm.demo.recipe import DemoRecipe, Phase
 from d2llm.demo.run import run_demo
 from d2llm.files import read_json
 from d2llm.index import Index
@@ -19,8 +19,11 @@ from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from tests.teacher.teacher_models import save_model
 
-SMALL = StudentRecipe(
-    num_layers=2, lora_r=2, batch_size=8, first_steps=3, second_steps=5, examples=16, negatives=1, passage_length=24
+SMALL = DemoRecipe(
+    distil=Phase(5, lr=1e-3, batch_size=8, negatives=1),
+    scored_examples=16,
+    student={"lora_r": 2, "passage_length": 24, "lora_dropout": 0.0, "base_dtype": "bfloat16"},
+    first=Phase(3, lr=1e-3, batch_size=8, decay=False),
 )
 
 

@@ -1,6 +1,8 @@
 """From a plain LLM to a searchable index: data, teacher, student, comparison, index, answers."""
 
 import copy
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -116,8 +118,10 @@ def run_demo(
         for hit in index.search(question, min(_HITS, len(index)))[0]:
             print(f"    {hit.rank}. {hit.score:7.2f}  {(hit.text or '').splitlines()[0]}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Table, picture, student and index are in {out}/.")
-    print('Go on with:  d2llm search "parse an ISO 8601 date"      (the shipped student, trained for longer)')
-    print(f'             d2llm search "remove a file" --index {out}/index --model {out}/student')
+    command = "d2llm" if shutil.which("d2llm") else sys.argv[0]
+    print("Go on with, on the shipped student, trained for longer, or on the one just trained:")
+    print(f'  {command} search "parse an ISO 8601 date"')
+    print(f'  {command} search "remove a file" --index {out}/index --model {out}/student')
     return comparison
 
 

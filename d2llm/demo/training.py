@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 
 from d2llm.data.example import Example
 from d2llm.demo.recipe import Phase
@@ -46,7 +46,9 @@ def train_phase(
     config = phase.config(student.config.base_model, str(output))
     given = examples if teacher is not None else [Example(e.query, e.positive, task=e.task) for e in examples]
     trainer = DistillationTrainer(student, config, given, teacher=teacher, vectors=vectors)
-    trainer.remove_callback(ProgressCallback)
+    # Which of the two is there depends on transformers' verbosity.
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
     trainer.add_callback(_Bar)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     student.eval()

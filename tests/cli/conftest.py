@@ -1,6 +1,7 @@
 """What the commands work on: a tiny student, examples and a corpus, as files; and a way to call commands."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,8 @@ def command() -> Callable[..., "subprocess.Popen[str]"]:
     def start(*arguments: object) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", "d2llm.cli", *map(str, arguments)],
+            # A test run in the background has Ctrl-C ignored, and its children would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

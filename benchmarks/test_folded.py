@@ -71,10 +71,10 @@ def test_pma(benchmark, table, gemm_peak, dim):
     )
 
 
-@pytest.mark.parametrize("dim", (1024, 4096))
+# The literal form holds several (pairs, 2D) tensors: 2 GB each at the second size.
+@pytest.mark.parametrize(("dim", "queries", "passages"), ((1024, 32, 256), (1024, 64, 4096), (4096, 64, 1024)))
 @torch.no_grad()
-def test_score_all(benchmark, table, gemm_peak, dim):
-    queries, passages = 32, 256
+def test_score_all(benchmark, table, gemm_peak, dim, queries, passages):
     torch.manual_seed(0)
     folded, literal = (dk.IEM(dim, HIDDEN, init="xavier", backend=name) for name in ("folded", "reference"))
     literal.load_state_dict(folded.state_dict())

@@ -41,18 +41,21 @@ def reranked(data: Validation, first_stage: np.ndarray, count: int, table: Score
     return reranked_scores(first_stage, chosen, margins), judged
 
 
-def check_sample(teacher: Teacher, table: ScoreTable, pairs: Sequence[Pair], count: int = 48, seed: int = 0) -> float:
-    """Judge some of the shipped pairs live: the mean difference of the yes-probability.
+def check_sample(
+    teacher: Teacher, table: ScoreTable, pairs: Sequence[Pair], task: str, count: int = 48, seed: int = 0
+) -> float | None:
+    """Judge some of the shipped pairs live: the mean difference of the yes-probability, None where none is shipped.
 
     Raises:
-        MismatchError: if it is above ``TOLERANCE``.
+        MismatchError: if it is above ``TOLERANCE``, or if the table names another teacher.
     """
+    table.check_same_teacher(teacher.header())
     known = [pair for pair in pairs if (text_id(pair[0]), text_id(pair[1])) in table]
     if not known:
-        return 0.0
+        return None
     sample = random.Random(seed).sample(known, min(count, len(known)))
     queries, passages = zip(*sample, strict=True)
-    live, _ = teacher.judge(queries, passages, "asym")
+    live, _ = teacher.judge(queries, passages, task)
     kept = np.array([table.logits(text_id(query), text_id(passage)) for query, passage in sample], np.float32)
     difference = float(np.abs(yes_probability(live) - yes_probability(kept)).mean())
     if difference > TOLERANCE:

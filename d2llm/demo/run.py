@@ -75,8 +75,9 @@ def run_demo(
     lexical = bm25(held_out.queries, held_out.passages)
     _, rerank = rerank_pairs(held_out, lexical, RERANKED)
     if table is not None:
-        difference = check_sample(teacher, table, rerank)
-        print(f"  {len(table)} shipped scores; live, a sample of them differs by {difference:.4f} in probability")
+        difference = check_sample(teacher, table, rerank, held_out.task)
+        agreement = "none is of these texts" if difference is None else f"a live sample differs by {difference:.4f}"
+        print(f"  {len(table)} shipped scores; {agreement}")
     table, left = complete(teacher, table, examples[: recipe.scored_examples], rerank, out / "scores")
     del teacher
     if left:

@@ -119,7 +119,7 @@ def run_demo(
         for hit in index.search(question, min(_HITS, len(index)))[0]:
             print(f"    {hit.rank}. {hit.score:7.2f}  {(hit.text or '').splitlines()[0]}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Table, picture, student and index are in {out}/.")
-    command = "d2llm" if shutil.which("d2llm") else sys.argv[0]
+    command = "d2llm" if shutil.which("d2llm") else Path(sys.executable).with_name("d2llm")
     print("Go on with, on the shipped student, trained for longer, or on the one just trained:")
     print(f'  {command} search "parse an ISO 8601 date"')
     print(f'  {command} search "remove a file" --index {out}/index --model {out}/student')

@@ -1,10 +1,12 @@
 """Which backends exist, why the others do not, and which one a call gets.
 
-The choice is made here, in plain Python and before any traced operator, from the argument of the call,
-else the module's, else the environment variable ``D2LLM_KERNELS_BACKEND``, else ``auto``.
+The choice is made here, in plain Python and before any traced operator, from the argument of the call, else the
+module's, else the environment variable ``D2LLM_KERNELS_BACKEND``, else ``auto``.
 """
 
 import os
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -14,11 +16,10 @@ ENVIRONMENT = "D2LLM_KERNELS_BACKEND"
 NAMES = ("auto", "reference", "folded", "cpu", "triton", "cuda")
 OPERATIONS = ("attn_pool", "iem_scores", "iem_pairs", "iem_topk")
 
-_MISSING = {
-    "cpu": "the C++ extension is not built in this installation",
-    "triton": "this version of d2llm_kernels has no Triton kernels",
-    "cuda": "the CUDA extension is not built in this installation",
-}
+_OLDEST_TRITON = (3, 5)
+# Tensor cores that multiply bfloat16 came with Ampere.
+_OLDEST_GPU = (8, 0)
+_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def missing(name: str) -> str | None:
@@ -29,28 +30,92 @@ def missing(name: str) -> str | None:
     """
     if name not in NAMES:
         raise ArgumentError(f"backend: expected one of {NAMES}, got {name!r}")
-    return _MISSING.get(name)
+    if name in ("cpu", "cuda"):
+        return f"the {'C++' if name == 'cpu' else 'CUDA'} extension is not built in this installation"
+    return _no_triton() if name == "triton" else None
 
 
-# The answer depends on the installation and the environment, not on tensors: a compiled graph takes it as
-# the constant that it was at the time of compilation.
-@torch.compiler.assume_constant_result
-def select(requested: str) -> str:
-    """Backend that a call gets: ``requested``, or for "auto" the environment's choice, else the fastest present.
+def unsupported(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why backend ``name`` cannot take tensors of this device type and (promoted) dtype, or None when it can."""
+    reason = missing(name)
+    if reason is not None or name != "triton":
+        return reason
+    if device == "cpu" and not interpreted():
+        return (
+            "Triton kernels take CUDA or ROCm tensors, and CPU tensors only under TRITON_INTERPRET=1; got CPU tensors"
+        )
+    if device not in ("cpu", "cuda"):
+        return f"Triton kernels take CUDA or ROCm tensors, got {device} tensors"
+    if dtype not in _TRITON_DTYPES and not (dtype == torch.float64 and interpreted()):
+        return f"Triton kernels take float16, bfloat16 and float32, got {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU in this process."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def installed_triton() -> str | None:
+    """Version of the installed Triton, or None."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _no_triton() -> str | None:
+    found = installed_triton()
+    if found is None:
+        return "the package triton is not installed"
+    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST_TRITON:
+        return f"triton {found} is older than {'.'.join(map(str, _OLDEST_TRITON))}"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.cuda and torch.cuda.get_device_capability() < _OLDEST_GPU:
+        return f"the GPU's compute capability is below {'.'.join(map(str, _OLDEST_GPU))}"
+    return None
+
+
+def requested(backend: str) -> str:
+    """The backend asked for: ``backend``, or for "auto" the environment's choice, perhaps "auto" again.
 
     Raises:
         ArgumentError: if the name is unknown.
-        BackendError: if a backend named explicitly is missing; there is no silent fallback.
     """
+    return _requested(backend)[0]
+
+
+def _requested(backend: str) -> tuple[str, str]:
+    """The backend asked for, and where it was asked for."""
     source = "backend"
-    if requested == "auto":
-        requested = os.environ.get(ENVIRONMENT) or "auto"
-        source = ENVIRONMENT
-    if requested not in NAMES:
-        raise ArgumentError(f"{source}: expected one of {NAMES}, got {requested!r}")
-    if requested == "auto":
-        return "folded"
-    reason = missing(requested)
+    if backend == "auto":
+        backend, source = os.environ.get(ENVIRONMENT) or "auto", ENVIRONMENT
+    if backend not in NAMES:
+        raise ArgumentError(f"{source}: expected one of {NAMES}, got {backend!r}")
+    return backend, source
+
+
+# The answer depends on the installation, the environment and what a graph is specialised on anyway: a compiled graph
+# takes it as the constant that it was at the time of compilation.
+@torch.compiler.assume_constant_result
+def select(backend: str, device: str, dtype: torch.dtype) -> str:
+    """Backend that a call gets for tensors of this device type and (promoted) dtype.
+
+    ``backend`` itself, or for "auto" the environment's choice, else the fastest that takes these tensors.
+
+    Raises:
+        ArgumentError: if the name is unknown.
+        BackendError: if a backend named explicitly cannot be used; there is no silent fallback.
+    """
+    name, source = _requested(backend)
+    if name == "auto":
+        on_gpu = device == "cuda" and unsupported("triton", device, dtype) is None
+        return "triton" if on_gpu else "folded"
+    reason = unsupported(name, device, dtype)
     if reason is not None:
-        raise BackendError(f"{source}={requested!r}: {reason}; use 'auto', 'folded' or 'reference'")
-    return requested
+        raise BackendError(f"{source}={name!r}: {reason}; use 'auto', 'folded' or 'reference'")
+    return name

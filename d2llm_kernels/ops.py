@@ -4,18 +4,25 @@ Each operator takes the name of the backend that does the work, chosen beforehan
 ``reference`` backend never comes here, because autograd differentiates its formulas itself.
 """
 
+from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from d2llm_kernels import iem_folded, pool_folded
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 
-_POOLING: dict[str, ModuleType] = {"folded": pool_folded}
-_INTERACTION: dict[str, ModuleType] = {"folded": iem_folded}
+# Modules with the functions of each backend; imported at the first call that needs them.
+_POOLING = {"folded": "pool_folded", "triton": "triton"}
+_INTERACTION = {"folded": "iem_folded", "triton": "triton"}
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return import_module(f"d2llm_kernels.{name}")
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -27,7 +34,7 @@ def attn_pool(
     x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Operator behind ``functional.attn_pool``."""
-    return _POOLING[backend].attn_pool(x, u, mask, cu_seqlens)
+    return _module(_POOLING[backend]).attn_pool(x, u, mask, cu_seqlens)
 
 
 @attn_pool.register_fake
@@ -48,7 +55,7 @@ def attn_pool_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``attn_pool`` for x and u."""
-    return _POOLING[backend].attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens)
+    return _module(_POOLING[backend]).attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens)
 
 
 @attn_pool_backward.register_fake
@@ -79,7 +86,7 @@ def iem_scores(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str
 ) -> Tensor:
     """Operator behind ``functional.iem_scores``."""
-    return _INTERACTION[backend].iem_scores(a, b, Branch(weight, bias, out_weight, out_bias))
+    return _module(_INTERACTION[backend]).iem_scores(a, b, Branch(weight, bias, out_weight, out_bias))
 
 
 @iem_scores.register_fake
@@ -92,7 +99,7 @@ def iem_scores_backward(
     dz: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``iem_scores`` for its six tensors."""
-    return _INTERACTION[backend].iem_scores_backward(dz, a, b, Branch(weight, bias, out_weight, out_bias))
+    return _module(_INTERACTION[backend]).iem_scores_backward(dz, a, b, Branch(weight, bias, out_weight, out_bias))
 
 
 @iem_scores_backward.register_fake
@@ -124,7 +131,7 @@ def iem_pairs(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Operator behind ``functional.iem_pairs``, on rows."""
-    return _INTERACTION[backend].iem_pairs(a, b, Branch(weight, bias, out_weight, out_bias), return_features)
+    return _module(_INTERACTION[backend]).iem_pairs(a, b, Branch(weight, bias, out_weight, out_bias), return_features)
 
 
 @iem_pairs.register_fake
@@ -157,7 +164,7 @@ def iem_pairs_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``iem_pairs`` for its six tensors."""
     branch = Branch(weight, bias, out_weight, out_bias)
-    return _INTERACTION[backend].iem_pairs_backward(dz, dfeatures, a, b, branch)
+    return _module(_INTERACTION[backend]).iem_pairs_backward(dz, dfeatures, a, b, branch)
 
 
 @iem_pairs_backward.register_fake
@@ -189,7 +196,7 @@ def iem_topk(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, k: int, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Operator behind ``functional.iem_topk``; not differentiable."""
-    return _INTERACTION[backend].iem_topk(a, b, Branch(weight, bias, out_weight, out_bias), k)
+    return _module(_INTERACTION[backend]).iem_topk(a, b, Branch(weight, bias, out_weight, out_bias), k)
 
 
 @iem_topk.register_fake

@@ -9,7 +9,7 @@ of the product's own work, and nothing of the size of the pairs is ever written.
 import triton
 import triton.language as tl
 
-from d2llm_kernels.triton.language import dot, operand
+from d2llm_kernels.triton.language import below, dot, operand
 
 
 @triton.jit
@@ -21,9 +21,9 @@ def pair_rows(a, b, pairs, passages, a_stride, b_stride, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def hidden(left, right, inside, columns, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
-    """relu(a + b), (BLOCK_M, columns), as an operand."""
-    known = inside[:, None] & (columns < WIDTH)[None, :]
+def hidden(left, right, inside, columns, known, DTYPE: tl.constexpr):
+    """relu(a + b), (rows, columns), as an operand; 0 where a row is not ``inside`` or a column not ``known``."""
+    known = inside[:, None] & known[None, :]
     sum_ = operand(tl.load(left[:, None] + columns[None, :], mask=known, other=0), DTYPE)
     sum_ += operand(tl.load(right[:, None] + columns[None, :], mask=known, other=0), DTYPE)
     return operand(tl.maximum(sum_, 0), DTYPE)
@@ -48,11 +48,13 @@ def branch(
 ):
     """weight relu(a + b) + bias for output columns ``first`` and on: (BLOCK_M, BLOCK_N) in SUM."""
     n = first + tl.arange(0, BLOCK_N)
+    known_n = below(n, WIDTH, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), SUM)
     for start in range(0, WIDTH, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        h = hidden(left, right, inside, k, WIDTH, DTYPE)
-        known = (n < WIDTH)[None, :] & (k < WIDTH)[:, None]
+        known_k = below(k, WIDTH, BLOCK_K)
+        h = hidden(left, right, inside, k, known_k, DTYPE)
+        known = known_n[None, :] & known_k[:, None]
         w = tl.load(weight + n[None, :] * weight_stride + k[:, None], mask=known, other=0)
         total = dot(h, operand(w, DTYPE), total, PRECISION)
-    return total + tl.load(bias + n, mask=n < WIDTH, other=0).to(SUM)[None, :]
+    return total + tl.load(bias + n, mask=known_n, other=0).to(SUM)[None, :]

@@ -20,7 +20,7 @@ from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.triton import table
 from d2llm_kernels.triton.interaction import branch, hidden, pair_rows
-from d2llm_kernels.triton.language import dot, operand, store
+from d2llm_kernels.triton.language import below, dot, operand, store
 
 # Pairs whose dpre is held at a time: 256 MiB of half precision at F = 512.
 _CHUNK = 1 << 18
@@ -66,15 +66,16 @@ def slopes_kernel(
         left, right, inside, first, weight, bias, weight_stride, WIDTH, DTYPE, SUM, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
     )
     n = first + tl.arange(0, BLOCK_N)
-    written = inside[:, None] & (n < WIDTH)[None, :]
+    known = below(n, WIDTH, BLOCK_N)
+    written = inside[:, None] & known[None, :]
     place = pairs if PAIRS else pairs // passages * dz_stride + pairs % passages
     slope = tl.load(dz + place, mask=inside, other=0).to(SUM)
-    tl.store(dout_weight + tile * WIDTH + n, tl.sum(slope[:, None] * tl.maximum(pre, 0.0), 0), mask=n < WIDTH)
-    gradient = slope[:, None] * tl.load(out_weight + n, mask=n < WIDTH, other=0).to(SUM)[None, :]
+    tl.store(dout_weight + tile * WIDTH + n, tl.sum(slope[:, None] * tl.maximum(pre, 0.0), 0), mask=known)
+    gradient = slope[:, None] * tl.load(out_weight + n, mask=known, other=0).to(SUM)[None, :]
     if FEATURES:
         gradient += tl.load(dfeatures + pairs[:, None] * WIDTH + n[None, :], mask=written, other=0).to(SUM)
     gradient = tl.where((pre > 0) & inside[:, None], gradient, 0.0)
-    tl.store(dbias + tile * WIDTH + n, tl.sum(gradient, 0), mask=n < WIDTH)
+    tl.store(dbias + tile * WIDTH + n, tl.sum(gradient, 0), mask=known)
     store(dpre + pairs[:, None] * WIDTH + n[None, :], gradient, written)
 
 
@@ -110,26 +111,34 @@ def inputs_kernel(
     j = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = j < passages
-    written = inside[:, None] & (k < WIDTH)[None, :]
-    right = tl.load(b + j[:, None] * b_stride + k[None, :], mask=written, other=0).to(SUM)
+    known_k = below(k, WIDTH, BLOCK_N)
+    written = inside[:, None] & known_k[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), SUM)
-    for i in range(group * share, tl.minimum((group + 1) * share, queries)):
+    STEPS: tl.constexpr = (WIDTH + BLOCK_K - 1) // BLOCK_K
+    dh = tl.zeros((BLOCK_M, BLOCK_N), SUM)
+    start = group * share
+    # One loop over queries and, inside each, over n: the loads of the next query start before this one is done.
+    for turn in range(0, tl.maximum(tl.minimum(share, queries - start), 0) * STEPS):
+        i, step = start + turn // STEPS, turn % STEPS
+        n = step * BLOCK_K + tl.arange(0, BLOCK_K)
         rows = dpre + (i * passages + j)[:, None] * WIDTH
-        dh = tl.zeros((BLOCK_M, BLOCK_N), SUM)
-        for start in range(0, WIDTH, BLOCK_K):
-            n = start + tl.arange(0, BLOCK_K)
-            slope = tl.load(rows + n[None, :], mask=inside[:, None] & (n < WIDTH)[None, :], other=0)
-            known = (n < WIDTH)[:, None] & (k < WIDTH)[None, :]
-            w = tl.load(weight + n[:, None] * weight_stride + k[None, :], mask=known, other=0)
-            dh = dot(operand(slope, DTYPE), operand(w, DTYPE), dh, PRECISION)
-        if PAIRS:
-            left = tl.load(a + j[:, None] * a_stride + k[None, :], mask=written, other=0).to(SUM)
-        else:
-            left = tl.load(a + i * a_stride + k, mask=k < WIDTH, other=0).to(SUM)[None, :]
-        dh = tl.where(left + right > 0, dh, 0.0)
-        total += dh
-        if not PAIRS:
-            tl.store(da + (i * tl.num_programs(0) + tile) * WIDTH + k, tl.sum(dh, 0), mask=k < WIDTH)
+        known_n = below(n, WIDTH, BLOCK_K)
+        slope = tl.load(rows + n[None, :], mask=inside[:, None] & known_n[None, :], other=0)
+        known = known_n[:, None] & known_k[None, :]
+        w = tl.load(weight + n[:, None] * weight_stride + k[None, :], mask=known, other=0)
+        dh = dot(operand(slope, DTYPE), operand(w, DTYPE), dh, PRECISION)
+        if step == STEPS - 1:
+            # b is read again for each query: from the cache it costs less than the registers to keep it in.
+            right = operand(tl.load(b + j[:, None] * b_stride + k[None, :], mask=written, other=0), DTYPE)
+            if PAIRS:
+                left = tl.load(a + j[:, None] * a_stride + k[None, :], mask=written, other=0)
+            else:
+                left = tl.load(a + i * a_stride + k, mask=known_k, other=0)[None, :]
+            dh = tl.where(operand(left, DTYPE) + right > 0, dh, 0.0)
+            if not PAIRS:
+                tl.store(da + (i * tl.num_programs(0) + tile) * WIDTH + k, tl.sum(dh, 0), mask=known_k)
+            total += dh
+            dh = tl.zeros((BLOCK_M, BLOCK_N), SUM)
     tl.store(db + (group * passages + j)[:, None] * WIDTH + k[None, :], total, mask=written)
 
 
@@ -158,14 +167,15 @@ def weights_kernel(
     k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     group = tl.program_id(2).to(tl.int64)
     target = dweight + (group * WIDTH + n)[:, None] * WIDTH + k[None, :]
-    written = (n < WIDTH)[:, None] & (k < WIDTH)[None, :]
+    known_n, known_k = below(n, WIDTH, BLOCK_M), below(k, WIDTH, BLOCK_N)
+    written = known_n[:, None] & known_k[None, :]
     total = tl.load(target, mask=written, other=0)
     for start in range(group * share, tl.minimum((group + 1) * share, count), BLOCK_K):
         pairs = start + tl.arange(0, BLOCK_K)
         inside = pairs < count
         left, right = pair_rows(a, b, pairs, passages, a_stride, b_stride, PAIRS)
-        h = hidden(left, right, inside, k, WIDTH, DTYPE)
-        known = inside[:, None] & (n < WIDTH)[None, :]
+        h = hidden(left, right, inside, k, known_k, DTYPE)
+        known = inside[:, None] & known_n[None, :]
         slope = tl.load(dpre + pairs[:, None] * WIDTH + n[None, :], mask=known, other=0)
         total = dot(tl.trans(operand(slope, DTYPE)), h, total, PRECISION)
     tl.store(target, total, mask=written)
@@ -185,7 +195,8 @@ class _Gradients:
         tiles = self.tiles("weights")
         outputs = triton.cdiv(self.width, tiles["BLOCK_M"]) * triton.cdiv(self.width, tiles["BLOCK_N"])
         self.dweight = a.new_zeros(max(1, _PROGRAMS // outputs), self.width, self.width, dtype=self.wide)
-        self.dbias, self.dout_weight = a.new_zeros(2, self.width, dtype=self.wide)
+        self.dbias = a.new_zeros(self.width, dtype=self.wide)
+        self.dout_weight = torch.zeros_like(self.dbias)
 
     def tiles(self, kernel: str) -> table.Tiles:
         return table.tiles(kernel, self.arch, self.dtype, F=self.width)
@@ -212,7 +223,7 @@ class _Gradients:
         return db if da is None else da.sum(1), db
 
     def _slopes(self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, dpre: Tensor, pairs: bool) -> None:
-        tiles = self.tiles("slopes")
+        tiles = self.tiles("slopes" if dfeatures is None else "slopes_features")
         tall, wide = triton.cdiv(dz.numel(), tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"])
         dbias, dout_weight = dpre.new_empty(2, tall, self.width, dtype=self.wide)
         slopes_kernel[(tall, wide)](

@@ -13,7 +13,7 @@ from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.triton import table
 from d2llm_kernels.triton.interaction import branch, pair_rows
-from d2llm_kernels.triton.language import store
+from d2llm_kernels.triton.language import below, store
 
 # Bytes of scores that top-k keeps at a time: large enough to fill a GPU, small beside the passages themselves.
 _TOPK_BYTES = 1 << 26
@@ -72,9 +72,10 @@ def scores_kernel(
         )
         value = tl.maximum(pre, 0.0)
         n = first + tl.arange(0, BLOCK_N)
+        known = below(n, WIDTH, BLOCK_N)
         if FEATURES:
-            store(features + pairs[:, None] * WIDTH + n[None, :], value, inside[:, None] & (n < WIDTH)[None, :])
-        scores += tl.sum(value * tl.load(out_weight + n, mask=n < WIDTH, other=0).to(SUM)[None, :], 1)
+            store(features + pairs[:, None] * WIDTH + n[None, :], value, inside[:, None] & known[None, :])
+        scores += tl.sum(value * tl.load(out_weight + n, mask=known, other=0).to(SUM)[None, :], 1)
     scores += tl.load(out_bias).to(SUM)
     if KEYS:
         target = keys + pairs // passages * keys_stride + pairs % passages
@@ -149,7 +150,7 @@ def _launch(
     KEYS: bool = False,
 ) -> None:
     arch, dtype, width = table.architecture(a.device), _promoted(a, b, branch), a.shape[1]
-    tiles = table.tiles("scores", arch, dtype, F=width)
+    tiles = table.tiles("features" if FEATURES else "scores", arch, dtype, F=width)
     rows = [t if t.stride(-1) == 1 else t.contiguous() for t in (a, b, branch.weight)]
     if count:
         scores_kernel[(triton.cdiv(count, tiles["BLOCK_M"]),)](

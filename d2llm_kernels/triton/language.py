@@ -32,6 +32,12 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def below(index, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
+    """index < LIMIT; where blocks of BLOCK divide LIMIT, the constant true, which compiles to no mask at all."""
+    return tl.full(index.shape, 1, tl.int1) if LIMIT % BLOCK == 0 else index < LIMIT
+
+
+@triton.jit
 def store(pointer, value, mask):
     """Round ``value`` to the pointer's dtype, to nearest even, and store it."""
     tl.store(pointer, operand(value, pointer.dtype.element_ty).to(pointer.dtype.element_ty), mask=mask)

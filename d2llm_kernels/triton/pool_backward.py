@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.triton import table
-from d2llm_kernels.triton.language import dot, operand, store
+from d2llm_kernels.triton.language import below, dot, operand, store
 from d2llm_kernels.triton.pool_forward import MAX_HEADS
 from d2llm_kernels.triton.sequences import Batch, describe, first_slot, owner, rows_of, tokens_of, valid_tokens
 
@@ -60,7 +60,7 @@ def pool_products_kernel(
     tokens, kept, row, count = tokens_of(x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, PACKED)
     here = tile * BLOCK_L + tl.arange(0, BLOCK_L)
     heads = tl.arange(0, BLOCK_H)
-    known = heads < HEADS
+    known = below(heads, HEADS, BLOCK_H)
     valid = valid_tokens(kept, here, count, mask_stride_l, MASKED)
     rows = tokens + here.to(tl.int64)[:, None] * x_stride_l
     gradient = dpooled + b.to(tl.int64) * dpooled_stride_b
@@ -70,8 +70,9 @@ def pool_products_kernel(
     width = tl.where(tl.max(valid.to(tl.int32), 0) > 0, WIDTH, 0)
     for first in range(0, width, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
-        side = known[None, :] & (d < WIDTH)[:, None]
-        block = tl.load(rows + d[None, :], mask=valid[:, None] & (d < WIDTH)[None, :], other=0)
+        in_width = below(d, WIDTH, BLOCK_D)
+        side = known[None, :] & in_width[:, None]
+        block = tl.load(rows + d[None, :], mask=valid[:, None] & in_width[None, :], other=0)
         query = tl.load(u + heads[None, :] * u_stride_h + d[:, None], mask=side, other=0)
         slope = tl.load(gradient + heads[None, :] * dpooled_stride_h + d[:, None], mask=side, other=0)
         block = operand(block, DTYPE)
@@ -177,8 +178,8 @@ def pool_gradients_kernel(
     a program takes ``share`` chunks and a slice of the width. ADD adds to dx, for all but the first group of heads."""
     d = tl.program_id(0) * SLICE + tl.arange(0, SLICE)
     heads = tl.arange(0, BLOCK_H)
-    in_width = d < WIDTH
-    side = (heads < HEADS)[:, None] & in_width[None, :]
+    in_width = below(d, WIDTH, SLICE)
+    side = below(heads, HEADS, BLOCK_H)[:, None] & in_width[None, :]
     query = operand(tl.load(u + heads[:, None] * u_stride_h + d[None, :], mask=side, other=0), DTYPE)
     total = tl.zeros((BLOCK_H, SLICE), SUM)
     group = tl.program_id(1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.triton import table
-from d2llm_kernels.triton.language import dot, operand, store
+from d2llm_kernels.triton.language import below, dot, operand, store
 from d2llm_kernels.triton.sequences import describe, first_slot, owner, tokens_of, valid_tokens
 
 # More heads than this are pooled in several launches: scores and sums of 64 heads still fit the registers.
@@ -159,9 +159,12 @@ def _score(
     rows = tokens + here.to(tl.int64)[:, None] * x_stride_l
     for step in range(0, steps):
         d = (split * STEPS + step) * BLOCK_D + tl.arange(0, BLOCK_D)
-        block = tl.load(rows + d[None, :], mask=valid[:, None] & (d < WIDTH)[None, :], other=0)
+        known = below(d, WIDTH, BLOCK_D * SPLITS)
+        block = tl.load(rows + d[None, :], mask=valid[:, None] & known[None, :], other=0)
         query = tl.load(
-            u + heads[None, :] * u_stride_h + d[:, None], mask=(heads < HEADS)[None, :] & (d < WIDTH)[:, None], other=0
+            u + heads[None, :] * u_stride_h + d[:, None],
+            mask=below(heads, HEADS, BLOCK_H)[None, :] & known[:, None],
+            other=0,
         )
         total = dot(operand(block, DTYPE), operand(query, DTYPE), total, PRECISION)
     return total
@@ -191,6 +194,7 @@ def _pool(
     """Weighted sum of a sequence's tokens over a slice of the width, the softmax rescaled as its maximum rises."""
     heads = tl.arange(0, BLOCK_H)
     d = first_d + tl.arange(0, SLICE)
+    in_width = below(d, WIDTH, SLICE)
     top = tl.full((BLOCK_H,), float("-inf"), SUM)
     denominator = tl.zeros((BLOCK_H,), SUM)
     total = tl.zeros((BLOCK_H, SLICE), SUM)
@@ -199,7 +203,7 @@ def _pool(
         valid = valid_tokens(kept, here, count, mask_stride_l, MASKED)
         row = here.to(tl.int64)
         block = tl.load(
-            tokens + row[:, None] * x_stride_l + d[None, :], mask=valid[:, None] & (d < WIDTH)[None, :], other=0
+            tokens + row[:, None] * x_stride_l + d[None, :], mask=valid[:, None] & in_width[None, :], other=0
         )
         s = tl.load(scores + row[None, :] * BLOCK_H + heads[:, None], mask=(here < count)[None, :], other=float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
@@ -212,8 +216,8 @@ def _pool(
         top = higher
     present = denominator > 0
     total = total / tl.where(present, denominator, 1.0)[:, None]
-    known = heads < HEADS
-    store(pooled + heads[:, None] * WIDTH + d[None, :], total, known[:, None] & (d < WIDTH)[None, :])
+    known = below(heads, HEADS, BLOCK_H)
+    store(pooled + heads[:, None] * WIDTH + d[None, :], total, known[:, None] & in_width[None, :])
     if first_d == 0:
         tl.store(
             lse + heads, tl.where(present, top + tl.log(tl.where(present, denominator, 1.0)), float("-inf")), mask=known

@@ -64,7 +64,8 @@ def elements(arch: str, dtype: torch.dtype) -> Tiles:
 @cache
 def tiles(kernel: str, arch: str, dtype: torch.dtype, **widths: int) -> Tiles:
     """Tiles of the row nearest to ``widths`` in the table, made to fit them."""
-    chosen = dict(nearest(kernel, arch, dtype, widths)["tiles"])
+    # Multiply-adds may be fused; Triton 3.9 wants to be told.
+    chosen = {"enable_fp_fusion": True, **nearest(kernel, arch, dtype, widths)["tiles"]}
     heads = widths.get("H")
     if heads is not None:
         chosen["BLOCK_H"] = max(_UNIT, triton.next_power_of_2(heads))

@@ -9,7 +9,7 @@ of the product's own work, and nothing of the size of the pairs is ever written.
 import triton
 import triton.language as tl
 
-from d2llm_kernels.triton.language import below, dot, operand
+from d2llm_kernels.triton.language import below, dot, operand, relu
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def hidden(left, right, inside, columns, known, DTYPE: tl.constexpr):
     known = inside[:, None] & known[None, :]
     sum_ = operand(tl.load(left[:, None] + columns[None, :], mask=known, other=0), DTYPE)
     sum_ += operand(tl.load(right[:, None] + columns[None, :], mask=known, other=0), DTYPE)
-    return operand(tl.maximum(sum_, 0), DTYPE)
+    return operand(relu(sum_), DTYPE)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.triton import table
 from d2llm_kernels.triton.interaction import branch, hidden, pair_rows
-from d2llm_kernels.triton.language import below, dot, operand, store
+from d2llm_kernels.triton.language import below, dot, operand, relu, store
 
 # Pairs whose dpre is held at a time: 256 MiB of half precision at F = 512.
 _CHUNK = 1 << 18
@@ -70,7 +70,7 @@ def slopes_kernel(
     written = inside[:, None] & known[None, :]
     place = pairs if PAIRS else pairs // passages * dz_stride + pairs % passages
     slope = tl.load(dz + place, mask=inside, other=0).to(SUM)
-    tl.store(dout_weight + tile * WIDTH + n, tl.sum(slope[:, None] * tl.maximum(pre, 0.0), 0), mask=known)
+    tl.store(dout_weight + tile * WIDTH + n, tl.sum(slope[:, None] * relu(pre), 0), mask=known)
     gradient = slope[:, None] * tl.load(out_weight + n, mask=known, other=0).to(SUM)[None, :]
     if FEATURES:
         gradient += tl.load(dfeatures + pairs[:, None] * WIDTH + n[None, :], mask=written, other=0).to(SUM)

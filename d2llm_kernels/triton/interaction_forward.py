@@ -13,7 +13,7 @@ from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.triton import table
 from d2llm_kernels.triton.interaction import branch, pair_rows
-from d2llm_kernels.triton.language import below, store
+from d2llm_kernels.triton.language import below, relu, store
 
 # Bytes of scores that top-k keeps at a time: large enough to fill a GPU, small beside the passages themselves.
 _TOPK_BYTES = 1 << 26
@@ -70,7 +70,7 @@ def scores_kernel(
             BLOCK_N,
             BLOCK_K,
         )
-        value = tl.maximum(pre, 0.0)
+        value = relu(pre)
         n = first + tl.arange(0, BLOCK_N)
         known = below(n, WIDTH, BLOCK_N)
         if FEATURES:

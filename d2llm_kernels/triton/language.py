@@ -32,6 +32,12 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def relu(value):
+    """max(value, 0), NaN where the value is NaN, as torch's is; the plain maximum would drop it."""
+    return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def below(index, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
     """index < LIMIT; where blocks of BLOCK divide LIMIT, the constant true, which compiles to no mask at all."""
     return tl.full(index.shape, 1, tl.int1) if LIMIT % BLOCK == 0 else index < LIMIT

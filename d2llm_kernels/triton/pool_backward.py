@@ -125,7 +125,7 @@ def pool_softmax_kernel(
         mean = mean * shrink + tl.sum(weight * da, 0)
         top = higher
     base = tl.where(top == float("-inf"), 0.0, top)
-    denominator = tl.where(denominator > 0, denominator, 1.0)
+    denominator = tl.where(denominator != 0, denominator, 1.0)
     mean /= denominator
     slope = tl.zeros((BLOCK_H,), SUM)
     if HAS_DLSE:

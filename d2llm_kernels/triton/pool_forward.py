@@ -214,7 +214,7 @@ def _pool(
         denominator = denominator * shrink + tl.sum(weights, 1)
         total = dot(operand(weights, DTYPE), operand(block, DTYPE), total * shrink[:, None], PRECISION)
         top = higher
-    present = denominator > 0
+    present = denominator != 0
     total = total / tl.where(present, denominator, 1.0)[:, None]
     known = below(heads, HEADS, BLOCK_H)
     store(pooled + heads[:, None] * WIDTH + d[None, :], total, known[:, None] & in_width[None, :])

@@ -89,6 +89,14 @@ def test_masked_tokens_are_not_read_and_an_all_masked_row_pools_to_zero(make, dt
     assert (pooled[1] == 0).all() and (lse[1] == -math.inf).all() and (dx[~mask] == 0).all()
 
 
+def test_nan_in_a_valid_token_reaches_its_own_row_alone(make):
+    x, u, _ = make(3, 20, 64, 4, torch.float32)
+    x[1, 5, 3] = math.nan
+    pooled, lse = pool(x, u)
+    assert pooled[1, :, 3].isnan().all() and lse[1].isnan().all()
+    assert pooled[::2].isfinite().all() and lse[::2].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_padded_and_packed_agree_bit_for_bit(make, dtype):
     x, u, _ = make(5, 40, 96, 6, dtype)

@@ -140,6 +140,15 @@ def test_topk_is_exact_and_ties_take_the_lower_index(make, monkeypatch, queries,
     assert torch.equal(values, expected[0]) and torch.equal(indices, expected[1])
 
 
+def test_nan_stays_nan(make):
+    a, b, *weights = make(2, 5, 32, torch.float32)
+    b[3, 7] = math.nan
+    z, features = dk.functional.iem_pairs(a[:1], b, *weights, return_features=True, backend="triton")
+    expected = reference.iem_pairs(a[:1], b, *weights)
+    assert torch.equal(z.isnan(), expected[0].isnan()) and torch.equal(features.isnan(), expected[1].isnan())
+    assert scores(a, b, *weights)[0][:, 3].isnan().all()
+
+
 def test_topk_orders_negative_scores_and_both_zeros(make):
     a, b, *weights = make(1, 64, 16, torch.float32)
     weights[2].zero_()

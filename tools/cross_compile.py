@@ -150,6 +150,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield from _pooling(dtype, width, heads)
         for width in sorted({w["F"] for w in _widths("F")}):
             yield from _interaction(dtype, width)
+        for hard in sorted({0, *(w["K"] for w in _widths("K"))}):
+            yield from _in_batch(dtype, hard)
 
 
 def _widths(letter: str) -> list[dict[str, int]]:
@@ -184,6 +186,18 @@ def _interaction(dtype: torch.dtype, width: int) -> Iterator[tuple[str, Callable
     yield f"{label} pairs", partial(triton_backend.iem_pairs_backward, dz[0], None, b, b, branch)
     yield f"{label} features", partial(triton_backend.iem_pairs, b, b, branch, True)
     yield f"{label} features", partial(triton_backend.iem_pairs_backward, dz[0], dfeatures, b, b, branch)
+
+
+def _in_batch(dtype: torch.dtype, hard: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    z_in_batch, z_hard = _meta(4096, 4096, dtype=dtype), _meta(4096, hard, dtype=dtype)
+    teacher, duplicates = torch.empty_like(z_in_batch), _meta(4096, 4096, dtype=torch.bool)
+    rows = _meta(4096, dtype=torch.float32)
+    for kind, where in {"whole": (None, None), "judged": (teacher, None), "masked": (teacher, duplicates)}.items():
+        label = f"{str(dtype).removeprefix('torch.')} K={hard} {kind}"
+        inputs = (z_in_batch, z_hard, torch.empty_like(z_hard), *where, 1.0)
+        yield label, partial(triton_backend.in_batch_terms, *inputs)
+        for name, slopes in {"both": (rows, rows), "entropy": (rows, None), "pairs": (None, rows)}.items():
+            yield f"{label} {name}", partial(triton_backend.in_batch_terms_backward, *slopes, *inputs)
 
 
 def main() -> None:

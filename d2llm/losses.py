@@ -317,7 +317,8 @@ def _in_batch_parts(
     cross_entropy, pairwise = in_batch_terms(z_in_batch, z[:, 1:], s_hard, s_in_batch, duplicates, temperature)
     easy: Tensor | int = size - 1
     if duplicates is not None:
-        easy = easy - duplicates.sum(dim=1) + duplicates.diagonal().long()
+        # A sum of bool in int64 would first hold a matrix of int64.
+        easy = easy - duplicates.sum(dim=1, dtype=torch.int32) + duplicates.diagonal().int()
     triples = (hard.sum(dim=1) * easy).sum()
     return cross_entropy.sum() / size**2, pairwise.sum() / scale / triples.clamp_min(1)
 

@@ -14,7 +14,7 @@ from d2llm_kernels.errors import ArgumentError, BackendError
 
 ENVIRONMENT = "D2LLM_KERNELS_BACKEND"
 NAMES = ("auto", "reference", "folded", "cpu", "triton", "cuda")
-OPERATIONS = ("attn_pool", "iem_scores", "iem_pairs", "iem_topk")
+OPERATIONS = ("attn_pool", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms")
 
 _OLDEST_TRITON = (3, 5)
 # Tensor cores that multiply bfloat16 came with Ampere.

@@ -18,6 +18,7 @@ from d2llm_kernels.iem_folded import Branch
 # Modules with the functions of each backend; imported at the first call that needs them.
 _POOLING = {"folded": "pool_folded", "triton": "triton"}
 _INTERACTION = {"folded": "iem_folded", "triton": "triton"}
+_IN_BATCH = {"folded": "in_batch_folded", "triton": "triton"}
 
 
 @cache
@@ -205,3 +206,72 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(a.dtype, b.dtype, weight.dtype)
     return a.new_empty(a.shape[0], k, dtype=dtype), a.new_empty(a.shape[0], k, dtype=torch.int64)
+
+
+@torch.library.custom_op("d2llm::in_batch_terms", mutates_args=())
+def in_batch_terms(
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Operator behind ``functional.in_batch_terms``."""
+    module = _module(_IN_BATCH[backend])
+    return module.in_batch_terms(z_in_batch, z_hard, s_hard, s_in_batch, duplicates, temperature)
+
+
+@in_batch_terms.register_fake
+def _(
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    teacher = (s_hard.dtype,) if s_in_batch is None else (s_hard.dtype, s_in_batch.dtype)
+    dtype = accumulate_dtype(z_in_batch.dtype, z_hard.dtype, *teacher)
+    rows = z_in_batch.new_empty(z_in_batch.shape[0], dtype=dtype)
+    return rows, torch.empty_like(rows)
+
+
+@torch.library.custom_op("d2llm::in_batch_terms_backward", mutates_args=())
+def in_batch_terms_backward(
+    dcross_entropy: Tensor | None,
+    dpairwise: Tensor | None,
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``in_batch_terms`` for the student's two tensors."""
+    inputs = (z_in_batch, z_hard, s_hard, s_in_batch, duplicates, temperature)
+    return _module(_IN_BATCH[backend]).in_batch_terms_backward(dcross_entropy, dpairwise, *inputs)
+
+
+@in_batch_terms_backward.register_fake
+def _(
+    dcross_entropy: Tensor | None, dpairwise: Tensor | None, z_in_batch: Tensor, z_hard: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _like(z_in_batch, z_hard)
+
+
+def _save_in_batch(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.temperature, ctx.backend = inputs[5:]
+
+
+def _differentiate_in_batch(ctx: Any, dcross_entropy: Tensor | None, dpairwise: Tensor | None) -> tuple[Any, ...]:
+    inputs = (*ctx.saved_tensors, ctx.temperature, ctx.backend)
+    return (*in_batch_terms_backward(dcross_entropy, dpairwise, *inputs), None, None, None, None, None)
+
+
+in_batch_terms.register_autograd(_differentiate_in_batch, setup_context=_save_in_batch)

@@ -154,6 +154,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield from _pooling(dtype, width, heads, every=(width, heads) == widths[-1])
         for width in sorted({w["F"] for w in _widths("F")}):
             yield from _interaction(dtype, width)
+        for hard in sorted({0, *(w["K"] for w in _widths("K"))}):
+            yield from _in_batch(dtype, hard, every=hard == 8 and dtype == torch.float32)
 
 
 def _widths(letter: str) -> list[dict[str, int]]:
@@ -189,6 +191,20 @@ def _interaction(dtype: torch.dtype, width: int) -> Iterator[tuple[str, Callable
     yield f"{label} pairs", partial(triton_backend.iem_pairs_backward, dz[0], None, b, b, branch)
     yield f"{label} features", partial(triton_backend.iem_pairs, b, b, branch, True)
     yield f"{label} features", partial(triton_backend.iem_pairs_backward, dz[0], dfeatures, b, b, branch)
+
+
+def _in_batch(dtype: torch.dtype, hard: int, every: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+    z_in_batch, z_hard = _meta(4096, 4096, dtype=dtype), _meta(4096, hard, dtype=dtype)
+    teacher, duplicates = torch.empty_like(z_in_batch), _meta(4096, 4096, dtype=torch.bool)
+    rows = _meta(4096, dtype=torch.float32)
+    kinds = {"masked": (teacher, duplicates), "judged": (teacher, None), "whole": (None, None)}
+    slopes = {"both": (rows, rows), "entropy": (rows, None), "pairs": (None, rows)}
+    for kind, where in kinds.items() if every else [("masked", kinds["masked"])]:
+        label = f"{str(dtype).removeprefix('torch.')} K={hard} {kind}"
+        inputs = (z_in_batch, z_hard, torch.empty_like(z_hard), *where, 1.0)
+        yield label, partial(triton_backend.in_batch_terms, *inputs)
+        for name, given in slopes.items() if every else [("both", slopes["both"])]:
+            yield f"{label} {name}", partial(triton_backend.in_batch_terms_backward, *given, *inputs)
 
 
 def main() -> None:

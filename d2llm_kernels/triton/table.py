@@ -64,8 +64,16 @@ def elements(arch: str, dtype: torch.dtype) -> Tiles:
 @cache
 def tiles(kernel: str, arch: str, dtype: torch.dtype, **widths: int) -> Tiles:
     """Tiles of the row nearest to ``widths`` in the table, made to fit them."""
+    row = nearest(kernel, arch, dtype, widths)
     # Multiply-adds may be fused; Triton 3.9 wants to be told.
-    chosen = {"enable_fp_fusion": True, **nearest(kernel, arch, dtype, widths)["tiles"]}
+    chosen = {"enable_fp_fusion": True, **row["tiles"]}
+    hard = widths.get("K")
+    if hard is not None:
+        # All K at once against as many columns as keep the row's number of triples.
+        triples = chosen["BLOCK_N"] * triton.next_power_of_2(row["widths"]["K"])
+        chosen["BLOCK_K"] = triton.next_power_of_2(max(1, hard))
+        chosen["BLOCK_N"] = max(1, triples // chosen["BLOCK_K"])
+        return chosen
     heads = widths.get("H")
     if heads is not None:
         chosen["BLOCK_H"] = max(_UNIT, triton.next_power_of_2(heads))

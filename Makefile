@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench gpu-report clean
 
 demo: $(VENV)/.demo
 	$(BIN)/d2llm demo $(ARGS)
@@ -31,6 +31,11 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+# On a GPU machine everything may be installed already: then no virtual environment is made.
+REPORT_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu-report:
+	$(REPORT_PYTHON) -m benchmarks.gpu_report $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

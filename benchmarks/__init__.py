@@ -1,0 +1,1 @@
+"""Performance, measured with correctness asserted first."""

@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format bench gpu-report clean
+.PHONY: demo test lint format bench gpu-report tune clean
 
 demo: $(VENV)/.demo
 	$(BIN)/d2llm demo $(ARGS)
@@ -36,6 +36,10 @@ bench: $(VENV)/.dev
 REPORT_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-report:
 	$(REPORT_PYTHON) -m benchmarks.gpu_report $(ARGS)
+
+# Tiles for the GPU at hand, into the table.
+tune:
+	$(REPORT_PYTHON) -m tools.tune $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -7,6 +7,7 @@ depend on the batch: a text's result would then change with its neighbours.
 
 import json
 import math
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,20 @@ _UNIT = 16
 @cache
 def rows() -> list[dict[str, Any]]:
     """The rows of ``table.json``: kernel, archs, dtypes, widths, tiles, and where their figures come from."""
-    loaded: list[dict[str, Any]] = json.loads(PATH.read_text())
+    return read(PATH)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table."""
+    loaded: list[dict[str, Any]] = json.loads(path.read_text())
     return loaded
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write a table, a line each row, whole or not at all."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    os.replace(temporary, path)
 
 
 def architecture(device: torch.device) -> str:

@@ -36,11 +36,11 @@ def markdown(report: dict[str, Any]) -> str:
         f"Tiles: {', '.join(machine['tiles']) or 'of an older architecture'}.",
         "",
         *_ceilings(report["ceilings"]),
-        "Times are medians of runs with a cold L2 cache; *host* is what the host needs to issue the call. *% of* "
-        "counts the fewest operations and bytes against the nearer ceiling; float32 is multiplied as three tf32 "
-        "products, which may pass the float32 product's rate. *x literal*: times as fast as the modules that build keys, values "
-        "and pairs; a literal form that does not fit runs on a share of the pairs and is scaled up, and *literal MB* "
-        "is what it would hold of all, at least.",
+        "Times are medians of runs with a cold L2 cache; *host* is what the host needs to issue the call. "
+        "*% of* counts the fewest operations and bytes against the nearer ceiling; float32 is multiplied as three "
+        "tf32 products, which may pass the float32 product's rate. *x literal*: times as fast as the modules that "
+        "build keys, values and pairs; a literal form that does not fit runs on a share of the pairs and is scaled "
+        "up, and *literal MB* is what it would hold of all, at least.",
         "",
         *_grid([*_HEAD, *_TAIL], [line for row in report["rows"] for line in _lines(row)]),
         "",

@@ -8,6 +8,7 @@ Steps run in order of priority until time is up; the files are written after eac
 """
 
 import argparse
+import itertools
 import os
 import sys
 import threading
@@ -19,7 +20,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu_report import ceilings, end_to_end, interaction_cases, machine, pooling_cases, writing
+from benchmarks.gpu_report import (
+    ceilings,
+    end_to_end,
+    in_batch_cases,
+    interaction_cases,
+    machine,
+    pooling_cases,
+    writing,
+)
 from benchmarks.gpu_report.case import COMPILED, Case, dtype_name, kernels_here, measure, measure_compiled
 from benchmarks.gpu_report.timing import GpuTimer, Timer
 from d2llm_kernels.backends import interpreted
@@ -114,7 +123,8 @@ class Report:
             steps.append(Step("parity tests", 0, 20, partial(self._tests, paths)))
             size = end_to_end.SMOKE if self.smoke else end_to_end.FULL
             steps.append(Step("end to end", 1.5, 30, partial(self._end_to_end, size)))
-        for case in (*pooling_cases.cases(self.smoke), *interaction_cases.cases(self.smoke)):
+        found = (module.cases(self.smoke) for module in (pooling_cases, interaction_cases, in_batch_cases))
+        for case in itertools.chain.from_iterable(found):
             if self.only not in case.name:
                 continue
             steps.append(Step(case.name, case.priority, 5, partial(self._row, case)))

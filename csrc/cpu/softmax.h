@@ -1,0 +1,91 @@
+// Exponentials of a chunk of scores (count, stride), the heads in the lanes.
+
+// exp(x) for x <= 0 to about one unit in the last place; 0 below the smallest normal number, NaN for NaN.
+D2LLM_INLINE Vector exponential(Vector x) {
+    const Vector magic = broadcast(12582912.0f), log2e = broadcast(1.44269504088896341f);
+    const Vector shifted = x * log2e + magic, n = shifted - magic;
+    // ln 2 in two parts, so that n times the first is exact.
+    const Vector r = (x - n * broadcast(0.693359375f)) - n * broadcast(-2.12194440e-4f);
+    Vector p = broadcast(1.9875691500e-4f);
+    p = p * r + broadcast(1.3981999507e-3f);
+    p = p * r + broadcast(8.3334519073e-3f);
+    p = p * r + broadcast(4.1665795894e-2f);
+    p = p * r + broadcast(1.6666665459e-1f);
+    p = p * r + broadcast(5.0000001201e-1f);
+    p = p * r * r + r + broadcast(1.0f);
+    // The low bits of `shifted` hold n; 2^n is made in the exponent.
+    const Vector power = (Vector)(((Integers)shifted << 23) + (Integers)broadcast(1.0f));
+    return x < broadcast(-87.3f) ? Vector{} : p * power;
+}
+
+// s = exp(s - top) per head, where top (stride,) is the largest of the chunk; total (stride,) is the sum of them.
+// Where the weights get rounded, `used` (stride,) is the sum of what they were rounded to.
+template <class Unit>
+static void softmax(int64_t count, int64_t stride, float* s, float* top, float* total, float* used) {
+    for (int64_t h = 0; h < stride; h += kLanes) {
+        Vector most = load(s + h), sum = {}, rounded = {};
+        for (int64_t t = 1; t < count; ++t) {
+            const Vector v = load(s + t * stride + h);
+            most = v > most ? v : most;
+        }
+        for (int64_t t = 0; t < count; ++t) {
+            const Vector e = exponential(load(s + t * stride + h) - most), w = Unit::round(e);
+            store(s + t * stride + h, w);
+            sum += e;
+            rounded += w;
+        }
+        store(top + h, most);
+        store(total + h, sum);
+        store(used + h, rounded);
+    }
+}
+
+// total and weighted (half,): the sums over all tokens of exp(score - top), and of that times da. g (count, 2 * half)
+// holds scores and da.
+static void weighted_slopes(int64_t count, int64_t half, const float* top, const float* g, float* total,
+                            float* weighted) {
+    for (int64_t h = 0; h < half; h += kLanes) {
+        Vector sum = {}, sloped = {};
+        for (int64_t t = 0; t < count; ++t) {
+            const float* at = g + t * 2 * half + h;
+            const Vector e = exponential(load(at) - load(top + h));
+            sum += e;
+            sloped += e * load(at + half);
+        }
+        store(total + h, sum);
+        store(weighted + h, sloped);
+    }
+}
+
+// Scores and da become ds and the weights in their place; mean (half,) is the sum of a da over the whole sequence. What
+// cancels is taken away first: a lone token's da and mean are the same number.
+static void softmax_gradient(int64_t count, int64_t half, const float* top, const float* inverse, const float* mean,
+                             const float* dlse, float* g) {
+    for (int64_t t = 0; t < count; ++t) {
+        for (int64_t h = 0; h < half; h += kLanes) {
+            float* at = g + t * 2 * half + h;
+            const Vector weight = exponential(load(at) - load(top + h)) * load(inverse + h);
+            store(at, weight * ((load(at + half) - load(mean + h)) + load(dlse + h)));
+            store(at + half, weight);
+        }
+    }
+}
+
+// p (H, D) = p * old + fresh * new, head by head: how two chunks of a sequence are joined.
+static void merge(int64_t heads, int64_t width, const float* old, const float* fresh, const float* part, float* p) {
+    for (int64_t h = 0; h < heads; ++h) {
+        const Vector keep = broadcast(old[h]), take = broadcast(fresh[h]);
+        for (int64_t d = 0; d < width; d += kLanes) {
+            const int64_t at = h * width + d, count = width - d;
+            store(p + at, load(p + at, count) * keep + load(part + at, count) * take, count);
+        }
+    }
+}
+
+// out (H, D) = p * inverse, head by head.
+template <class T>
+static void normalize(int64_t heads, int64_t width, const float* inverse, const float* p, T* out) {
+    for (int64_t h = 0; h < heads; ++h)
+        for (int64_t d = 0; d < width; d += kLanes)
+            store(out + h * width + d, load(p + h * width + d, width - d) * broadcast(inverse[h]), width - d);
+}

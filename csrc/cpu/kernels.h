@@ -15,9 +15,8 @@ enum class Rows { f32, bf16 };
 constexpr int64_t kMaxTokens = 128;
 constexpr int64_t kHeadStride = 16;
 
-// Units of D in a slab of packed queries, and the distance of its rows: they start in different sets of the cache.
-constexpr int64_t kSlab = 1024;
-constexpr int64_t kSlabStride = kSlab + 16;
+// Rows of a slab of packed queries are this much longer than the slab, so that they start in different sets of a cache.
+constexpr int64_t kSlabGap = 16;
 
 // One branch of the IEM, its weights packed in panels of output features, zeros past F (pack.h).
 struct Branch {
@@ -60,6 +59,7 @@ struct Chunk {
     int64_t width;   // D
     int64_t heads;   // H
     int64_t stride;  // between the rows of scores or weights (count, H)
+    int64_t slab;    // units of D in a slab of packed queries (pack.h)
 };
 
 struct TokenGradient {
@@ -87,9 +87,10 @@ struct Kernels {
     void (*products)(const Chunk&, Rows, const float* u, float* s);
     // out (heads, stride) = or += the sum of the rows weighted by a (count, chunk.stride).
     void (*weighted_sum)(const Chunk&, Rows, const float* a, bool add, float* out, int64_t stride);
-    void (*softmax)(int64_t count, int64_t stride, Rows, float* s, float* top, float* total, float* used);
-    void (*merge)(int64_t heads, int64_t width, const float* old, const float* fresh, const float* part, float* p);
-    void (*normalize)(int64_t heads, int64_t width, Rows, const float* inverse, const float* p, void* out);
+    void (*maxima)(int64_t count, int64_t stride, const float* s, float* top);
+    void (*weights)(int64_t count, int64_t stride, Rows, const float* base, float* s, float* total, float* used);
+    void (*normalize)(int64_t heads, int64_t width, int64_t stride, Rows, const float* inverse, const float* p,
+                      void* out);
     void (*weighted_slopes)(int64_t count, int64_t half, const float* top, const float* g, float* total,
                             float* weighted);
     void (*softmax_gradient)(int64_t count, int64_t half, const float* top, const float* inverse, const float* mean,

@@ -10,6 +10,8 @@
 namespace d2llm {
 namespace {
 
+constexpr int64_t kSlabUnits = 576;
+
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // (panels, units, panel, unit) of T from rows of `source` (F, F) with strides.
@@ -96,17 +98,24 @@ at::Tensor pack_transposed(const Kernels& kernels, const at::Tensor& weight) {
     return packed;
 }
 
+// As few slabs of equal length as let those of nine heads fit L1 (32 KB) beside the tokens.
+int64_t slab_of(int64_t width, int64_t unit) {
+    const int64_t units = (width + unit - 1) / unit,
+                  slabs = std::max<int64_t>((units + kSlabUnits - 1) / kSlabUnits, 1);
+    return std::max<int64_t>(round_up((units + slabs - 1) / slabs, 16), 16);
+}
+
 int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit) {
-    const int64_t units = (width + unit - 1) / unit;
-    return (units + kSlab - 1) / kSlab * heads * kSlabStride;
+    const int64_t units = (width + unit - 1) / unit, slab = slab_of(width, unit);
+    return (units + slab - 1) / slab * heads * (slab + kSlabGap);
 }
 
 void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed) {
-    const int64_t units = (width + unit - 1) / unit;
+    const int64_t units = (width + unit - 1) / unit, slab = slab_of(width, unit);
     std::memset(packed, 0, sizeof(float) * packed_queries_size(heads, width, unit));
-    for (int64_t begin = 0; begin < units; begin += kSlab) {
-        const int64_t first = begin * unit, count = std::min(width - first, kSlab * unit);
-        for (int64_t h = 0; h < heads; ++h, packed += kSlabStride) {
+    for (int64_t begin = 0; begin < units; begin += slab) {
+        const int64_t first = begin * unit, count = std::min(width - first, slab * unit);
+        for (int64_t h = 0; h < heads; ++h, packed += slab + kSlabGap) {
             const float* from = u + h * width + first;
             if (unit == 1) {
                 std::memcpy(packed, from, sizeof(float) * count);

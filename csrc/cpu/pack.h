@@ -23,9 +23,10 @@ PackedBranch pack(const Kernels&, Product, const at::Tensor& weight, const at::T
 // The transposed weight in panels of floats, for the backward.
 at::Tensor pack_transposed(const Kernels&, const at::Tensor& weight);
 
-// u (H, D), float, in slabs: (slabs, H, kSlabStride) units of `unit` values.
-void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed);
+// Queries u (H, D) float in slabs: (slabs, H, slab + kSlabGap) units of `unit` values, zeros past D.
+int64_t slab_of(int64_t width, int64_t unit);
 int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit);
+void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed);
 
 // (N, F) with the values of a row side by side; a copy only where they are not.
 at::Tensor rows_of(const at::Tensor& tensor);

@@ -52,7 +52,9 @@ class Sequence {
         float* sides = sides_.mutable_data_ptr<float>() + p_.heads * p_.stride;
         for (int64_t h = 0; h < p_.heads; ++h)
             std::memcpy(sides + h * p_.stride, dpooled + h * p_.width, sizeof(float) * p_.width);
-        if (g_.size() < static_cast<size_t>(length * 2 * p_.half)) g_.resize(length * 2 * p_.half);
+        // Rows of weights are read as whole vectors, a little beyond the last.
+        const size_t size = length * 2 * p_.half + kHeadStride;
+        if (g_.size() < size) g_.resize(size);
         chunks(length, [&](int64_t t, int64_t count) {
             const Chunk chunk = chunk_of(rows, t, count);
             p_.table.products(chunk, p_.rows, p_.queries.const_data_ptr<float>(), g(t));
@@ -74,7 +76,7 @@ class Sequence {
     float* g(int64_t token) { return g_.data() + token * 2 * p_.half; }
 
     Chunk chunk_of(const std::vector<const void*>& rows, int64_t t, int64_t count) const {
-        return {rows.data() + t, count, p_.width, p_.heads, 2 * p_.half};
+        return {rows.data() + t, count, p_.width, p_.heads, 2 * p_.half, slab_of(p_.width, p_.unit)};
     }
 
     template <class Function>
@@ -137,7 +139,7 @@ std::tuple<at::Tensor, at::Tensor> attn_pool_backward(const at::Tensor& dpooled_
                     at::zeros({at::get_num_threads(), heads, width}, at::kFloat)};
     pack_queries(problem.u.const_data_ptr<float>(), heads, width, unit, problem.queries.mutable_data_ptr<float>());
     at::Tensor dx = at::zeros(x.sizes(), x.options());
-    const Sequences sequences = sequences_of(x, mask, offsets), targets = sequences_of(dx, mask, offsets);
+    const Sequences sequences(x, mask, offsets), targets(dx, mask, offsets);
     const bool alone = sequences.size() >= at::get_num_threads();
     auto run = [&](int64_t begin, int64_t end) {
         Sequence sequence(problem, alone ? at::get_thread_num() : Sequence::kTogether);

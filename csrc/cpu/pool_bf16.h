@@ -26,18 +26,19 @@ struct Pairs {
     }
 
     // The weights of H heads for pairs of tokens; a last token without a partner goes with a weight and a row of 0.
+    // Rows of weights are read as whole vectors, beyond H and beyond the last row (kHeadStride floats at most).
     template <int H>
     struct Weights {
-        float pairs[kMaxTokens / 2 * H];
+        float pairs[kMaxTokens / 2 * kLanes];
 
         __attribute__((always_inline)) Weights(const Chunk& chunk, const float* a) {
             for (int64_t t = 0; t < chunk.count; t += 2) {
-                Vector even = load(a + t * chunk.stride, H), odd = {};
-                if (t + 1 < chunk.count) odd = load(a + (t + 1) * chunk.stride, H);
-                const Integers upper = (Integers)round(odd), lower = (Integers)round(even);
-                // Shifted as unsigned, so that the sign of `lower` does not run into the upper half.
-                const Integers pair = upper | ((lower >> 16) & 0xffff);
-                store(pairs + t / 2 * H, (Vector)pair, H);
+                const Vector even = load(a + t * chunk.stride);
+                const Vector odd = t + 1 < chunk.count ? load(a + (t + 1) * chunk.stride) : Vector{};
+                // Halves of `even` in the lower sixteen lanes of bits, of `odd` in the upper; then side by side.
+                const Integers lower = __builtin_convertvector((Halves)_mm512_cvtneps_pbh((__m512)even), Integers);
+                const Integers upper = __builtin_convertvector((Halves)_mm512_cvtneps_pbh((__m512)odd), Integers);
+                store(pairs + t / 2 * kLanes, (Vector)(lower | (upper << 16)));
             }
         }
 
@@ -45,17 +46,18 @@ struct Pairs {
         inline __attribute__((always_inline)) void accumulate(const Chunk& chunk, int64_t d,
                                                               Vector (&acc)[H][V]) const {
             const int64_t count = chunk.width - d;
+            const T zeros[2 * kLanes] = {};
             // Interleaving works within quarters of a register; the quarters are put right once, at the end.
             for (int64_t t = 0; t < chunk.count; t += 2) {
-                const __m512i even = (__m512i)row(static_cast<const T*>(chunk.rows[t]) + d, count);
-                const __m512i odd =
-                    t + 1 < chunk.count ? (__m512i)row(static_cast<const T*>(chunk.rows[t + 1]) + d, count) : __m512i{};
+                const T* first = static_cast<const T*>(chunk.rows[t]) + d;
+                const T* second = t + 1 < chunk.count ? static_cast<const T*>(chunk.rows[t + 1]) + d : zeros;
+                const __m512i even = (__m512i)row(first, count), odd = (__m512i)row(second, count);
                 const Vector low = (Vector)_mm512_unpacklo_epi16(even, odd);
                 const Vector high = (Vector)_mm512_unpackhi_epi16(even, odd);
 #pragma GCC unroll 12
                 for (int h = 0; h < H; ++h) {
-                    acc[h][0] = Bfloat16::add(acc[h][0], low, pairs + t / 2 * H + h);
-                    acc[h][1] = Bfloat16::add(acc[h][1], high, pairs + t / 2 * H + h);
+                    acc[h][0] = Bfloat16::add(acc[h][0], low, pairs + t / 2 * kLanes + h);
+                    acc[h][1] = Bfloat16::add(acc[h][1], high, pairs + t / 2 * kLanes + h);
                 }
             }
             const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);

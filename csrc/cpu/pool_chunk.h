@@ -1,6 +1,6 @@
 // The two products of attention pooling on a chunk of tokens that stays in cache: scores, then the weighted sum.
 //
-// Queries are packed in slabs of kSlab units of D, so that a slab of a few heads stays in L1 while the tokens pass;
+// Queries are packed in slabs of some units of D, so that a slab of a few heads stays in L1 while the tokens pass;
 // heads are taken kHeads at a time at most. Tokens are read where they lie, through pointers.
 
 constexpr int64_t kHeads = 9;
@@ -56,7 +56,7 @@ D2LLM_INLINE void slab_products(const Chunk& chunk, int64_t begin, int64_t end, 
                 x[t] = Unit::row(rows[t] + d * Unit::kProducts, chunk.width - (begin + d) * Unit::kProducts);
 #pragma GCC unroll 12
             for (int h = 0; h < H; ++h) {
-                const Vector query = load(u + h * kSlabStride + d);
+                const Vector query = load(u + h * (chunk.slab + kSlabGap) + d);
 #pragma GCC unroll 4
                 for (int t = 0; t < kTokens; ++t) acc[t][h] = Unit::dot(acc[t][h], x[t], query);
             }
@@ -140,12 +140,13 @@ D2LLM_INLINE void by_heads(int64_t heads, Function function) {
 template <class Unit, class T>
 static void products(const Chunk& chunk, const float* u, float* s) {
     const int64_t units = (chunk.width + Unit::kProducts - 1) / Unit::kProducts;
-    for (int64_t begin = 0; begin < units; begin += kSlab) {
-        const int64_t end = begin + kSlab < units ? begin + kSlab : units;
+    const int64_t stride = chunk.slab + kSlabGap;
+    for (int64_t begin = 0; begin < units; begin += chunk.slab) {
+        const int64_t end = begin + chunk.slab < units ? begin + chunk.slab : units;
         by_heads(chunk.heads, [&](int64_t first, auto heads) __attribute__((always_inline)) {
-            slab_products<Unit, T, decltype(heads)::value>(chunk, begin, end, u + first * kSlabStride, s + first);
+            slab_products<Unit, T, decltype(heads)::value>(chunk, begin, end, u + first * stride, s + first);
         });
-        u += chunk.heads * kSlabStride;
+        u += chunk.heads * stride;
     }
 }
 

@@ -1,6 +1,6 @@
 // Exponentials of a chunk of scores (count, stride), the heads in the lanes.
 
-// exp(x) for x <= 0 to about one unit in the last place; 0 below the smallest normal number, NaN for NaN.
+// exp(x) for x <= 80 to about one unit in the last place; 0 below the smallest normal number, NaN for NaN.
 D2LLM_INLINE Vector exponential(Vector x) {
     const Vector magic = broadcast(12582912.0f), log2e = broadcast(1.44269504088896341f);
     const Vector shifted = x * log2e + magic, n = shifted - magic;
@@ -18,23 +18,31 @@ D2LLM_INLINE Vector exponential(Vector x) {
     return x < broadcast(-87.3f) ? Vector{} : p * power;
 }
 
-// s = exp(s - top) per head, where top (stride,) is the largest of the chunk; total (stride,) is the sum of them.
-// Where the weights get rounded, `used` (stride,) is the sum of what they were rounded to.
-template <class Unit>
-static void softmax(int64_t count, int64_t stride, float* s, float* top, float* total, float* used) {
+// top (stride,): the largest score of each head.
+static void maxima(int64_t count, int64_t stride, const float* s, float* top) {
     for (int64_t h = 0; h < stride; h += kLanes) {
-        Vector most = load(s + h), sum = {}, rounded = {};
+        Vector most = load(s + h);
         for (int64_t t = 1; t < count; ++t) {
             const Vector v = load(s + t * stride + h);
             most = v > most ? v : most;
         }
+        store(top + h, most);
+    }
+}
+
+// s = exp(s - base) per head; total (stride,) += the sum of them. Where the weights get rounded, `used` (stride,) gets
+// the sum of what they were rounded to.
+template <class Unit>
+static void weights(int64_t count, int64_t stride, const float* base, float* s, float* total, float* used) {
+    for (int64_t h = 0; h < stride; h += kLanes) {
+        const Vector shift = load(base + h);
+        Vector sum = load(total + h), rounded = load(used + h);
         for (int64_t t = 0; t < count; ++t) {
-            const Vector e = exponential(load(s + t * stride + h) - most), w = Unit::round(e);
+            const Vector e = exponential(load(s + t * stride + h) - shift), w = Unit::round(e);
             store(s + t * stride + h, w);
             sum += e;
             rounded += w;
         }
-        store(top + h, most);
         store(total + h, sum);
         store(used + h, rounded);
     }
@@ -71,21 +79,10 @@ static void softmax_gradient(int64_t count, int64_t half, const float* top, cons
     }
 }
 
-// p (H, D) = p * old + fresh * new, head by head: how two chunks of a sequence are joined.
-static void merge(int64_t heads, int64_t width, const float* old, const float* fresh, const float* part, float* p) {
-    for (int64_t h = 0; h < heads; ++h) {
-        const Vector keep = broadcast(old[h]), take = broadcast(fresh[h]);
-        for (int64_t d = 0; d < width; d += kLanes) {
-            const int64_t at = h * width + d, count = width - d;
-            store(p + at, load(p + at, count) * keep + load(part + at, count) * take, count);
-        }
-    }
-}
-
-// out (H, D) = p * inverse, head by head.
+// out (H, width) = p * inverse, head by head; `stride` floats or halves from head to head.
 template <class T>
-static void normalize(int64_t heads, int64_t width, const float* inverse, const float* p, T* out) {
-    for (int64_t h = 0; h < heads; ++h)
+static void normalize(int64_t heads, int64_t width, int64_t stride, const float* inverse, const float* p, T* out) {
+    for (int64_t h = 0; h < heads; ++h, p += stride, out += stride)
         for (int64_t d = 0; d < width; d += kLanes)
-            store(out + h * width + d, load(p + h * width + d, width - d) * broadcast(inverse[h]), width - d);
+            store(out + d, load(p + d, width - d) * broadcast(inverse[h]), width - d);
 }

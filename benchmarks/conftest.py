@@ -26,7 +26,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(
         f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, float32"
     )
-    names = list(rows[0])
-    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in names}
-    for line in ({name: name for name in names}, *rows):
-        terminalreporter.write_line("  ".join(str(line[name]).rjust(widths[name]) for name in names))
+    for names in dict.fromkeys(tuple(row) for row in rows):
+        alike = [row for row in rows if tuple(row) == names]
+        widths = {name: max(len(name), *(len(str(row[name])) for row in alike)) for name in names}
+        terminalreporter.write_line("")
+        for line in ({name: name for name in names}, *alike):
+            terminalreporter.write_line("  ".join(str(line[name]).rjust(widths[name]) for name in names))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2llm.errors import InputError
+from d2llm_kernels.functional import in_batch_terms
 
 # Below this length a feature vector counts as zero: it has no direction, hence no gradient.
 _ZERO_LENGTH = 1e-12
@@ -97,12 +98,9 @@ def in_batch_loss(scores: Tensor, duplicates: Tensor | None = None, temperature:
         InputError: for scores that are not square or a mask of another shape.
     """
     size = _square("scores", scores)
-    logits = _float(scores) / temperature
-    if duplicates is not None:
-        _same_shape("duplicates", duplicates, scores)
-        logits = logits.masked_fill(duplicates.bool() & ~_diagonal(logits), float("-inf"))
-    targets = torch.arange(size, device=scores.device)
-    return F.cross_entropy(logits, targets, reduction="sum") / size**2
+    duplicates = _duplicates(duplicates, scores)
+    cross_entropy, _ = in_batch_terms(scores, duplicates=duplicates, temperature=temperature)
+    return cross_entropy.sum() / size**2
 
 
 def contrastive_imitation(z: Tensor, s: Tensor, valid: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -166,12 +164,13 @@ def rank_imitation_pairwise(
     """Hard negatives above easier in-batch ones, as far as the teacher says so.
 
     1/(BK(B−1)) Σ_i Σ_h Σ_{e≠i} max(0, s_ih − s_ie)/scale · (−log σ(z_ih − z_ie)), h over the hard
-    negatives of row i, e over the other rows' positives (paper section 3.3, rank imitation).
+    negatives of row i, e over the other rows' positives (paper section 3.3, rank imitation). The teacher's
+    probabilities are constants: they get no gradient.
 
     Args:
         z: (B, 1+K) float, student logits of the groups.
         z_in_batch: (B, B) float, student logits of every query against every positive.
-        s: (B, 1+K) float, teacher probabilities of the groups.
+        s: (B, 1+K) float, teacher probabilities of the groups; NaN marks a passage the teacher has not judged.
         s_in_batch: (B, B) float, teacher probabilities in the batch; None, or NaN at a pair, means
             that the teacher has not judged it, which counts as 0. The diagonal is not read.
         valid: (B, 1+K) bool or None.
@@ -185,22 +184,8 @@ def rank_imitation_pairwise(
     Raises:
         InputError: for shapes that do not match.
     """
-    valid = _group_mask(z, s, valid)
-    size = _square("z_in_batch", z_in_batch)
-    if size != len(z):
-        raise InputError(f"z_in_batch: expected ({len(z)}, {len(z)}) for z {tuple(z.shape)}, got ({size}, {size})")
-    easy = ~_diagonal(z_in_batch)
-    if duplicates is not None:
-        _same_shape("duplicates", duplicates, z_in_batch)
-        easy = easy & ~duplicates.bool()
-    if s_in_batch is None:
-        s_in_batch = torch.zeros_like(z_in_batch)
-    _same_shape("s_in_batch", s_in_batch, z_in_batch)
-    s_in_batch = _float(s_in_batch).nan_to_num(nan=0.0)
-    triples = valid[:, 1:, None] & easy[:, None, :]
-    gap = (_float(s)[:, 1:, None] - s_in_batch[:, None, :]).clamp_min(0).masked_fill(~triples, 0)
-    margin = (_float(z)[:, 1:, None] - _float(z_in_batch)[:, None, :]).masked_fill(~triples, 0)
-    return -(gap / scale * F.logsigmoid(margin)).sum() / triples.sum().clamp_min(1)
+    judged = _group_mask(z, s, valid) & ~s.isnan()
+    return _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, judged, scale=scale)[1]
 
 
 def cosine_relation(features: Tensor) -> Tensor:
@@ -279,16 +264,21 @@ def d2llm_loss(
         InputError: for shapes that do not match.
     """
     parts: dict[str, Tensor] = {}
+    judged = None if s is None else _group_mask(z, s, valid) & ~s.isnan()
+    ranked = judged if weights.gamma else None
+    if weights.in_batch or ranked is not None:
+        # Both terms read the whole matrix: one pass for the two.
+        in_batch, pairwise = _in_batch_parts(
+            z_in_batch, duplicates, z, s, s_in_batch, ranked, weights.in_batch_temperature, weights.scale
+        )
     if weights.in_batch:
-        parts["in_batch"] = weights.in_batch * in_batch_loss(z_in_batch, duplicates, weights.in_batch_temperature)
-    if s is not None:
-        judged = _group_mask(z, s, valid) & ~s.isnan()
+        parts["in_batch"] = weights.in_batch * in_batch
+    if s is not None and judged is not None:
         if weights.alpha:
             parts["contrastive"] = weights.alpha * contrastive_imitation(z, s, judged, weights.temperature)
         if weights.beta:
             parts["rank_correlation"] = weights.beta * rank_imitation_correlation(z, s, judged)
         if weights.gamma:
-            pairwise = rank_imitation_pairwise(z, z_in_batch, s, s_in_batch, judged, duplicates, weights.scale)
             parts["rank_pairwise"] = weights.gamma * pairwise
     if features is not None and teacher_relation is not None and weights.eta:
         parts["feature"] = weights.eta * feature_imitation(features, teacher_relation, valid)
@@ -301,8 +291,44 @@ def _float(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _diagonal(x: Tensor) -> Tensor:
-    return torch.eye(len(x), dtype=torch.bool, device=x.device)
+def _in_batch_parts(
+    z_in_batch: Tensor,
+    duplicates: Tensor | None,
+    z: Tensor,
+    s: Tensor | None,
+    s_in_batch: Tensor | None,
+    judged: Tensor | None,
+    temperature: float = 1.0,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """In-batch cross-entropy and pairwise rank imitation; the second is 0 where no mask of judged passages is given."""
+    size = _square("z_in_batch", z_in_batch)
+    duplicates = _duplicates(duplicates, z_in_batch)
+    if s is None or judged is None:
+        cross_entropy, pairwise = in_batch_terms(z_in_batch, duplicates=duplicates, temperature=temperature)
+        return cross_entropy.sum() / size**2, pairwise.sum()
+    if size != len(z):
+        raise InputError(f"z_in_batch: expected ({len(z)}, {len(z)}) for z {tuple(z.shape)}, got ({size}, {size})")
+    if s_in_batch is not None:
+        _same_shape("s_in_batch", s_in_batch, z_in_batch)
+        s_in_batch = _float(s_in_batch)
+    hard = judged[:, 1:]
+    s_hard = _float(s)[:, 1:].masked_fill(~hard, float("nan"))
+    cross_entropy, pairwise = in_batch_terms(z_in_batch, z[:, 1:], s_hard, s_in_batch, duplicates, temperature)
+    easy: Tensor | int = size - 1
+    if duplicates is not None:
+        # A sum of bool in int64 would first hold a matrix of int64.
+        easy = easy - duplicates.sum(dim=1, dtype=torch.int32) + duplicates.diagonal().int()
+    triples = (hard.sum(dim=1) * easy).sum()
+    return cross_entropy.sum() / size**2, pairwise.sum() / scale / triples.clamp_min(1)
+
+
+def _duplicates(duplicates: Tensor | None, scores: Tensor) -> Tensor | None:
+    """The mask as bool, its shape checked."""
+    if duplicates is not None:
+        _same_shape("duplicates", duplicates, scores)
+        duplicates = duplicates.bool()
+    return duplicates
 
 
 def _unit(x: Tensor) -> Tensor:

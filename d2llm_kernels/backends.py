@@ -1,25 +1,28 @@
 """Which backends exist, why the others do not, and which one a call gets.
 
-The choice is made here, in plain Python and before any traced operator, from the argument of the call,
-else the module's, else the environment variable ``D2LLM_KERNELS_BACKEND``, else ``auto``.
+The choice is made here, in plain Python and before any traced operator, from the argument of the call, else the
+module's, else the environment variable ``D2LLM_KERNELS_BACKEND``, else ``auto``.
 """
 
 import os
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from torch import Tensor
 
 from d2llm_kernels import cpu
 from d2llm_kernels.errors import ArgumentError, BackendError
 
 ENVIRONMENT = "D2LLM_KERNELS_BACKEND"
 NAMES = ("auto", "reference", "folded", "cpu", "triton", "cuda")
-OPERATIONS = ("attn_pool", "iem_scores", "iem_pairs", "iem_topk")
+OPERATIONS = ("attn_pool", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms")
+#: What "auto" takes for tensors of a device type, where it takes their dtype.
+FASTEST = {"cpu": "cpu", "cuda": "triton"}
 
-_MISSING = {
-    "triton": "this version of d2llm_kernels has no Triton kernels",
-    "cuda": "the CUDA extension is not built in this installation",
-}
+_OLDEST_TRITON = (3, 5)
+# Tensor cores that multiply bfloat16 came with Ampere.
+_OLDEST_GPU = (8, 0)
+_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def missing(name: str) -> str | None:
@@ -32,48 +35,98 @@ def missing(name: str) -> str | None:
         raise ArgumentError(f"backend: expected one of {NAMES}, got {name!r}")
     if name == "cpu":
         return cpu.missing()
-    return _MISSING.get(name)
+    if name == "cuda":
+        return "the CUDA extension is not built in this installation"
+    return _no_triton() if name == "triton" else None
 
 
-# The answer depends on the installation and the environment, not on tensors: a compiled graph takes it as
-# the constant that it was at the time of compilation.
-@torch.compiler.assume_constant_result
-def select(requested: str) -> str:
-    """Backend that a call gets: ``requested``, or for "auto" the environment's choice, else the fastest present.
+def unsupported(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why backend ``name`` cannot take tensors of this device type and (promoted) dtype, or None when it can."""
+    reason = missing(name)
+    if reason is not None:
+        return reason
+    if name == "cpu":
+        return cpu.unsupported(device, dtype)
+    return _beyond_triton(device, dtype) if name == "triton" else None
+
+
+def _beyond_triton(device: str, dtype: torch.dtype) -> str | None:
+    if device == "cpu" and not interpreted():
+        return (
+            "Triton kernels take CUDA or ROCm tensors, and CPU tensors only under TRITON_INTERPRET=1; got CPU tensors"
+        )
+    if device not in ("cpu", "cuda"):
+        return f"Triton kernels take CUDA or ROCm tensors, got {device} tensors"
+    if dtype not in _TRITON_DTYPES and not (dtype == torch.float64 and interpreted()):
+        return f"Triton kernels take float16, bfloat16 and float32, got {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU in this process."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def installed_triton() -> str | None:
+    """Version of the installed Triton, or None."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _no_triton() -> str | None:
+    found = installed_triton()
+    if found is None:
+        return "the package triton is not installed"
+    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST_TRITON:
+        return f"triton {found} is older than {'.'.join(map(str, _OLDEST_TRITON))}"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.cuda and torch.cuda.get_device_capability() < _OLDEST_GPU:
+        return f"the GPU's compute capability is below {'.'.join(map(str, _OLDEST_GPU))}"
+    return None
+
+
+def requested(backend: str) -> str:
+    """The backend asked for: ``backend``, or for "auto" the environment's choice, perhaps "auto" again.
 
     Raises:
         ArgumentError: if the name is unknown.
-        BackendError: if a backend named explicitly is missing; there is no silent fallback.
     """
+    return _requested(backend)[0]
+
+
+def _requested(backend: str) -> tuple[str, str]:
+    """The backend asked for, and where it was asked for."""
     source = "backend"
-    if requested == "auto":
-        requested = os.environ.get(ENVIRONMENT) or "auto"
-        source = ENVIRONMENT
-    if requested not in NAMES:
-        raise ArgumentError(f"{source}: expected one of {NAMES}, got {requested!r}")
-    if requested == "auto":
-        return "folded"
-    reason = missing(requested)
-    if reason is not None:
-        raise BackendError(f"{source}={requested!r}: {reason}; use 'auto', 'folded' or 'reference'")
-    return requested
+    if backend == "auto":
+        backend, source = os.environ.get(ENVIRONMENT) or "auto", ENVIRONMENT
+    if backend not in NAMES:
+        raise ArgumentError(f"{source}: expected one of {NAMES}, got {backend!r}")
+    return backend, source
 
 
-def select_for(requested: str, *tensors: Tensor) -> str:
-    """Backend that a call on these tensors gets: as ``select``, but "auto" takes the C++ kernels where they fit.
+# The answer depends on the installation, the environment and what a graph is specialised on anyway: a compiled graph
+# takes it as the constant that it was at the time of compilation.
+@torch.compiler.assume_constant_result
+def select(backend: str, device: str, dtype: torch.dtype) -> str:
+    """Backend that a call gets for tensors of this device type and (promoted) dtype.
+
+    ``backend`` itself, or for "auto" the environment's choice, else the fastest that takes these tensors.
 
     Raises:
-        ArgumentError, BackendError: as ``select``; BackendError too if "cpu" is named and does not take the tensors.
+        ArgumentError: if the name is unknown.
+        BackendError: if a backend named explicitly cannot be used; there is no silent fallback.
     """
-    chosen = select(requested)
-    if chosen == "cpu" and not cpu.supports(*tensors):
-        found = sorted({f"{tensor.device.type} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors})
-        raise BackendError(f"backend='cpu': expected {cpu.SUPPORTED}, got {', '.join(found)}")
-    free = requested == "auto" and chosen == "folded"
-    return "cpu" if free and cpu.supports(*tensors) and _cpu_chosen() else chosen
-
-
-@torch.compiler.assume_constant_result
-def _cpu_chosen() -> bool:
-    """Whether "auto" may mean the C++ kernels: they are there and the environment names nothing else."""
-    return (os.environ.get(ENVIRONMENT) or "auto") == "auto" and missing("cpu") is None
+    name, source = _requested(backend)
+    if name == "auto":
+        fastest = FASTEST.get(device)
+        return fastest if fastest and unsupported(fastest, device, dtype) is None else "folded"
+    reason = unsupported(name, device, dtype)
+    if reason is not None:
+        raise BackendError(f"{source}={name!r}: {reason}; use 'auto', 'folded' or 'reference'")
+    return name

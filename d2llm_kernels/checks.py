@@ -92,3 +92,39 @@ def check_interaction(
     require(bias.shape == (width,), "bias", f"shape ({width},)", shape(bias))
     require(out_weight.shape == (1, width), "out_weight", f"shape (1, {width})", shape(out_weight))
     require(out_bias.shape == (1,), "out_bias", "shape (1,)", shape(out_bias))
+
+
+def check_in_batch(
+    z_in_batch: Tensor,
+    z_hard: Tensor | None,
+    s_hard: Tensor | None,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+) -> None:
+    """Check the scores of a batch's pairs (B, B) against those of its hard negatives (B, K).
+
+    Raises:
+        ArgumentError: on a wrong shape, dtype or device, on one of ``z_hard`` and ``s_hard`` without the other, or on
+            a temperature that is not positive.
+    """
+    require(z_in_batch.dim() == 2 and z_in_batch.shape[0] > 0, "z_in_batch", "shape (B, B), B > 0", shape(z_in_batch))
+    batch = z_in_batch.shape[0]
+    require(z_in_batch.shape[1] == batch, "z_in_batch", f"shape ({batch}, {batch})", shape(z_in_batch))
+    require((z_hard is None) == (s_hard is None), "s_hard", "given together with z_hard", "one of them alone")
+    if z_hard is not None and s_hard is not None:
+        require(z_hard.dim() == 2 and z_hard.shape[0] == batch, "z_hard", f"shape ({batch}, K)", shape(z_hard))
+        require(s_hard.shape == z_hard.shape, "s_hard", f"shape {shape(z_hard)}", shape(s_hard))
+    named = {"z_in_batch": z_in_batch, "z_hard": z_hard, "s_hard": s_hard, "s_in_batch": s_in_batch}
+    for name, tensor in named.items():
+        if tensor is not None:
+            require(tensor.is_floating_point(), name, "a floating point tensor", tensor.dtype)
+    for name, tensor in (named | {"duplicates": duplicates}).items():
+        if tensor is not None:
+            require(tensor.device == z_in_batch.device, name, f"device {z_in_batch.device}", tensor.device)
+    for name, tensor in (("s_in_batch", s_in_batch), ("duplicates", duplicates)):
+        if tensor is not None:
+            require(tensor.shape == z_in_batch.shape, name, f"shape {shape(z_in_batch)}", shape(tensor))
+    if duplicates is not None:
+        require(duplicates.dtype in _INTEGERS, "duplicates", "bool or integers", duplicates.dtype)
+    require(0 < temperature < float("inf"), "temperature", "a positive number", temperature)

@@ -7,7 +7,8 @@ import importlib.util
 import mmap
 import os
 import re
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,6 @@ from d2llm_kernels.iem_folded import Branch
 #: Another file to load in place of the installed library.
 LIBRARY = "D2LLM_KERNELS_LIBRARY"
 DTYPES = (torch.float32, torch.bfloat16)
-SUPPORTED = "CPU tensors of one dtype, float32 or bfloat16"
 _MARKER = re.compile(rb"d2llm_kernels built for torch ([^\n\0]{1,64})\n")
 
 
@@ -57,53 +57,75 @@ def module() -> ModuleType:
     return loaded
 
 
-def supports(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: all on the CPU, all float32 or all bfloat16."""
-    return tensors[0].dtype in DTYPES and all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
+def unsupported(device: str, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot take tensors of this device type and (promoted) dtype, or None when they can."""
+    if device != "cpu":
+        return f"the C++ kernels take CPU tensors, got {device} tensors"
+    if dtype not in DTYPES:
+        return f"the C++ kernels take bfloat16 and float32, got {str(dtype).removeprefix('torch.')}"
+    return None
 
 
 def attn_pool(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """Forward of ``functional.attn_pool``."""
-    return _ops().attn_pool(x, u, *_layout(x, mask, cu_seqlens))
+    return _ops().attn_pool(*_promoted(x, u), *_layout(x, mask, cu_seqlens))
 
 
 def attn_pool_backward(
     dpooled: Tensor, dlse: Tensor | None, x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``attn_pool`` for x and u."""
-    return _ops().attn_pool_backward(dpooled, dlse, x, u, *_layout(x, mask, cu_seqlens))
+    gradients = _ops().attn_pool_backward(dpooled, dlse, *_promoted(x, u), *_layout(x, mask, cu_seqlens))
+    dx, du = _cast(gradients, (x, u))
+    return dx, du
 
 
 def iem_scores(a: Tensor, b: Tensor, branch: Branch) -> Tensor:
     """Forward of ``functional.iem_scores``."""
-    return _ops().iem_scores(a, b, *branch)
+    return _ops().iem_scores(*_promoted(a, b, *branch))
 
 
 def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
     """Gradients of ``iem_scores`` for its six tensors."""
-    return _ops().iem_scores_backward(dz, a, b, *branch)
+    return _cast(_ops().iem_scores_backward(dz, *_promoted(a, b, *branch)), (a, b, *branch))
 
 
 def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tuple[Tensor, Tensor]:
     """Forward of ``functional.iem_pairs`` on rows."""
-    return _ops().iem_pairs(a, b, *branch, return_features)
+    z, features = _ops().iem_pairs(*_promoted(a, b, *branch), return_features)
+    return z, features.to(_promotion(a, b, branch.weight))
 
 
 def iem_pairs_backward(
     dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch
 ) -> tuple[Tensor, ...]:
     """Gradients of ``iem_pairs`` for its six tensors."""
-    return _ops().iem_pairs_backward(dz, dfeatures, a, b, *branch)
+    gradients = _ops().iem_pairs_backward(dz, dfeatures, *_promoted(a, b, *branch))
+    return _cast(gradients, (a, b, *branch))
 
 
 def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tensor]:
     """Forward of ``functional.iem_topk``: O(k) memory for each query."""
-    return _ops().iem_topk(a, b, *branch, k)
+    return _ops().iem_topk(*_promoted(a, b, *branch), k)
 
 
 def _ops() -> Any:
     module()
     return torch.ops.d2llm_cpu
+
+
+def _promotion(*tensors: Tensor) -> torch.dtype:
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+
+
+def _promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the widest dtype among them: the kernels take one dtype."""
+    dtype = _promotion(*tensors)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _cast(gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
 
 
 def _layout(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

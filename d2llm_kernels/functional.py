@@ -4,8 +4,15 @@ import torch
 from torch import Tensor
 
 from d2llm_kernels import ops, reference
-from d2llm_kernels.backends import select_for
-from d2llm_kernels.checks import accumulate_dtype, check_interaction, check_tokens, require, shape
+from d2llm_kernels.backends import select
+from d2llm_kernels.checks import (
+    accumulate_dtype,
+    check_in_batch,
+    check_interaction,
+    check_tokens,
+    require,
+    shape,
+)
 
 
 def attn_pool(
@@ -36,9 +43,9 @@ def attn_pool(
     require(u.dim() == 2 and u.is_floating_point(), "u", "a floating point tensor of shape (H, D)", shape(u))
     check_tokens(x, u.shape[1], mask, cu_seqlens)
     x, u = _autocast(x, u)
-    chosen = select_for(backend, x, u)
+    dtype = torch.promote_types(x.dtype, u.dtype)
+    chosen = select(backend, x.device.type, dtype)
     if chosen == "reference":
-        dtype = torch.promote_types(x.dtype, u.dtype)
         pooled, lse = reference.attn_pool(x.to(dtype), u.to(dtype), mask, cu_seqlens)
         return pooled, lse.to(accumulate_dtype(dtype))
     return ops.attn_pool(x, u, mask, cu_seqlens, chosen)
@@ -69,7 +76,7 @@ def iem_scores(
     """
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
     tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
-    chosen = select_for(backend, *tensors)
+    chosen = select(backend, a.device.type, _widest(*tensors))
     if chosen == "reference":
         scores = reference.iem_scores(*_promote(*tensors))
         return scores.to(accumulate_dtype(scores.dtype))
@@ -106,7 +113,7 @@ def iem_pairs(
     except RuntimeError:
         require(False, "b", f"a shape that broadcasts with a's, {shape(a)}", shape(b))
     tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
-    chosen = select_for(backend, *tensors)
+    chosen = select(backend, a.device.type, _widest(*tensors))
     if chosen == "reference":
         z, features = reference.iem_pairs(*_promote(*tensors))
         z = z.to(accumulate_dtype(z.dtype))
@@ -144,11 +151,55 @@ def iem_topk(
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
     require(0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
     tensors = tuple(tensor.detach() for tensor in _autocast(a, b, weight, bias, out_weight, out_bias))
-    chosen = select_for(backend, *tensors)
+    chosen = select(backend, a.device.type, _widest(*tensors))
     if chosen == "reference":
         scores = reference.iem_scores(*_promote(*tensors))
         return reference.topk(scores.to(accumulate_dtype(scores.dtype)), k)
     return ops.iem_topk(*tensors, k, chosen)
+
+
+def in_batch_terms(
+    z_in_batch: Tensor,
+    z_hard: Tensor | None = None,
+    s_hard: Tensor | None = None,
+    s_in_batch: Tensor | None = None,
+    duplicates: Tensor | None = None,
+    temperature: float = 1.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The two losses over all pairs of a batch, not yet averaged, in O(B²) memory (docs/algebra.md, section 6).
+
+    Args:
+        z_in_batch: (B, B) student logits of every query against every positive; any floating dtype.
+        z_hard, s_hard: (B, K) student logits and teacher probabilities of the hard negatives, or None for none. One
+            whose teacher probability is NaN takes no part; its logit is not read.
+        s_in_batch: (B, B) teacher probabilities in the batch; None, or NaN at a pair, counts as 0.
+        duplicates: (B, B) bool or int, nonzero at columns to leave out of a row. The diagonal always takes part in
+            the cross-entropy and never in the pairs.
+        temperature: of the cross-entropy.
+        backend: one of ``backends.NAMES``; "cpu" has no kernel of its own here and means "folded".
+
+    Returns:
+        cross_entropy (B,), CE(z_i,: / temperature, i), and pairwise (B,),
+        Σ_h Σ_{e≠i} max(0, s_ih − s_ie) · (−log σ(z_ih − z_ie)), in float32 (float64 if an input is), autocast or not.
+        The teacher's probabilities are constants: they get no gradient.
+
+    Raises:
+        ArgumentError: on shapes, dtypes, devices or a temperature that do not fit.
+        BackendError: if a backend named explicitly is missing.
+    """
+    check_in_batch(z_in_batch, z_hard, s_hard, s_in_batch, duplicates, temperature)
+    if z_hard is None or s_hard is None:
+        z_hard = s_hard = z_in_batch.new_empty(z_in_batch.shape[0], 0)
+    teacher = (s_hard,) if s_in_batch is None else (s_hard, s_in_batch)
+    dtype = _widest(z_in_batch, z_hard, *teacher)
+    chosen = select(backend, z_in_batch.device.type, dtype)
+    if chosen == "reference":
+        wide = accumulate_dtype(dtype)
+        s_in_batch = None if s_in_batch is None else s_in_batch.to(wide)
+        scores = (z_in_batch.to(wide), z_hard.to(wide), s_hard.to(wide))
+        return reference.in_batch_terms(*scores, s_in_batch, duplicates, temperature)
+    return ops.in_batch_terms(z_in_batch, z_hard, s_hard, s_in_batch, duplicates, temperature, chosen)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -162,7 +213,12 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the widest dtype among them."""
+    dtype = _widest(*tensors)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _widest(*tensors: Tensor) -> torch.dtype:
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    return dtype

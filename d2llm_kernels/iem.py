@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm_kernels import functional, reference
-from d2llm_kernels.backends import select
+from d2llm_kernels.backends import requested
 from d2llm_kernels.checks import require, shape
 from d2llm_kernels.pma import INITS
 
@@ -111,7 +111,7 @@ class IEM(nn.Module):
         """
         self._check_vectors("q", q)
         self._check_vectors("p", p)
-        if select(self.backend) == "reference":
+        if requested(self.backend) == "reference":
             z, features = self._literal(q, p, task)
             return (z, features) if return_features else z
         a, b = torch.broadcast_tensors(self.project_queries(q), self.project_passages(p))
@@ -140,7 +140,7 @@ class IEM(nn.Module):
         self._check_vectors("q", q, rank=2)
         self._check_vectors("p", p, rank=2)
         task = self._check_task(task, q.shape[:1])
-        if select(self.backend) == "reference":
+        if requested(self.backend) == "reference":
             q, p = self._widened(q, p)
             return reference.score_all(q, p, task, *self._layers())
         b = self.project_passages(p)

@@ -4,18 +4,27 @@ Each operator takes the name of the backend that does the work, chosen beforehan
 ``reference`` backend never comes here, because autograd differentiates its formulas itself.
 """
 
+from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from d2llm_kernels import cpu, iem_folded, pool_folded
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 
-_POOLING: dict[str, ModuleType] = {"folded": pool_folded, "cpu": cpu}
-_INTERACTION: dict[str, ModuleType] = {"folded": iem_folded, "cpu": cpu}
+# Modules with the functions of each backend; imported at the first call that needs them.
+_POOLING = {"folded": "pool_folded", "cpu": "cpu", "triton": "triton"}
+_INTERACTION = {"folded": "iem_folded", "cpu": "cpu", "triton": "triton"}
+# O(B²) work gains nothing from C++: the cpu backend's is the folded one.
+_IN_BATCH = {"folded": "in_batch_folded", "cpu": "in_batch_folded", "triton": "triton"}
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return import_module(f"d2llm_kernels.{name}")
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -27,7 +36,7 @@ def attn_pool(
     x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Operator behind ``functional.attn_pool``."""
-    return _POOLING[backend].attn_pool(x, u, mask, cu_seqlens)
+    return _module(_POOLING[backend]).attn_pool(x, u, mask, cu_seqlens)
 
 
 @attn_pool.register_fake
@@ -48,7 +57,7 @@ def attn_pool_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``attn_pool`` for x and u."""
-    return _POOLING[backend].attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens)
+    return _module(_POOLING[backend]).attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens)
 
 
 @attn_pool_backward.register_fake
@@ -79,7 +88,7 @@ def iem_scores(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str
 ) -> Tensor:
     """Operator behind ``functional.iem_scores``."""
-    return _INTERACTION[backend].iem_scores(a, b, Branch(weight, bias, out_weight, out_bias))
+    return _module(_INTERACTION[backend]).iem_scores(a, b, Branch(weight, bias, out_weight, out_bias))
 
 
 @iem_scores.register_fake
@@ -92,7 +101,7 @@ def iem_scores_backward(
     dz: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``iem_scores`` for its six tensors."""
-    return _INTERACTION[backend].iem_scores_backward(dz, a, b, Branch(weight, bias, out_weight, out_bias))
+    return _module(_INTERACTION[backend]).iem_scores_backward(dz, a, b, Branch(weight, bias, out_weight, out_bias))
 
 
 @iem_scores_backward.register_fake
@@ -124,7 +133,7 @@ def iem_pairs(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Operator behind ``functional.iem_pairs``, on rows."""
-    return _INTERACTION[backend].iem_pairs(a, b, Branch(weight, bias, out_weight, out_bias), return_features)
+    return _module(_INTERACTION[backend]).iem_pairs(a, b, Branch(weight, bias, out_weight, out_bias), return_features)
 
 
 @iem_pairs.register_fake
@@ -157,7 +166,7 @@ def iem_pairs_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``iem_pairs`` for its six tensors."""
     branch = Branch(weight, bias, out_weight, out_bias)
-    return _INTERACTION[backend].iem_pairs_backward(dz, dfeatures, a, b, branch)
+    return _module(_INTERACTION[backend]).iem_pairs_backward(dz, dfeatures, a, b, branch)
 
 
 @iem_pairs_backward.register_fake
@@ -189,7 +198,7 @@ def iem_topk(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, k: int, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Operator behind ``functional.iem_topk``; not differentiable."""
-    return _INTERACTION[backend].iem_topk(a, b, Branch(weight, bias, out_weight, out_bias), k)
+    return _module(_INTERACTION[backend]).iem_topk(a, b, Branch(weight, bias, out_weight, out_bias), k)
 
 
 @iem_topk.register_fake
@@ -198,3 +207,72 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(a.dtype, b.dtype, weight.dtype)
     return a.new_empty(a.shape[0], k, dtype=dtype), a.new_empty(a.shape[0], k, dtype=torch.int64)
+
+
+@torch.library.custom_op("d2llm::in_batch_terms", mutates_args=())
+def in_batch_terms(
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Operator behind ``functional.in_batch_terms``."""
+    module = _module(_IN_BATCH[backend])
+    return module.in_batch_terms(z_in_batch, z_hard, s_hard, s_in_batch, duplicates, temperature)
+
+
+@in_batch_terms.register_fake
+def _(
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    teacher = (s_hard.dtype,) if s_in_batch is None else (s_hard.dtype, s_in_batch.dtype)
+    dtype = accumulate_dtype(z_in_batch.dtype, z_hard.dtype, *teacher)
+    rows = z_in_batch.new_empty(z_in_batch.shape[0], dtype=dtype)
+    return rows, torch.empty_like(rows)
+
+
+@torch.library.custom_op("d2llm::in_batch_terms_backward", mutates_args=())
+def in_batch_terms_backward(
+    dcross_entropy: Tensor | None,
+    dpairwise: Tensor | None,
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``in_batch_terms`` for the student's two tensors."""
+    inputs = (z_in_batch, z_hard, s_hard, s_in_batch, duplicates, temperature)
+    return _module(_IN_BATCH[backend]).in_batch_terms_backward(dcross_entropy, dpairwise, *inputs)
+
+
+@in_batch_terms_backward.register_fake
+def _(
+    dcross_entropy: Tensor | None, dpairwise: Tensor | None, z_in_batch: Tensor, z_hard: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _like(z_in_batch, z_hard)
+
+
+def _save_in_batch(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.temperature, ctx.backend = inputs[5:]
+
+
+def _differentiate_in_batch(ctx: Any, dcross_entropy: Tensor | None, dpairwise: Tensor | None) -> tuple[Any, ...]:
+    inputs = (*ctx.saved_tensors, ctx.temperature, ctx.backend)
+    return (*in_batch_terms_backward(dcross_entropy, dpairwise, *inputs), None, None, None, None, None)
+
+
+in_batch_terms.register_autograd(_differentiate_in_batch, setup_context=_save_in_batch)

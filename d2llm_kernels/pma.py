@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm_kernels import reference
-from d2llm_kernels.backends import select
+from d2llm_kernels.backends import requested
 from d2llm_kernels.checks import check_tokens, require
 from d2llm_kernels.functional import attn_pool
 
@@ -132,7 +132,7 @@ class PMA(nn.Module):
             BackendError: if a backend named explicitly is missing.
         """
         check_tokens(x, self.dim, mask, cu_seqlens)
-        if select(self.backend) == "reference":
+        if requested(self.backend) == "reference":
             y = self._literal(x, mask, cu_seqlens)
         else:
             pooled, lse = attn_pool(x, self.folded_queries(), mask, cu_seqlens, self.backend)

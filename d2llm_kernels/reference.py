@@ -182,6 +182,41 @@ def topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], indices[:, :k]
 
 
+def in_batch_terms(
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None = None,
+    duplicates: Tensor | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Row sums of the two losses over all pairs of a batch: cross-entropy and pairwise rank imitation.
+
+    Args:
+        z_in_batch: (B, B) student logits of every query against every positive.
+        z_hard, s_hard: (B, K) student logits and teacher probabilities of the hard negatives; one whose teacher
+            probability is NaN takes no part.
+        s_in_batch: (B, B) teacher probabilities; None, or NaN at a pair, counts as 0.
+        duplicates: (B, B) columns to leave out of a row where nonzero; the diagonal is not read.
+        temperature: of the cross-entropy.
+
+    Returns:
+        CE(z_i,: / temperature, i) and Σ_h Σ_{e≠i} max(0, s_ih − s_ie) · (−log σ(z_ih − z_ie)), each (B,). The teacher's
+        probabilities get no gradient.
+    """
+    diagonal = torch.eye(len(z_in_batch), dtype=torch.bool, device=z_in_batch.device)
+    left_out = torch.zeros_like(diagonal) if duplicates is None else duplicates.bool() & ~diagonal
+    logits = (z_in_batch / temperature).masked_fill(left_out, -math.inf)
+    cross_entropy = -F.log_softmax(logits, 1).diagonal()
+    s_hard = s_hard.detach()
+    easy = torch.zeros_like(z_in_batch) if s_in_batch is None else s_in_batch.detach()
+    easy = easy.masked_fill(easy.isnan(), 0)
+    triples = ~s_hard.isnan()[:, :, None] & ~(left_out | diagonal)[:, None, :]
+    gap = (s_hard[:, :, None] - easy[:, None, :]).clamp_min(0).masked_fill(~triples, 0)
+    margin = (z_hard[:, :, None] - z_in_batch[:, None, :]).masked_fill(~triples, 0)
+    return cross_entropy, -(gap * F.logsigmoid(margin)).sum((1, 2))
+
+
 def _valid_tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Zero the masked tokens, so that NaN in a padded tail cannot spread as 0 * NaN; mask as (B, 1, L)."""
     if mask is None:

@@ -2,10 +2,14 @@
 
 The yardstick is the reference in float64 on the very inputs that the kernel got, rounded to its dtype. A kernel
 passes if its error is at most a factor times the error of the same-dtype reference plus a rounding floor taken
-from the data, in the maximum and in the root mean square, for outputs and gradients alike.
+from the data, in the maximum and in the root mean square, for outputs and gradients alike. Inputs lie between bands
+of NaN, and what a kernel allocates is full of NaN before it writes: a read beside the data or an entry that nobody
+writes cannot pass. Kernel and references get the same tensors on the same device.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,7 +20,36 @@ from torch import Tensor
 MAXIMUM_FACTOR = 4.0
 RMS_FACTOR = 2.0
 
+# Elements of NaN on either side of a guarded input, more than any block that a kernel reads at once.
+_BAND = 1024
+
 Function = Callable[..., tuple[Tensor, ...]]
+
+
+def guarded(tensor: Tensor) -> Tensor:
+    """A copy whose rows are contiguous but apart, with NaN before, between and after them."""
+    width = tensor.shape[-1] if tensor.dim() else 1
+    rows = tensor.numel() // width if width else 0
+    step = width + 16
+    buffer = tensor.new_full((2 * _BAND + rows * step,), math.nan)
+    shape = tensor.shape if tensor.dim() > 1 else (1, *tensor.shape)
+    strides, stride = [1], step
+    for size in reversed(shape[:-1]):
+        strides.insert(0, stride)
+        stride *= size
+    view = buffer.as_strided(tensor.shape, strides[-tensor.dim() :] if tensor.dim() else (), _BAND)
+    return view.copy_(tensor)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill what torch allocates without a value with NaN (integers with their largest value)."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def assert_within(got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype, name: str = "output") -> None:
@@ -43,13 +76,13 @@ def assert_within(got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype, 
 
 def run(function: Function, tensors: Sequence[Tensor], seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs of ``function`` and the gradients of a fixed random weighting of the finite ones."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    leaves = [guarded(tensor.detach()).requires_grad_() for tensor in tensors]
     outputs = function(*leaves)
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64)
     for output in outputs:
-        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
-        total = total + (output.masked_fill(~output.isfinite(), 0) * weights).sum().double()
+        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+        total = total + (output.masked_fill(~output.isfinite(), 0) * weights).sum().double().cpu()
     gradients = torch.autograd.grad(total, leaves, allow_unused=True)
     filled = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
     return [output.detach() for output in outputs], filled
@@ -58,7 +91,9 @@ def run(function: Function, tensors: Sequence[Tensor], seed: int = 0) -> tuple[l
 def assert_parity(kernel: Function, reference: Function, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
     """Run kernel and reference forward and backward on ``tensors`` cast to ``dtype`` and apply the contract."""
     inputs = [tensor.to(dtype) for tensor in tensors]
-    got, same = run(kernel, inputs), run(reference, inputs)
+    with poisoned():
+        got = run(kernel, inputs)
+    same = run(reference, inputs)
     exact = run(reference, [tensor.double() for tensor in inputs])
     for kind, g, s, e in zip(("output", "gradient"), got, same, exact, strict=True):
         for index, (one, two, three) in enumerate(zip(g, s, e, strict=True)):

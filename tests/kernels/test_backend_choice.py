@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 
 import pytest
 import torch
@@ -32,16 +33,22 @@ def test_unknown_names_are_refused(monkeypatch):
         dk.functional.attn_pool(torch.randn(1, 3, 4), torch.randn(2, 4), backend="fast")
     monkeypatch.setenv(backends.ENVIRONMENT, "fast")
     with pytest.raises(dk.ArgumentError, match=f"^{backends.ENVIRONMENT}: expected one of"):
-        backends.select("auto")
+        backends.select("auto", "cpu", torch.float32)
 
 
 def test_environment_chooses_only_where_nothing_else_does(monkeypatch):
-    assert backends.select("auto") == "folded"
+    monkeypatch.setattr(cpu, "missing", lambda: "not built")
+
+    def chosen(name):
+        return backends.select(name, "cpu", torch.float32)
+
+    assert chosen("auto") == "folded"
     monkeypatch.setenv(backends.ENVIRONMENT, "reference")
-    assert backends.select("auto") == "reference" and backends.select("folded") == "folded"
+    assert chosen("auto") == "reference" and chosen("folded") == "folded"
 
 
-def test_explain_names_every_backend_and_operation(capsys):
+def test_explain_names_every_backend_and_operation(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["info"])
     text = dk.explain()
     for word in (*backends.NAMES[1:], *backends.OPERATIONS, torch.__version__, backends.missing("triton")):
         assert word in text

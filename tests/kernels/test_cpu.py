@@ -1,6 +1,7 @@
 """What is particular to the C++ kernels: threads, instruction sets, dtypes, and libraries built for another torch."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import backends, cpu, reference
+from d2llm_kernels import backends, cpu, ops, reference
 from tests.contract import assert_parity
 from tests.kernels.test_attn_pool import inputs as pool_inputs
 from tests.kernels.test_iem_scores import inputs as pair_inputs
@@ -60,13 +61,40 @@ def test_every_instruction_set_keeps_the_contract(name):
 
 @needs_library
 def test_auto_takes_the_kernels_for_what_they_support_only():
-    x, u = torch.randn(1, 3, 4), torch.randn(2, 4)
-    assert backends.select_for("auto", x, u) == "cpu"
-    assert backends.select_for("auto", x.double(), u.double()) == "folded"
-    assert backends.select_for("auto", x.bfloat16(), u) == "folded"
-    for tensors in ((x.double(), u.double()), (x.half(), u.half()), (x.bfloat16(), u)):
-        with pytest.raises(dk.BackendError, match=r"^backend='cpu': expected CPU tensors of one dtype"):
-            dk.functional.attn_pool(*tensors, backend="cpu")
+    chosen = {dtype: backends.select("auto", "cpu", dtype) for dtype in (torch.float32, torch.bfloat16)}
+    assert set(chosen.values()) == {"cpu"}
+    assert re.search(r"cpu +float32 +cpu$", dk.explain(), re.MULTILINE)
+    for dtype in (torch.float64, torch.float16):
+        assert backends.select("auto", "cpu", dtype) == "folded"
+        with pytest.raises(dk.BackendError, match=r"^backend='cpu': the C\+\+ kernels take bfloat16 and float32, got"):
+            dk.functional.attn_pool(torch.randn(1, 3, 4).to(dtype), torch.randn(2, 4).to(dtype), backend="cpu")
+    with pytest.raises(dk.BackendError, match=r"take CPU tensors, got meta tensors"):
+        backends.select("cpu", "meta", torch.float32)
+
+
+@needs_library
+def test_mixed_dtypes_are_promoted_and_gradients_come_in_the_inputs_dtypes():
+    x, u = torch.randn(2, 5, 8).bfloat16().requires_grad_(), torch.randn(3, 8, requires_grad=True)
+    pooled, lse = dk.functional.attn_pool(x, u, backend="cpu")
+    wide = dk.functional.attn_pool(x.detach().float(), u.detach(), backend="cpu")
+    assert torch.equal(pooled, wide[0]) and torch.equal(lse, wide[1])
+    assert [g.dtype for g in torch.autograd.grad(pooled.sum(), (x, u))] == [torch.bfloat16, torch.float32]
+    rows = [t.bfloat16().requires_grad_() for t in pair_inputs(3, 3, 20)[:2]]
+    branch = [t.requires_grad_() for t in pair_inputs(3, 3, 20)[2:]]
+    for a, b, *rest in ((*rows, *branch), (*rows, branch[0].detach().bfloat16().requires_grad_(), *branch[1:])):
+        z, features = dk.functional.iem_pairs(a, b, *rest, return_features=True, backend="cpu")
+        expected = dk.functional.iem_pairs(a.float(), b.float(), rest[0].float(), *rest[1:], backend="cpu")
+        assert torch.equal(z, expected) and features.dtype == torch.promote_types(a.dtype, rest[0].dtype)
+        gradients = torch.autograd.grad(z.sum() + features.sum(), (a, b, *rest))
+        assert [g.dtype for g in gradients] == [t.dtype for t in (a, b, *rest)]
+
+
+def test_the_losses_have_no_kernel_of_their_own_and_fold():
+    z = torch.randn(4, 4)
+    one, other = (
+        ops.in_batch_terms(z, z.new_empty(4, 0), z.new_empty(4, 0), None, None, 1.0, name) for name in ("cpu", "folded")
+    )
+    assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
 def test_a_library_for_another_torch_is_named_and_passed_by(tmp_path: Path, monkeypatch):
@@ -76,7 +104,8 @@ def test_a_library_for_another_torch_is_named_and_passed_by(tmp_path: Path, monk
     cpu.missing.cache_clear()
     try:
         assert f"was built for torch 1.0.0, found {torch.__version__}" in str(backends.missing("cpu"))
-        assert backends.select_for("auto", torch.zeros(2, 3)) == "folded"
+        assert backends.select("auto", "cpu", torch.float32) == "folded"
+        assert "built for torch 1.0.0" in dk.explain()
     finally:
         monkeypatch.undo()
         cpu.missing.cache_clear()

@@ -1,0 +1,160 @@
+"""Interaction scores, forward: of all pairs, of given pairs with their features, or as keys to sort by.
+
+One kernel for all three (algebra: docs/algebra.md, section 2). The epilogue works on the accumulators where they are:
+bias, ReLU and the dot product with the last layer's weights, so that a score is all that leaves.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from d2llm_kernels.checks import accumulate_dtype
+from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.triton import table
+from d2llm_kernels.triton.interaction import branch, pair_rows
+from d2llm_kernels.triton.language import below, relu, store
+
+# Bytes of scores that top-k keeps at a time: large enough to fill a GPU, small beside the passages themselves.
+_TOPK_BYTES = 1 << 26
+
+
+@triton.jit
+def scores_kernel(
+    a,
+    b,
+    weight,
+    bias,
+    out_weight,
+    out_bias,
+    z,
+    features,
+    keys,
+    count,
+    passages,
+    first_passage,
+    a_stride,
+    b_stride,
+    weight_stride,
+    keys_stride,
+    WIDTH: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SUM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PAIRS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """z (pairs,) in SUM; with FEATURES also features (pairs, F); with KEYS, instead of z, keys (Nq, ...) int64."""
+    pairs = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = pairs < count
+    left, right = pair_rows(a, b, pairs, passages, a_stride, b_stride, PAIRS)
+    scores = tl.zeros((BLOCK_M,), SUM)
+    for first in range(0, WIDTH, BLOCK_N):
+        pre = branch(
+            left,
+            right,
+            inside,
+            first,
+            weight,
+            bias,
+            weight_stride,
+            WIDTH,
+            DTYPE,
+            SUM,
+            PRECISION,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+        )
+        value = relu(pre)
+        n = first + tl.arange(0, BLOCK_N)
+        known = below(n, WIDTH, BLOCK_N)
+        if FEATURES:
+            store(features + pairs[:, None] * WIDTH + n[None, :], value, inside[:, None] & known[None, :])
+        scores += tl.sum(value * tl.load(out_weight + n, mask=known, other=0).to(SUM)[None, :], 1)
+    scores += tl.load(out_bias).to(SUM)
+    if KEYS:
+        target = keys + pairs // passages * keys_stride + pairs % passages
+        tl.store(target, _key(scores, first_passage + pairs % passages), mask=inside)
+    else:
+        tl.store(z + pairs, scores, mask=inside)
+
+
+@triton.jit
+def _key(scores, passage):
+    """Integers that sort as (score, lower passage first) do: the score's bits made monotone, then 2³² - 1 - passage."""
+    scores = tl.where(scores == scores, scores, float("-inf"))
+    # Both zeros are one score.
+    bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 32) + (0xFFFFFFFF - passage)
+
+
+def iem_scores(a: Tensor, b: Tensor, branch: Branch) -> Tensor:
+    """Forward of ``functional.iem_scores``: (Nq, F), (Np, F) -> (Nq, Np)."""
+    z = a.new_empty(a.shape[0], b.shape[0], dtype=accumulate_dtype(a.dtype, b.dtype, branch.weight.dtype))
+    _launch(a, b, branch, z.numel(), b.shape[0], z=z)
+    return z
+
+
+def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tuple[Tensor, Tensor]:
+    """Forward of ``functional.iem_pairs`` on rows: (N, F), (N, F) -> z (N,), features (N, F) or (0, F)."""
+    dtype = _promoted(a, b, branch)
+    z = a.new_empty(a.shape[0], dtype=accumulate_dtype(dtype))
+    features = a.new_empty(a.shape[0] if return_features else 0, a.shape[1], dtype=dtype)
+    _launch(a, b, branch, a.shape[0], 1, z=z, features=features, PAIRS=True, FEATURES=return_features)
+    return z, features
+
+
+def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tensor]:
+    """Forward of ``functional.iem_topk``: running best k of each query over blocks of passages.
+
+    Score and index are one integer, so that no two are equal and any exact selection gives the one right answer.
+    """
+    queries, passages = a.shape[0], b.shape[0]
+    block = max(4 * k, _TOPK_BYTES // (8 * max(1, queries)))
+    best = torch.empty(queries, 0, dtype=torch.int64, device=a.device)
+    for start in range(0, passages if queries else 0, block):
+        part = b[start : start + block]
+        keys = best.new_empty(queries, best.shape[1] + part.shape[0])
+        keys[:, : best.shape[1]] = best
+        fresh = keys[:, best.shape[1] :]
+        _launch(a, part, branch, queries * part.shape[0], part.shape[0], keys=fresh, first_passage=start, KEYS=True)
+        best = keys.topk(min(k, keys.shape[1]), sorted=True).values
+    best = best if queries else best.new_empty(0, k)
+    ordered = (best >> 32).int()
+    values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return values, 0xFFFFFFFF - (best & 0xFFFFFFFF)
+
+
+def _promoted(a: Tensor, b: Tensor, branch: Branch) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), branch.weight.dtype)
+
+
+def _launch(
+    a: Tensor,
+    b: Tensor,
+    branch: Branch,
+    count: int,
+    passages: int,
+    z: Tensor | None = None,
+    features: Tensor | None = None,
+    keys: Tensor | None = None,
+    first_passage: int = 0,
+    PAIRS: bool = False,
+    FEATURES: bool = False,
+    KEYS: bool = False,
+) -> None:
+    arch, dtype, width = table.architecture(a.device), _promoted(a, b, branch), a.shape[1]
+    tiles = table.tiles("features" if FEATURES else "scores", arch, dtype, F=width)
+    rows = [t if t.stride(-1) == 1 else t.contiguous() for t in (a, b, branch.weight)]
+    if count:
+        scores_kernel[(triton.cdiv(count, tiles["BLOCK_M"]),)](
+            *rows, branch.bias, branch.out_weight.view(-1), branch.out_bias, z, features, keys,
+            count, passages, first_passage, *(t.stride(0) for t in rows), 0 if keys is None else keys.stride(0),
+            WIDTH=width, PAIRS=PAIRS, FEATURES=FEATURES, KEYS=KEYS, **table.elements(arch, dtype), **tiles,
+        )  # fmt: skip

@@ -1,0 +1,204 @@
+"""Interaction scores in Triton: all pairs, given pairs with features, top-k; parity, gradients, determinism."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+import d2llm_kernels as dk
+from d2llm_kernels import reference
+from d2llm_kernels.triton import interaction_backward, interaction_forward
+from tests.contract import assert_parity, guarded, run
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture
+def make(device):
+    """a (Nq, F), b (Np, F) and the four tensors of a branch."""
+
+    def inputs(queries, passages, hidden, dtype=torch.float64):
+        generator = torch.Generator().manual_seed(queries + passages + hidden)
+        shapes = ((queries, hidden), (passages, hidden), (hidden, hidden), (hidden,), (1, hidden), (1,))
+        tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        tensors[2] /= math.sqrt(hidden)
+        return [tensor.to(device, dtype) for tensor in tensors]
+
+    return inputs
+
+
+def scores(*tensors):
+    return (dk.functional.iem_scores(*tensors, backend="triton"),)
+
+
+def pairs(*tensors):
+    return dk.functional.iem_pairs(*tensors, return_features=True, backend="triton")
+
+
+def assert_equal(one, two):
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries,passages,hidden", [(1, 1, 64), (3, 63, 50), (2, 130, 96)])
+def test_scores_parity(make, queries, passages, hidden, dtype):
+    assert_parity(scores, lambda *t: (reference.iem_scores(*t),), make(queries, passages, hidden), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows,hidden", [(1, 64), (63, 50), (100, 16)])
+def test_pairs_parity(make, rows, hidden, dtype):
+    assert_parity(pairs, reference.iem_pairs, make(rows, rows, hidden), dtype)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parity_at_full_width(make, dtype):
+    assert_parity(scores, lambda *t: (reference.iem_scores(*t),), make(33, 300, 512), dtype)
+    assert_parity(pairs, reference.iem_pairs, make(1000, 1000, 512), dtype)
+
+
+def test_parity_over_several_chunks(make, monkeypatch):
+    monkeypatch.setattr(interaction_backward, "_CHUNK", 50)
+    for queries, passages in ((3, 70), (9, 20)):
+        tensors = make(queries, passages, 48)
+        assert_parity(scores, lambda *t: (reference.iem_scores(*t),), tensors, torch.float32)
+    assert_parity(pairs, reference.iem_pairs, make(120, 120, 48), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_a_score_does_not_depend_on_place_or_neighbours(make, dtype):
+    a, b, *weights = make(3, 1, 100, dtype)
+    alone = scores(a, b, *weights)[0]
+    crowd = torch.cat([b.expand(70, -1), torch.randn_like(b.expand(7, -1))])
+    assert torch.equal(scores(a, crowd, *weights)[0][:, :70], alone.expand(3, 70))
+    assert torch.equal(scores(a[1:2], b, *weights)[0], alone[1:2])
+    one = dk.functional.iem_pairs(a[1:2], b, *weights, backend="triton")
+    assert torch.equal(one, alone[1])
+
+
+def test_groups_broadcast_and_features_are_optional(make):
+    a, b, *weights = make(4, 12, 32, torch.float32)
+    groups = b.view(4, 3, 32)
+    z, features = dk.functional.iem_pairs(a[:, None], groups, *weights, return_features=True, backend="triton")
+    expected = reference.iem_pairs(a[:, None], groups, *weights)
+    torch.testing.assert_close(z, expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, expected[1], rtol=1e-5, atol=1e-5)
+    assert torch.equal(z, dk.functional.iem_pairs(a[:, None], groups, *weights, backend="triton"))
+
+
+def test_half_precision_index_against_float32_weights(make):
+    a, b, *weights = make(3, 40, 32, torch.float32)
+    mixed = scores(a, b.bfloat16(), *weights)[0]
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, reference.iem_scores(a, b.bfloat16().float(), *weights), rtol=1e-5, atol=1e-5)
+
+
+def test_repeated_runs_are_bit_equal(make, device):
+    tensors = make(5, 70, 48, torch.float32)
+    first = run(scores, tensors)
+    for _ in range(250 if device.type == "cuda" else 2):
+        again = run(scores, tensors)
+        assert_equal((*first[0], *first[1]), (*again[0], *again[1]))
+
+
+def test_strided_inputs_and_expanded_gradients(make):
+    a, b, *weights = make(4, 6, 32, torch.float32)
+    outputs = []
+    for left, right in ((a, b), (torch.stack([a, a], -1)[..., 0], guarded(b))):
+        leaf = left.detach().requires_grad_()
+        z = scores(leaf, right, *weights)[0]
+        z.sum().backward()
+        outputs.append((z, leaf.grad))
+    assert_equal(*outputs)
+
+
+@pytest.mark.parametrize("queries,passages", [(0, 4), (4, 0), (0, 0)])
+def test_no_queries_or_no_passages(make, queries, passages):
+    (z,), gradients = run(scores, make(queries, passages, 16, torch.float32))
+    assert z.shape == (queries, passages) and all((g == 0).all() for g in gradients)
+
+
+@pytest.mark.float64
+def test_gradcheck(make):
+    tensors = tuple(t.requires_grad_() for t in make(3, 4, 6))
+    assert torch.autograd.gradcheck(scores, tensors, fast_mode=True)
+    rows = tuple(t.requires_grad_() for t in make(5, 5, 6))
+    assert torch.autograd.gradcheck(pairs, rows, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("queries,k", [(1, 1), (3, 20), (2, 300)])
+def test_topk_is_exact_and_ties_take_the_lower_index(make, monkeypatch, queries, k, dtype):
+    monkeypatch.setattr(interaction_forward, "_TOPK_BYTES", 8 * queries * 60)
+    a, b, *weights = make(queries, 300, 16, dtype)
+    b[100:200] = b[:100]
+    b[7] = math.nan
+    values, indices = dk.functional.iem_topk(a, b, *weights, k, backend="triton")
+    expected = reference.topk(scores(a, b, *weights)[0], k)
+    assert torch.equal(values, expected[0]) and torch.equal(indices, expected[1])
+
+
+def test_nan_stays_nan(make):
+    a, b, *weights = make(2, 5, 32, torch.float32)
+    b[3, 7] = math.nan
+    z, features = dk.functional.iem_pairs(a[:1], b, *weights, return_features=True, backend="triton")
+    expected = reference.iem_pairs(a[:1], b, *weights)
+    assert torch.equal(z.isnan(), expected[0].isnan()) and torch.equal(features.isnan(), expected[1].isnan())
+    assert scores(a, b, *weights)[0][:, 3].isnan().all()
+
+
+def test_topk_orders_negative_scores_and_both_zeros(make):
+    a, b, *weights = make(1, 64, 16, torch.float32)
+    weights[2].zero_()
+    for bias in (0.0, -0.0, -3.5):
+        weights[3].fill_(bias)
+        values, indices = dk.functional.iem_topk(a, b, *weights, 5, backend="triton")
+        assert torch.equal(indices, torch.arange(5, device=a.device)[None]) and (values == bias).all()
+
+
+@pytest.mark.real
+def test_more_than_2_to_the_31_elements(make, device):
+    a, b, *weights = make(1, 1000, 16, torch.bfloat16)
+    crowd = b.repeat(2200, 1)
+    z = scores(a.expand(1000, -1), crowd, *weights)[0]
+    assert z.numel() > 2**31
+    assert torch.equal(z[-1, -1000:], scores(a, b, *weights)[0][0])
+
+
+@pytest.mark.real
+def test_peak_memory_of_training_holds_no_tensor_of_all_pairs_times_features(device):
+    size, hidden = 4096, 512
+    a, b = (torch.randn(size, hidden, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    shapes = ((hidden, hidden), (hidden,), (1, hidden), (1,))
+    weights = [torch.randn(*s, device=device, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    scores(a, b, *weights)[0].square().sum().backward()
+    matrix = size * size * 4
+    # z, its square and their gradients; a chunk of slopes; parts of sums.
+    assert torch.cuda.max_memory_allocated() - before <= 5 * matrix + 3 * (1 << 28)
+
+
+def test_modules_on_triton_equal_the_literal_ones(device):
+    torch.manual_seed(0)
+    made = {}
+    for backend in ("triton", "reference"):
+        torch.manual_seed(0)
+        made[backend] = (
+            dk.PMA(64, 4, init="xavier", backend=backend).to(device),
+            dk.IEM(64, 32, init="xavier", backend=backend).to(device),
+        )
+    x, mask = torch.randn(4, 21, 64, device=device), torch.rand(4, 21, device=device) < 0.8
+    task = torch.tensor([0, 1, 1, 0], device=device)
+
+    def step(pma, iem, x):
+        y = pma(x, mask)
+        z, features = iem(y, y.flip(0), task, return_features=True)
+        return z, features, iem.score_all(y, y, task)
+
+    got = run(partial(step, *made["triton"]), (x,))
+    expected = run(partial(step, *made["reference"]), (x,))
+    for one, two in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)

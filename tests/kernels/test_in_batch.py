@@ -1,0 +1,213 @@
+"""The losses over all pairs of a batch: parity, gradients, what takes part, memory, the operator."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import d2llm_kernels as dk
+from d2llm_kernels import in_batch_folded, ops
+from tests.contract import assert_parity
+
+TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def inputs(batch: int, hard: int, seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0):
+    """The student's two tensors, and the teacher's two with NaN here and there, with a mask of duplicates."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    z = (scale * torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((batch, batch), (batch, hard)))
+    s_hard, s_in_batch = uniform(batch, hard), uniform(batch, batch)
+    s_hard[uniform(batch, hard) < 0.2] = float("nan")
+    s_in_batch[uniform(batch, batch) < 0.2] = float("nan")
+    return tuple(t.to(dtype) for t in z), (s_hard.to(dtype), s_in_batch.to(dtype), uniform(batch, batch) < 0.2)
+
+
+def terms(teacher, temperature=1.0, backend="folded"):
+    def function(z_in_batch, z_hard):
+        s_hard, s_in_batch, duplicates = teacher
+        dtype = z_in_batch.dtype
+        s_in_batch = None if s_in_batch is None else s_in_batch.to(dtype)
+        rest = (s_in_batch, duplicates, temperature)
+        return dk.functional.in_batch_terms(z_in_batch, z_hard, s_hard.to(dtype), *rest, backend=backend)
+
+    return function
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(in_batch_folded, "chunk_elements", lambda device: 40)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("temperature", (1.0, 0.07))
+@pytest.mark.parametrize("batch,hard", [(1, 3), (2, 0), (9, 1), (33, 5), (65, 8)])
+def test_parity(batch, hard, temperature, dtype, small_chunks):
+    student, teacher = inputs(batch, hard)
+    assert_parity(terms(teacher, temperature), terms(teacher, temperature, "reference"), student, dtype)
+
+
+@pytest.mark.parametrize("without", (("s_in_batch",), ("duplicates",), ("s_in_batch", "duplicates")))
+def test_parity_without_teacher_or_mask(without):
+    student, (s_hard, s_in_batch, duplicates) = inputs(12, 3)
+    rest = {"s_in_batch": s_in_batch, "duplicates": duplicates} | dict.fromkeys(without)
+    teacher = (s_hard, rest["s_in_batch"], rest["duplicates"])
+    assert_parity(terms(teacher), terms(teacher, backend="reference"), student, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+def test_large_logits_are_exact_and_their_gradients_finite(dtype):
+    student, teacher = inputs(17, 3, scale=1e4)
+    assert_parity(terms(teacher), terms(teacher, backend="reference"), student, dtype)
+    leaves = [t.to(dtype).requires_grad_() for t in student]
+    outputs = terms(teacher)(*leaves)
+    sum(t.sum() for t in outputs).backward()
+    assert all(t.isfinite().all() for t in (*outputs, *(leaf.grad for leaf in leaves)))
+
+
+def test_gradcheck(small_chunks):
+    student, teacher = inputs(6, 3)
+    assert torch.autograd.gradcheck(terms(teacher, 0.7), tuple(t.requires_grad_() for t in student))
+
+
+@pytest.mark.parametrize("index", (0, 1))
+def test_either_term_alone_has_its_own_gradient(index):
+    student, teacher = inputs(7, 2)
+    one, both = ([t.clone().requires_grad_() for t in student] for _ in range(2))
+    terms(teacher)(*one)[index].sum().backward()
+    (terms(teacher, backend="reference")(*both)[index].sum() + 0 * both[1].sum()).backward()
+    for got, expected in zip(one, both, strict=True):
+        torch.testing.assert_close(got.grad, expected.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_batch_of_one_costs_nothing():
+    student, teacher = inputs(1, 4)
+    cross_entropy, pairwise = terms(teacher)(*student)
+    assert cross_entropy.item() == 0 and pairwise.item() == 0
+
+
+def test_without_hard_negatives_the_pairs_are_empty():
+    z = torch.randn(5, 5, requires_grad=True)
+    cross_entropy, pairwise = dk.functional.in_batch_terms(z)
+    expected = torch.nn.functional.cross_entropy(z, torch.arange(5), reduction="none")
+    torch.testing.assert_close(cross_entropy, expected)
+    assert torch.equal(pairwise, torch.zeros(5))
+    pairwise.sum().backward()
+    assert torch.equal(z.grad, torch.zeros(5, 5))
+
+
+def test_duplicates_everywhere_leave_the_diagonal_alone():
+    (z_in_batch, z_hard), (s_hard, s_in_batch, _) = inputs(5, 2)
+    every = torch.ones(5, 5, dtype=torch.uint8)
+    z_in_batch.fill_(float("nan")).fill_diagonal_(2.0)
+    z_in_batch.requires_grad_()
+    cross_entropy, pairwise = terms((s_hard, s_in_batch, every))(z_in_batch, z_hard)
+    assert torch.equal(cross_entropy, torch.zeros_like(cross_entropy))
+    assert torch.equal(pairwise, torch.zeros_like(pairwise))
+    (cross_entropy + pairwise).sum().backward()
+    assert torch.equal(z_in_batch.grad, torch.zeros_like(z_in_batch))
+
+
+def test_hard_negatives_that_are_not_judged_are_not_read():
+    (z_in_batch, z_hard), (s_hard, *rest) = inputs(6, 4)
+    expected = terms((s_hard, *rest))(z_in_batch, z_hard)
+    garbage = z_hard.masked_fill(s_hard.isnan(), float("nan")).requires_grad_()
+    got = terms((s_hard, *rest))(z_in_batch, garbage)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    got[1].sum().backward()
+    assert (garbage.grad[s_hard.isnan()] == 0).all() and garbage.grad.isfinite().all()
+
+
+def test_half_precision_is_summed_in_float32_and_autocast_changes_nothing():
+    (z_in_batch, z_hard), teacher = inputs(6, 2, dtype=torch.bfloat16)
+    for backend in ("folded", "reference"):
+        assert all(t.dtype == torch.float32 for t in terms(teacher, backend=backend)(z_in_batch, z_hard))
+    student = (z_in_batch.float().requires_grad_(), z_hard.float())
+    expected = terms(teacher)(*student)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(terms(teacher)(*student), expected, strict=True))
+
+
+def test_non_contiguous_inputs_expanded_gradients_and_bit_equal_repeats():
+    (z_in_batch, z_hard), teacher = inputs(9, 3)
+    strided = [torch.stack([t, t], -1)[..., 0].requires_grad_() for t in (z_in_batch, z_hard)]
+    plain = [t.clone().requires_grad_() for t in (z_in_batch, z_hard)]
+    for leaves in (strided, plain):
+        sum(t.sum() for t in terms(teacher)(*leaves)).backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(strided, plain, strict=True))
+
+
+def test_only_the_inputs_are_saved_for_backward():
+    student, teacher = inputs(64, 4, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in student]
+    allowed = {t.untyped_storage().data_ptr() for t in (*leaves, *teacher)}
+    kept = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.untyped_storage().data_ptr()) or t, lambda t: t):
+        terms(teacher)(*leaves)
+    assert kept and kept <= allowed
+
+
+def test_no_allocation_beyond_the_matrix_and_a_chunk(monkeypatch):
+    batch, hard, elements = 256, 8, 1 << 14
+    monkeypatch.setattr(in_batch_folded, "chunk_elements", lambda device: elements)
+    student, teacher = inputs(batch, hard, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in student]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        sum(t.sum() for t in terms(teacher)(*leaves)).backward()
+    largest = max(event.self_cpu_memory_usage for event in recorded.events())
+    assert 0 < largest <= max(batch * batch, elements) * 4
+    assert largest < batch * hard * batch * 4 / 4, "of the order of B * K * B"
+
+
+def test_opcheck():
+    (z_in_batch, z_hard), teacher = inputs(5, 3, dtype=torch.float32)
+    leaves = (z_in_batch.requires_grad_(), z_hard.requires_grad_())
+    torch.library.opcheck(ops.in_batch_terms, (*leaves, *teacher, 0.5, "folded"), test_utils=TESTS)
+    none = (*leaves, teacher[0], None, None, 1.0, "folded")
+    torch.library.opcheck(ops.in_batch_terms, none, test_utils=TESTS)
+    plain = (z_in_batch.detach(), z_hard.detach(), *teacher, 0.5, "folded")
+    for slopes in ((torch.randn(5), torch.randn(5)), (None, torch.randn(5)), (torch.randn(5), None)):
+        torch.library.opcheck(ops.in_batch_terms_backward, (*slopes, *plain), test_utils=TESTS)
+
+
+def test_compiles_without_graph_breaks_for_any_batch():
+    def step(z_in_batch, z_hard, s_hard, s_in_batch, duplicates):
+        terms = dk.functional.in_batch_terms(z_in_batch.sin(), z_hard, s_hard, s_in_batch, duplicates, 0.5)
+        return terms[0].sum() + terms[1].square().sum()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, hard in ((4, 3), (6, 2), (9, 5)):
+        (z_in_batch, z_hard), teacher = inputs(batch, hard, dtype=torch.float32)
+        z_in_batch.requires_grad_()
+        (expected,) = torch.autograd.grad(step(z_in_batch, z_hard, *teacher), z_in_batch)
+        (got,) = torch.autograd.grad(compiled(z_in_batch, z_hard, *teacher), z_in_batch)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+SQUARE, GROUP = torch.zeros(3, 3), torch.zeros(3, 2)
+
+
+@pytest.mark.parametrize(
+    "changed,name",
+    [
+        ({"z_in_batch": torch.zeros(3, 4)}, "z_in_batch"),
+        ({"z_in_batch": torch.zeros(0, 0)}, "z_in_batch"),
+        ({"z_in_batch": SQUARE.long()}, "z_in_batch"),
+        ({"z_hard": torch.zeros(2, 2)}, "z_hard"),
+        ({"z_hard": GROUP.long()}, "z_hard"),
+        ({"z_hard": None}, "s_hard"),
+        ({"s_hard": torch.zeros(3, 3)}, "s_hard"),
+        ({"s_in_batch": GROUP}, "s_in_batch"),
+        ({"s_in_batch": SQUARE.bool()}, "s_in_batch"),
+        ({"duplicates": GROUP.bool()}, "duplicates"),
+        ({"duplicates": SQUARE}, "duplicates"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"z_hard": GROUP.to("meta")}, "z_hard"),
+    ],
+)
+def test_bad_arguments_are_named(changed, name):
+    arguments = {"z_in_batch": SQUARE, "z_hard": GROUP, "s_hard": GROUP, "s_in_batch": SQUARE} | changed
+    with pytest.raises(dk.ArgumentError, match=f"^{name}: expected"):
+        dk.functional.in_batch_terms(**arguments)

@@ -1,0 +1,68 @@
+"""Every Triton kernel with every row of the table, compiled for GPUs that are not here, and what becomes of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+TABLE = json.loads((ROOT / "d2llm_kernels/triton/table.json").read_text())
+ARCHS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+# Shared memory of a block in bytes: NVIDIA's CUDA programming guide, AMD's CDNA 3 guide.
+SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
+MATRIX = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+# These sum along rows and multiply no matrices.
+WITHOUT_MATRIX = ("pool_softmax", "in_batch_forward", "in_batch_backward")
+# Kernels whose tiles are too low for the widest instruction take the one of the generation before.
+NARROW = ("pool_forward", "pool_products", "pool_gradients")
+# Beside the installed Triton the oldest that its interpreter-free use is held to; `make` puts it here.
+OLDER = Path(sys.prefix) / "triton-3.6"
+
+
+def figures(arch: str, folder: Path, older: Path | None = None) -> list[dict]:
+    out = folder / "figures.json"
+    path = os.pathsep.join(map(str, filter(None, (older, ROOT))))
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": path}
+    command = [sys.executable, "tools/cross_compile.py", "--arch", arch, "--json", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return json.loads(out.read_text())["rows"]
+
+
+def check(arch: str, rows: list[dict]) -> None:
+    for row in rows:
+        name = row["kernel"].removesuffix("_kernel")
+        label = f"{arch} {name} {row['case']} {row['tiles']}"
+        assert row["spills"] == 0, f"{label}: {row['spills']} spilled"
+        assert row["shared"] <= SHARED.get(arch, 64 << 10), f"{label}: {row['shared']} bytes of shared memory"
+        assert 0 < row["registers"] <= (512 if arch == "gfx942" else 255), label
+        if name in WITHOUT_MATRIX:
+            continue
+        wanted = MATRIX.get(arch, "mma.sync")
+        found = any(instruction.startswith(wanted) for instruction in row["matrix"])
+        narrow = name in NARROW and any(instruction.startswith("mma.sync") for instruction in row["matrix"])
+        assert found or narrow, f"{label}: {row['matrix']}"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_spills_enough_shared_memory_and_matrix_instructions(arch, tmp_path):
+    rows = figures(arch, tmp_path)
+    check(arch, rows)
+    compiled = [row["tiles"] for row in rows]
+    for row in TABLE:
+        if arch in row["archs"]:
+            # A block wider than the width itself is cut to it, so some tiles of a row may come out smaller.
+            wanted = {k: v for k, v in row["tiles"].items() if k not in ("SLICE", "BLOCK_D", "BLOCK_N")}
+            assert any(wanted.items() <= tiles.items() for tiles in compiled), f"never compiled: {row}"
+
+
+@pytest.mark.skipif(not OLDER.exists(), reason="no older Triton beside the installed one")
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90", "gfx942"))
+def test_the_oldest_triton_compiles_them_too(arch, tmp_path):
+    for row in figures(arch, tmp_path, OLDER):
+        assert "error" not in row and row["shared"] <= SHARED.get(arch, 64 << 10), row

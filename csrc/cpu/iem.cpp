@@ -11,8 +11,6 @@
 namespace d2llm {
 namespace {
 
-Product product_of(const at::Tensor& a) { return a.scalar_type() == at::kFloat ? Product::f32 : Product::bf16; }
-
 int64_t strips_of(int64_t pairs, int64_t strip) { return (pairs + strip - 1) / strip; }
 
 // z (Nq * Np,) of all pairs, passages innermost; a strip may run over the end of a query's row.
@@ -37,22 +35,16 @@ at::Tensor all_pairs(const Kernels& kernels, const PackedBranch& branch, const O
 
 at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
                       const at::Tensor& out_weight, const at::Tensor& out_bias) {
-    const Operands operands{rows_of(a), rows_of(b), {}, product_of(a)};
-    return all_pairs(kernels(), pack(kernels(), operands.product, weight, bias, out_weight, out_bias), operands);
-}
-
-at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const at::Tensor& weight,
-                           const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias) {
-    const Operands operands{rows_of(a), rows_of(b), scale.contiguous(), Product::int8};
-    return all_pairs(kernels(), pack(kernels(), Product::int8, weight, bias, out_weight, out_bias), operands);
+    const Operands operands{rows_of(a), rows_of(b)};
+    return all_pairs(kernels(), pack(kernels(), rows_kind(a), weight, bias, out_weight, out_bias), operands);
 }
 
 std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
                                              const at::Tensor& bias, const at::Tensor& out_weight,
                                              const at::Tensor& out_bias, bool return_features) {
     const Kernels& table = kernels();
-    const Operands operands{rows_of(a), rows_of(b), {}, product_of(a)};
-    const PackedBranch branch = pack(table, operands.product, weight, bias, out_weight, out_bias);
+    const Operands operands{rows_of(a), rows_of(b)};
+    const PackedBranch branch = pack(table, rows_kind(a), weight, bias, out_weight, out_bias);
     const int64_t pairs = a.size(0), width = a.size(1);
     at::Tensor z = at::empty({pairs}, at::kFloat), kept = at::empty({return_features ? pairs : 0, width}, a.options());
     float* out = z.mutable_data_ptr<float>();

@@ -20,14 +20,6 @@ std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tenso
                                             const at::Tensor& bias, const at::Tensor& out_weight,
                                             const at::Tensor& out_bias, int64_t k);
 
-// b (Np, F) int8 with a scale (Np,) for each row; all else float.
-at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const at::Tensor& weight,
-                           const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias);
-
-std::tuple<at::Tensor, at::Tensor> iem_topk_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale,
-                                                 const at::Tensor& weight, const at::Tensor& bias,
-                                                 const at::Tensor& out_weight, const at::Tensor& out_bias, int64_t k);
-
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,

@@ -97,7 +97,7 @@ Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const
                     rows_of(b),
                     dz.to(at::kFloat).contiguous(),
                     dfeatures.defined() ? dfeatures.to(at::kFloat).contiguous() : at::Tensor(),
-                    pack(table, Product::f32, weight, bias, out_weight, out_bias),
+                    pack(table, Rows::f32, weight, bias, out_weight, out_bias),
                     pack_transposed(table, weight),
                     grid ? at::zeros({parts, a.size(0), features}, at::kFloat) : at::zeros(a.sizes(), at::kFloat),
                     at::zeros(b.sizes(), at::kFloat),

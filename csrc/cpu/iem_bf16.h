@@ -1,7 +1,6 @@
 // Strips in bfloat16 on AVX512-BF16: two input features to a unit, products summed in float32.
 
 struct Bfloat16 {
-    typedef Vector Sum;
     static constexpr int64_t kProducts = 2;
     D2LLM_INLINE Vector add(Vector acc, Vector right, const float* left) {
         // Read as an integer, so that no float instruction sees, and quietens, the pair of halves.

@@ -18,7 +18,6 @@ constexpr int kPanel = 8, kColumns = 3, kTokens = 3;
 #include "common.h"
 
 typedef Wide PoolBf16;
-typedef Float32Bytes ScoreInt8;
 typedef Float32 PeakBf16;
 constexpr auto score_bf16 = score<uint16_t>;
 

@@ -12,7 +12,6 @@ constexpr int kPanel = 6, kColumns = 2, kTokens = 1;
 #include "common.h"
 
 typedef Wide PoolBf16;
-typedef Float32Bytes ScoreInt8;
 typedef Float32 PeakBf16;
 constexpr auto score_bf16 = score<uint16_t>;
 

@@ -21,10 +21,9 @@ constexpr int64_t kSlabGap = 16;
 // One branch of the IEM, its weights packed in panels of output features, zeros past F (pack.h).
 struct Branch {
     int64_t features;    // F
-    const void* weight;  // (panels, units, panel, unit) float, bfloat16 or int8
+    const void* weight;  // (panels, units, panel, unit) float or bfloat16
     const float* bias;   // (panels * panel,)
     const float* out;    // (panels * panel,) out_weight
-    const float* scale;  // (panels * panel,) of int8 weights, else null
     float out_bias;
 };
 
@@ -32,7 +31,6 @@ struct Branch {
 struct Strip {
     const void* const* a;  // (strip,) rows of F
     const void* const* b;  // (strip,) rows of F
-    const float* scale;    // (strip,) of int8 rows b, else null
     float* scratch;
     float* z;         // (strip,) out
     float* features;  // (strip, F) out, or null
@@ -78,10 +76,8 @@ struct Kernels {
     int64_t strip;      // pairs in a Strip, and the padding of rows that tiles of the backward read
     int64_t panel;      // output features in a panel
     int64_t unit_bf16;  // input features side by side in weights for bfloat16 rows; 1: they are floats
-    int64_t unit_int8;  // the same for int8
     void (*score_f32)(const Branch&, const Strip&);
     void (*score_bf16)(const Branch&, const Strip&);
-    void (*score_int8)(const Branch&, const Strip&);
     void (*differentiate)(const Branch&, const float* transposed, const StripGradient&, Rows);
     // s (count, stride) = products of the rows with packed queries, whose unit for bfloat16 rows is unit_bf16.
     void (*products)(const Chunk&, Rows, const float* u, float* s);
@@ -98,7 +94,6 @@ struct Kernels {
     void (*token_gradients)(const TokenGradient&, Rows);
     double (*peak_f32)(int64_t rounds);
     double (*peak_bf16)(int64_t rounds);
-    double (*peak_int8)(int64_t rounds);
 };
 
 // The tables; null where the compiler or the processor's family has no such instructions.

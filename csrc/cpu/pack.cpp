@@ -4,7 +4,6 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 namespace d2llm {
@@ -15,13 +14,12 @@ constexpr int64_t kSlabUnits = 576;
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // (panels, units, panel, unit) of T from rows of `source` (F, F) with strides.
-template <class T, class S>
-void fill_panels(const S* source, int64_t row, int64_t column, int64_t features, int64_t panel, int64_t unit, T* to) {
+template <class T>
+void fill_panels(const T* source, int64_t row, int64_t column, int64_t features, int64_t panel, int64_t unit, T* to) {
     const int64_t units = (features + unit - 1) / unit;
     for (int64_t n = 0; n < features; ++n) {
         T* at = to + (n / panel * units * panel + n % panel) * unit;
-        for (int64_t k = 0; k < features; ++k)
-            at[k / unit * panel * unit + k % unit] = static_cast<T>(source[n * row + k * column]);
+        for (int64_t k = 0; k < features; ++k) at[k / unit * panel * unit + k % unit] = source[n * row + k * column];
     }
 }
 
@@ -31,61 +29,29 @@ at::Tensor padded(const at::Tensor& values, int64_t length) {
     return out;
 }
 
-// Rows of the weight in whole steps of their scales: largest value 127.
-at::Tensor quantized(const at::Tensor& weight, float* scale) {
-    at::Tensor whole = at::empty(weight.sizes(), at::kFloat);
-    const int64_t features = weight.size(0);
-    const float* from = weight.const_data_ptr<float>();
-    float* to = whole.mutable_data_ptr<float>();
-    for (int64_t n = 0; n < features; ++n, from += features, to += features) {
-        float top = 0, poison = 0;
-        for (int64_t k = 0; k < features; ++k) top = std::max(top, std::abs(from[k])), poison += from[k] * 0;
-        scale[n] = top / 127 + poison;
-        for (int64_t k = 0; k < features; ++k) {
-            const float value = top > 0 ? std::nearbyint(from[k] * (127 / top)) : 0;
-            to[k] = std::isfinite(value) ? value : 0;
-        }
-    }
-    return whole;
-}
-
 }  // namespace
 
-PackedBranch pack(const Kernels& kernels, Product product, const at::Tensor& weight, const at::Tensor& bias,
+PackedBranch pack(const Kernels& kernels, Rows rows, const at::Tensor& weight, const at::Tensor& bias,
                   const at::Tensor& out_weight, const at::Tensor& out_bias) {
     const int64_t features = weight.size(0), panel = kernels.panel, length = round_up(features, panel);
     PackedBranch packed;
     packed.bias = padded(bias, length);
     packed.out = padded(out_weight, length);
-    int64_t unit = 1;
-    if (product == Product::bf16) unit = kernels.unit_bf16;
-    if (product == Product::int8) unit = kernels.unit_int8;
+    const int64_t unit = rows == Rows::f32 ? 1 : kernels.unit_bf16;
     const int64_t units = (features + unit - 1) / unit;
     // A unit is 32 bits, whatever it holds.
     packed.weight = at::zeros({length * units}, at::kFloat);
     float* to = packed.weight.mutable_data_ptr<float>();
-    if (product == Product::bf16 && unit == 2) {
+    if (unit == 2) {
         const at::Tensor half = weight.contiguous();
         fill_panels(static_cast<const uint16_t*>(half.const_data_ptr()), features, 1, features, panel, unit,
                     reinterpret_cast<uint16_t*>(to));
     } else {
-        at::Tensor wide = weight.to(at::kFloat).contiguous();
-        if (product == Product::int8) {
-            packed.scale = at::zeros({length}, at::kFloat);
-            wide = quantized(wide, packed.scale.mutable_data_ptr<float>());
-        }
-        const float* from = wide.const_data_ptr<float>();
-        if (unit == 4)
-            fill_panels(from, features, 1, features, panel, unit, reinterpret_cast<int8_t*>(to));
-        else
-            fill_panels(from, features, 1, features, panel, unit, to);
+        const at::Tensor wide = weight.to(at::kFloat).contiguous();
+        fill_panels(wide.const_data_ptr<float>(), features, 1, features, panel, unit, to);
     }
-    packed.view = {features,
-                   packed.weight.const_data_ptr(),
-                   packed.bias.const_data_ptr<float>(),
-                   packed.out.const_data_ptr<float>(),
-                   packed.scale.defined() ? packed.scale.const_data_ptr<float>() : nullptr,
-                   out_bias.item().toFloat()};
+    packed.view = {features, packed.weight.const_data_ptr(), packed.bias.const_data_ptr<float>(),
+                   packed.out.const_data_ptr<float>(), out_bias.item().toFloat()};
     return packed;
 }
 

@@ -7,18 +7,15 @@
 
 namespace d2llm {
 
-enum class Product { f32, bf16, int8 };
-
 // A branch and the memory behind it.
 struct PackedBranch {
-    at::Tensor weight, bias, out, scale;
+    at::Tensor weight, bias, out;
     Branch view;
 };
 
-// weight (F, F), bias (F,), out_weight (1, F), out_bias (1,), float or bfloat16. For int8 every row of the weight gets
-// a scale of its own.
-PackedBranch pack(const Kernels&, Product, const at::Tensor& weight, const at::Tensor& bias,
-                  const at::Tensor& out_weight, const at::Tensor& out_bias);
+// weight (F, F), bias (F,), out_weight (1, F), out_bias (1,), float or bfloat16, for products with rows of that kind.
+PackedBranch pack(const Kernels&, Rows, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
+                  const at::Tensor& out_bias);
 
 // The transposed weight in panels of floats, for the backward.
 at::Tensor pack_transposed(const Kernels&, const at::Tensor& weight);

@@ -2,8 +2,8 @@
 
 template <class Unit>
 static double peak(int64_t rounds) {
-    typename Unit::Sum acc[kPanel][kColumns];
-    fill(acc, typename Unit::Sum{});
+    Vector acc[kPanel][kColumns];
+    fill(acc, Vector{});
     Vector right[kColumns] = {};
     float left[kPanel] = {};
     for (int64_t i = 0; i < rounds; ++i) {

@@ -8,10 +8,9 @@
 
 namespace d2llm {
 
-// Rows a and b as they lie in memory, and how they are multiplied.
+// Rows a and b as they lie in memory.
 struct Operands {
-    at::Tensor a, b, scale;
-    Product product;
+    at::Tensor a, b;
 };
 
 class Scorer {
@@ -22,10 +21,9 @@ class Scorer {
           operands_(operands),
           a_(kernels.strip),
           b_(kernels.strip),
-          scale_(kernels.strip),
           z_(kernels.strip),
-          // The hidden layer of a strip, and 16 rows of whole blocks that are quantized together.
-          scratch_(kernels.strip * branch.features + 16 * (branch.features + 64)) {}
+          // The hidden layer of a strip.
+          scratch_(kernels.strip * branch.features) {}
 
     int64_t strip() const { return kernels_.strip; }
 
@@ -33,18 +31,12 @@ class Scorer {
     template <class Query, class Passage>
     const float* operator()(int64_t count, Query query, Passage passage, float* features = nullptr) {
         for (int64_t l = 0; l < kernels_.strip; ++l) {
-            const int64_t pair = l < count ? l : count - 1, j = passage(pair);
+            const int64_t pair = l < count ? l : count - 1;
             a_[l] = row_of(operands_.a, query(pair));
-            b_[l] = row_of(operands_.b, j);
-            if (operands_.scale.defined()) scale_[l] = operands_.scale.const_data_ptr<float>()[j];
+            b_[l] = row_of(operands_.b, passage(pair));
         }
-        const Strip strip{a_.data(), b_.data(), scale_.data(), scratch_.data(), z_.data(), features};
-        if (operands_.product == Product::int8)
-            kernels_.score_int8(branch_, strip);
-        else if (operands_.product == Product::bf16)
-            kernels_.score_bf16(branch_, strip);
-        else
-            kernels_.score_f32(branch_, strip);
+        const Strip strip{a_.data(), b_.data(), scratch_.data(), z_.data(), features};
+        (rows_kind(operands_.a) == Rows::f32 ? kernels_.score_f32 : kernels_.score_bf16)(branch_, strip);
         return z_.data();
     }
 
@@ -53,7 +45,7 @@ class Scorer {
     const Branch& branch_;
     const Operands& operands_;
     std::vector<const void*> a_, b_;
-    std::vector<float> scale_, z_, scratch_;
+    std::vector<float> z_, scratch_;
 };
 
 }  // namespace d2llm

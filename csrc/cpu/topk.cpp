@@ -90,16 +90,8 @@ std::tuple<at::Tensor, at::Tensor> topk(const Kernels& table, const PackedBranch
 std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
                                             const at::Tensor& bias, const at::Tensor& out_weight,
                                             const at::Tensor& out_bias, int64_t k) {
-    const Product product = a.scalar_type() == at::kFloat ? Product::f32 : Product::bf16;
-    const Operands operands{rows_of(a), rows_of(b), {}, product};
-    return topk(kernels(), pack(kernels(), product, weight, bias, out_weight, out_bias), operands, k);
-}
-
-std::tuple<at::Tensor, at::Tensor> iem_topk_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale,
-                                                 const at::Tensor& weight, const at::Tensor& bias,
-                                                 const at::Tensor& out_weight, const at::Tensor& out_bias, int64_t k) {
-    const Operands operands{rows_of(a), rows_of(b), scale.contiguous(), Product::int8};
-    return topk(kernels(), pack(kernels(), Product::int8, weight, bias, out_weight, out_bias), operands, k);
+    const Operands operands{rows_of(a), rows_of(b)};
+    return topk(kernels(), pack(kernels(), rows_kind(a), weight, bias, out_weight, out_bias), operands, k);
 }
 
 }  // namespace d2llm

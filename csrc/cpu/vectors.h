@@ -5,7 +5,6 @@
 typedef float Vector __attribute__((vector_size(4 * D2LLM_LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * D2LLM_LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * D2LLM_LANES)));
-typedef int8_t Bytes __attribute__((vector_size(D2LLM_LANES)));
 
 #define D2LLM_INLINE static inline __attribute__((always_inline))
 
@@ -22,12 +21,6 @@ D2LLM_INLINE Vector load(const uint16_t* from) {
     Halves half;
     __builtin_memcpy(&half, from, sizeof half);
     return (Vector)(__builtin_convertvector(half, Integers) << 16);
-}
-
-D2LLM_INLINE Vector load(const int8_t* from) {
-    Bytes bytes;
-    __builtin_memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(bytes, Vector);
 }
 
 // The first `count` values, the rest 0: memory behind them is not touched.
@@ -97,15 +90,14 @@ D2LLM_INLINE float sum(Vector v) {
 
 // How one 32-bit unit of the left and one of each lane of the right add to a sum.
 struct Float32 {
-    typedef Vector Sum;
     static constexpr int64_t kProducts = 1;
     D2LLM_INLINE Vector add(Vector acc, Vector right, const float* left) { return acc + broadcast(*left) * right; }
 };
 
 // acc[r][v] += sum over k of left[k * left_k + r * left_r] times right[k * right_k + v * lanes].
-template <class Unit, class Sum, int R, int V>
+template <class Unit, int R, int V>
 D2LLM_INLINE void multiply(const float* left, int64_t left_k, int64_t left_r, const float* right, int64_t right_k,
-                           int64_t depth, Sum (&acc)[R][V]) {
+                           int64_t depth, Vector (&acc)[R][V]) {
     for (int64_t k = 0; k < depth; ++k) {
         Vector column[V];
 #pragma GCC unroll 4
@@ -120,8 +112,8 @@ D2LLM_INLINE void multiply(const float* left, int64_t left_k, int64_t left_r, co
 }
 
 // The same value in every row and vector of a tile.
-template <class Sum, int R, int V>
-D2LLM_INLINE void fill(Sum (&acc)[R][V], Sum value) {
+template <int R, int V>
+D2LLM_INLINE void fill(Vector (&acc)[R][V], Vector value) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -131,11 +123,11 @@ D2LLM_INLINE void fill(Sum (&acc)[R][V], Sum value) {
 
 // Rows of the tile to memory. Tiles are indexed by unrolled loops alone: a variable index would put them in memory for
 // good, and every product behind a store.
-template <class Sum, int R, int V>
-D2LLM_INLINE void store(float* to, int64_t stride, const Sum (&tile)[R][V]) {
+template <int R, int V>
+D2LLM_INLINE void store(float* to, int64_t stride, const Vector (&tile)[R][V]) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) store(to + r * stride + v * kLanes, (Vector)tile[r][v]);
+        for (int v = 0; v < V; ++v) store(to + r * stride + v * kLanes, tile[r][v]);
     }
 }

@@ -62,7 +62,7 @@ def branch(dtype: torch.dtype) -> list[Tensor]:
 
 
 def record(benchmark, table, function, name: str, dtype: torch.dtype, floor: float, **others: float) -> None:
-    """Time ``function`` and add its row; ``floor`` is the time at the nearer ceiling, ``others`` the times of others."""
+    """Time ``function`` and add its row; ``floor`` is its time at the nearer ceiling, ``others`` those of others."""
     benchmark.pedantic(function, rounds=3, warmup_rounds=1)
     taken = benchmark.stats.stats.min
     row = {

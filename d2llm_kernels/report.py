@@ -5,7 +5,16 @@ import platform
 
 import torch
 
-from d2llm_kernels.backends import ENVIRONMENT, NAMES, OPERATIONS, installed_triton, missing, select, unsupported
+from d2llm_kernels.backends import (
+    ENVIRONMENT,
+    FASTEST,
+    NAMES,
+    OPERATIONS,
+    installed_triton,
+    missing,
+    select,
+    unsupported,
+)
 from d2llm_kernels.errors import KernelError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,8 +55,9 @@ def _choice(device: str, dtype: torch.dtype) -> str:
         chosen = select("auto", device, dtype)
     except KernelError as error:
         return f"none: {error}"
-    reason = unsupported("triton", device, dtype)
-    return f"{chosen:<8} (not triton: {reason})" if chosen == "folded" and reason else chosen
+    fastest = FASTEST[device]
+    reason = unsupported(fastest, device, dtype)
+    return f"{chosen:<8} (not {fastest}: {reason})" if chosen == "folded" and reason else chosen
 
 
 def _tiles(arch: str) -> list[str]:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests.contract import assert_parity, run
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+from tests.kernels.cases import BACKENDS, CASES
 
 
 def inputs(batch: int, length: int, dim: int, heads: int, seed: int = 0, scale: float = 1.0):
@@ -24,44 +23,50 @@ def inputs(batch: int, length: int, dim: int, heads: int, seed: int = 0, scale: 
     return x, u, mask
 
 
-def folded(x, u, **kw):
-    return dk.functional.attn_pool(x, u, backend="folded", **kw)
+def pool(x, u, backend="folded", **kw):
+    return dk.functional.attn_pool(x, u, backend=backend, **kw)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("batch,length,dim,heads", [(1, 1, 576, 9), (3, 63, 1000, 8), (2, 257, 64, 4), (1, 63, 576, 9)])
-def test_parity(batch, length, dim, heads, dtype):
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize(
+    "batch,length,dim,heads",
+    [(1, 1, 576, 9), (3, 63, 1000, 8), (2, 257, 64, 4), (1, 63, 576, 9), (3, 300, 1033, 18), (1, 70, 2100, 32)],
+)
+def test_parity(batch, length, dim, heads, backend, dtype):
     x, u, mask = inputs(batch, length, dim, heads)
     for kept in (None, mask, mask.int()):
-        kernel, literal = partial(folded, mask=kept), partial(reference.attn_pool, mask=kept)
+        kernel, literal = partial(pool, backend=backend, mask=kept), partial(reference.attn_pool, mask=kept)
         assert_parity(kernel, literal, (x, u), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_parity_packed_with_empty_sequences(dtype):
+@pytest.mark.parametrize("backend,dtype", CASES)
+def test_parity_packed_with_empty_sequences(backend, dtype):
     x, u, _ = inputs(1, 70, 48, 4)
     cu = torch.tensor([0, 0, 7, 8, 8, 70, 70], dtype=torch.int32)
-    kernel, literal = partial(folded, cu_seqlens=cu), partial(reference.attn_pool, cu_seqlens=cu)
+    kernel, literal = partial(pool, backend=backend, cu_seqlens=cu), partial(reference.attn_pool, cu_seqlens=cu)
     assert_parity(kernel, literal, (x[0], u), dtype)
 
 
 def test_bfloat16_tokens_wider_than_a_block():
     x, u, _ = inputs(1, 300, 1024, 4)
-    assert_parity(folded, reference.attn_pool, (x, u), torch.bfloat16)
+    assert_parity(pool, reference.attn_pool, (x, u), torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-def test_large_logits_stay_finite(dtype):
+@pytest.mark.parametrize("backend,dtype", [case for case in CASES if torch.bfloat16 not in case.values])
+def test_large_logits_stay_finite(backend, dtype):
     x, u, mask = inputs(3, 33, 64, 4, scale=1e4)
-    outputs, gradients = run(lambda x, u: folded(x, u, mask=mask), (x.to(dtype), u.to(dtype)))
+    outputs, gradients = run(lambda x, u: pool(x, u, backend, mask=mask), (x.to(dtype), u.to(dtype)))
     assert all(t.isfinite().all() for t in (*outputs, *gradients))
     assert outputs[1].abs().max() > 1e4
-    assert_parity(lambda x, u: folded(x, u, mask=mask), lambda x, u: reference.attn_pool(x, u, mask), (x, u), dtype)
+    assert_parity(
+        lambda x, u: pool(x, u, backend, mask=mask), lambda x, u: reference.attn_pool(x, u, mask), (x, u), dtype
+    )
 
 
-@pytest.mark.parametrize("backend", ("folded", "reference"))
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
 def test_all_masked_rows_pool_to_zero(backend):
     x, u, mask = inputs(3, 9, 16, 2)
+    x, u = x.float(), u.float()
     mask[1] = False
     leaf = x.clone().requires_grad_()
     pooled, lse = dk.functional.attn_pool(leaf, u, mask, backend=backend)
@@ -70,9 +75,10 @@ def test_all_masked_rows_pool_to_zero(backend):
     assert (leaf.grad[1] == 0).all() and leaf.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ("folded", "reference"))
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
 def test_nan_in_masked_tokens_does_not_leak(backend):
     x, u, mask = inputs(4, 17, 16, 2)
+    x, u = (x.float(), u.float()) if backend == "cpu" else (x, u)
     clean = run(lambda x, u: dk.functional.attn_pool(x, u, mask, backend=backend), (x, u))
     dirty = x.masked_fill(~mask[..., None], math.nan)
     got = run(lambda x, u: dk.functional.attn_pool(x, u, mask, backend=backend), (dirty, u))
@@ -81,29 +87,30 @@ def test_nan_in_masked_tokens_does_not_leak(backend):
     assert (got[1][0][~mask] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_padded_and_packed_agree_bit_for_bit(dtype):
+@pytest.mark.parametrize("backend,dtype", CASES)
+def test_padded_and_packed_agree_bit_for_bit(backend, dtype):
     x, u, _ = inputs(5, 40, 96, 6)
     x, u = x.to(dtype), u.to(dtype)
     lengths = torch.tensor([40, 1, 0, 17, 33])
     mask = torch.arange(40) < lengths[:, None]
     cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    padded, packed = folded(x, u, mask=mask), folded(x[mask], u, cu_seqlens=cu)
-    left = folded(x.flip(1), u, mask=mask.flip(1))[0]
+    padded, packed = pool(x, u, backend, mask=mask), pool(x[mask], u, backend, cu_seqlens=cu)
+    left = pool(x.flip(1), u, backend, mask=mask.flip(1))[0]
     assert torch.equal(padded[0], packed[0]) and torch.equal(padded[1], packed[1])
     torch.testing.assert_close(left.float(), padded[0].float(), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_a_row_does_not_depend_on_its_neighbours(lengths, seed):
+def test_a_row_does_not_depend_on_its_neighbours(backend, lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(sum(lengths), 24, generator=generator)
     u = torch.randn(3, 24, generator=generator)
     cu = torch.tensor([0, *lengths]).cumsum(0)
-    pooled, lse = folded(x, u, cu_seqlens=cu)
+    pooled, lse = pool(x, u, backend, cu_seqlens=cu)
     for row, (start, end) in enumerate(pairwise(cu.tolist())):
-        alone, alone_lse = folded(x[start:end], u, cu_seqlens=torch.tensor([0, end - start]))
+        alone, alone_lse = pool(x[start:end], u, backend, cu_seqlens=torch.tensor([0, end - start]))
         assert torch.equal(pooled[row], alone[0]) and torch.equal(lse[row], alone_lse[0])
 
 
@@ -112,41 +119,45 @@ def test_gradcheck():
     mask[0] = True
     mask[1, 1] = False
     args = (x.requires_grad_(), u.requires_grad_())
-    assert torch.autograd.gradcheck(lambda x, u: folded(x, u, mask=mask)[0], args)
-    assert torch.autograd.gradcheck(lambda x, u: folded(x, u), args)
+    assert torch.autograd.gradcheck(lambda x, u: pool(x, u, mask=mask)[0], args)
+    assert torch.autograd.gradcheck(lambda x, u: pool(x, u), args)
     cu = torch.tensor([0, 4, 4, 15])
     packed = x.detach().flatten(0, 1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, u: folded(x, u, cu_seqlens=cu)[0], (packed, u))
+    assert torch.autograd.gradcheck(lambda x, u: pool(x, u, cu_seqlens=cu)[0], (packed, u))
 
 
-def test_non_contiguous_inputs_and_expanded_gradients():
-    x, u, mask = inputs(3, 20, 32, 4)
+@pytest.mark.parametrize("backend,dtype", [case for case in CASES if torch.bfloat16 not in case.values])
+def test_non_contiguous_inputs_and_expanded_gradients(backend, dtype):
+    x, u, mask = (t.to(dtype) if t.is_floating_point() else t for t in inputs(3, 20, 32, 4))
+    within = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
     strided = torch.stack([x, x], -1)[..., 0]
     wide_u = torch.stack([u, u], -1)[..., 0]
     assert not strided.is_contiguous()
     leaf = strided.clone(memory_format=torch.preserve_format).requires_grad_()
-    pooled, _ = folded(leaf, wide_u, mask=mask)
+    pooled, _ = pool(leaf, wide_u, backend, mask=mask)
     pooled.sum().backward()
     plain = x.clone().requires_grad_()
     reference.attn_pool(plain, u, mask)[0].sum().backward()
-    torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(leaf.grad, plain.grad, **within)
 
 
-def test_only_the_inputs_are_saved_for_backward():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_inputs_are_saved_for_backward(backend):
     x, u, mask = (t for t in inputs(4, 50, 64, 4))
     x, u = x.float().requires_grad_(), u.float().requires_grad_()
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t, lambda t: t
     ):
-        pooled, lse = folded(x, u, mask=mask)
+        pooled, lse = pool(x, u, backend, mask=mask)
     allowed = sum(t.untyped_storage().nbytes() for t in (x, u, mask, pooled, lse))
     assert 0 < sum(kept.values()) <= allowed
 
 
-def test_repeated_runs_are_bit_equal():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_repeated_runs_are_bit_equal(backend):
     x, u, mask = inputs(4, 63, 64, 4)
-    one, two = (run(lambda x, u: folded(x, u, mask=mask), (x.float(), u.float())) for _ in range(2))
+    one, two = (run(lambda x, u: pool(x, u, backend, mask=mask), (x.float(), u.float())) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip((*one[0], *one[1]), (*two[0], *two[1]), strict=True))
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import d2llm_kernels as dk
-from d2llm_kernels import backends
+from d2llm_kernels import backends, cpu
 
 
 @pytest.mark.parametrize("name", ("cpu", "triton", "cuda"))
 def test_a_missing_backend_named_explicitly_raises_with_the_reason(name, monkeypatch):
+    monkeypatch.setattr(cpu, "missing", lambda: "not built")
     x, u = torch.randn(1, 3, 4), torch.randn(2, 4)
     reason = backends.missing(name)
     assert reason
@@ -36,6 +37,8 @@ def test_unknown_names_are_refused(monkeypatch):
 
 
 def test_environment_chooses_only_where_nothing_else_does(monkeypatch):
+    monkeypatch.setattr(cpu, "missing", lambda: "not built")
+
     def chosen(name):
         return backends.select(name, "cpu", torch.float32)
 

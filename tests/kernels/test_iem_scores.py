@@ -1,5 +1,7 @@
 """Interaction scores of all pairs and of given pairs: parity, gradients, memory."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -7,8 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests.contract import assert_parity
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+from tests.kernels.cases import BACKENDS, CASES
 
 
 def inputs(queries: int, passages: int, hidden: int, seed: int = 0):
@@ -22,25 +23,25 @@ def inputs(queries: int, passages: int, hidden: int, seed: int = 0):
     return (*projections, *weights)
 
 
-def scores(*tensors):
-    return (dk.functional.iem_scores(*tensors, backend="folded"),)
+def scores(*tensors, backend="folded"):
+    return (dk.functional.iem_scores(*tensors, backend=backend),)
 
 
-def pairs(*tensors):
-    return dk.functional.iem_pairs(*tensors, return_features=True, backend="folded")
+def pairs(*tensors, backend="folded"):
+    return dk.functional.iem_pairs(*tensors, return_features=True, backend=backend)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend,dtype", CASES)
 @pytest.mark.parametrize("queries,passages,hidden", [(1, 1, 64), (3, 63, 50), (5, 257, 33), (300, 2, 16), (2, 700, 8)])
-def test_scores_parity(queries, passages, hidden, dtype):
+def test_scores_parity(queries, passages, hidden, backend, dtype):
     tensors = inputs(queries, passages, hidden)
-    assert_parity(scores, lambda *t: (reference.iem_scores(*t),), tensors, dtype)
+    assert_parity(partial(scores, backend=backend), lambda *t: (reference.iem_scores(*t),), tensors, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend,dtype", CASES)
 @pytest.mark.parametrize("rows,hidden", [(1, 64), (63, 50), (600, 16)])
-def test_pairs_parity(rows, hidden, dtype):
-    assert_parity(pairs, reference.iem_pairs, inputs(rows, rows, hidden), dtype)
+def test_pairs_parity(rows, hidden, backend, dtype):
+    assert_parity(partial(pairs, backend=backend), reference.iem_pairs, inputs(rows, rows, hidden), dtype)
 
 
 def test_gradcheck():
@@ -50,10 +51,11 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(pairs, rows)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("queries,passages", [(0, 4), (4, 0), (0, 0)])
-def test_no_queries_or_no_passages(queries, passages):
-    tensors = [t.requires_grad_() for t in inputs(queries, passages, 8)]
-    out = scores(*tensors)[0]
+def test_no_queries_or_no_passages(queries, passages, backend):
+    tensors = [t.float().requires_grad_() for t in inputs(queries, passages, 8)]
+    out = scores(*tensors, backend=backend)[0]
     assert out.shape == (queries, passages)
     out.sum().backward()
     assert all((t.grad == 0).all() for t in tensors)
@@ -67,19 +69,20 @@ def test_pairs_equal_the_diagonal_of_scores_and_broadcast():
     torch.testing.assert_close(dk.functional.iem_pairs(a[:, None], b, *weights), full, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("backend,dtype", [case for case in CASES if torch.float64 not in case.values])
 @pytest.mark.parametrize("passages", (1, 5, 17, 257, 300))
-def test_a_score_does_not_depend_on_place_or_neighbours(passages, dtype):
+def test_a_score_does_not_depend_on_place_or_neighbours(passages, backend, dtype):
+    score = partial(scores, backend=backend)
     a, b, *weights = (t.to(dtype) for t in inputs(3, 1, 100))
-    alone = scores(a, b, *weights)[0]
+    alone = score(a, b, *weights)[0]
     crowd = torch.cat([b.expand(passages, -1), torch.randn(7, 100).to(dtype)])
-    assert torch.equal(scores(a, crowd, *weights)[0][:, :passages], alone.expand(3, passages))
-    assert torch.equal(scores(a[1:2], b, *weights)[0], alone[1:2])
+    assert torch.equal(score(a, crowd, *weights)[0][:, :passages], alone.expand(3, passages))
+    assert torch.equal(score(a[1:2], b, *weights)[0], alone[1:2])
 
 
 def test_half_precision_scores_come_in_float32():
     tensors = [t.bfloat16() for t in inputs(3, 4, 8)]
-    for backend in ("folded", "reference"):
+    for backend in ("auto", "folded", "reference"):
         assert dk.functional.iem_scores(*tensors, backend=backend).dtype == torch.float32
         z, features = dk.functional.iem_pairs(tensors[0], *tensors[:1], *tensors[2:], True, backend)
         assert z.dtype == torch.float32 and features.dtype == torch.bfloat16
@@ -100,20 +103,22 @@ def test_non_contiguous_inputs_and_expanded_gradients():
     torch.testing.assert_close(doubled.grad, plain.grad, rtol=1e-10, atol=1e-10)
 
 
-def test_only_the_inputs_are_saved_for_backward():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_inputs_are_saved_for_backward(backend):
     tensors = [t.float().requires_grad_() for t in inputs(64, 64, 32)]
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t, lambda t: t
     ):
-        scores(*tensors)
+        scores(*tensors, backend=backend)
     assert 0 < sum(kept.values()) <= sum(t.untyped_storage().nbytes() for t in tensors)
 
 
-def test_no_allocation_beyond_the_tiles_and_the_scores():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_allocation_beyond_the_tiles_and_the_scores(backend):
     tensors = [t.float().requires_grad_() for t in inputs(64, 256, 64)]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        scores(*tensors)[0].sum().backward()
+        scores(*tensors, backend=backend)[0].sum().backward()
     largest = max(event.self_cpu_memory_usage for event in recorded.events())
     tile, matrix = 256 * torch.get_num_threads() * 64 * 4, 64 * 256 * 4
     assert 0 < largest <= max(tile, matrix)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import d2llm_kernels as dk
 from d2llm_kernels import iem_folded, reference
+from tests.kernels.cases import BACKENDS
 
 
 def weights(hidden: int, seed: int = 0):
@@ -17,9 +18,10 @@ def weights(hidden: int, seed: int = 0):
     return [torch.randn(*shape, generator=generator) for shape in shapes]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40, deadline=None)
-@given(queries=st.integers(0, 4), passages=st.integers(1, 60), data=st.data())
-def test_equals_the_sorted_score_matrix(queries, passages, data):
+@given(queries=st.integers(0, 4), passages=st.integers(1, 200), data=st.data())
+def test_equals_the_sorted_score_matrix(backend, queries, passages, data):
     k = data.draw(st.integers(1, passages))
     distinct = data.draw(st.integers(1, passages))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
@@ -29,8 +31,8 @@ def test_equals_the_sorted_score_matrix(queries, passages, data):
     original = iem_folded.tile_rows
     iem_folded.tile_rows = lambda device: 3
     try:
-        values, indices = dk.functional.iem_topk(a, b, *weights(8), k, backend="folded")
-        expected = reference.topk(dk.functional.iem_scores(a, b, *weights(8), backend="folded"), k)
+        values, indices = dk.functional.iem_topk(a, b, *weights(8), k, backend=backend)
+        expected = reference.topk(dk.functional.iem_scores(a, b, *weights(8), backend=backend), k)
     finally:
         iem_folded.tile_rows = original
     assert indices.dtype == torch.int64
@@ -38,13 +40,14 @@ def test_equals_the_sorted_score_matrix(queries, passages, data):
     assert torch.equal(indices, expected[1])
 
 
-def test_ties_take_the_lower_index_across_blocks():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_take_the_lower_index_across_blocks(backend):
     a, b = torch.randn(3, 16), torch.randn(1, 16).expand(5000, 16)
-    _, indices = dk.functional.iem_topk(a, b, *weights(16), 7, backend="folded")
+    _, indices = dk.functional.iem_topk(a, b, *weights(16), 7, backend=backend)
     assert torch.equal(indices, torch.arange(7).expand(3, 7))
 
 
-@pytest.mark.parametrize("backend", ("folded", "reference"))
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
 def test_nan_counts_as_the_lowest(backend):
     a, b = torch.randn(2, 8), torch.randn(6, 8)
     b[1], b[4] = math.nan, math.nan
@@ -55,7 +58,7 @@ def test_nan_counts_as_the_lowest(backend):
 
 
 @pytest.mark.parametrize("k", (0, -1, 5))
-@pytest.mark.parametrize("backend", ("folded", "reference"))
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
 def test_k_out_of_range_is_refused(k, backend):
     with pytest.raises(ValueError, match=r"^k: expected between 1 and the number of passages, 4, got"):
         dk.functional.iem_topk(torch.zeros(2, 8), torch.zeros(4, 8), *weights(8), k, backend=backend)

@@ -5,6 +5,7 @@ import torch
 
 import d2llm_kernels as dk
 from d2llm_kernels import ops
+from tests.kernels.cases import BACKENDS
 
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -14,35 +15,35 @@ def branch(hidden, grad=True):
     return tuple(torch.randn(*shape, requires_grad=grad) for shape in shapes)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("packed", (False, True))
-def test_attn_pool_opcheck(packed):
+def test_attn_pool_opcheck(packed, backend):
     u = torch.randn(2, 8, requires_grad=True)
     if packed:
-        args = (torch.randn(9, 8, requires_grad=True), u, None, torch.tensor([0, 4, 4, 9]), "folded")
+        args = (torch.randn(9, 8, requires_grad=True), u, None, torch.tensor([0, 4, 4, 9]), backend)
     else:
-        args = (torch.randn(3, 5, 8, requires_grad=True), u, torch.rand(3, 5) < 0.7, None, "folded")
+        args = (torch.randn(3, 5, 8, requires_grad=True), u, torch.rand(3, 5) < 0.7, None, backend)
     torch.library.opcheck(ops.attn_pool, args, test_utils=TESTS)
     plain = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in args)
     dpooled, dlse = (torch.randn_like(t) for t in ops.attn_pool(*plain))
     torch.library.opcheck(ops.attn_pool_backward, (dpooled, dlse, *plain), test_utils=TESTS)
 
 
-def test_interaction_opcheck():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_interaction_opcheck(backend):
     a, b = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
     weights = branch(8)
-    torch.library.opcheck(ops.iem_scores, (a, b, *weights, "folded"), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, True, "folded"), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, False, "folded"), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_scores, (a, b, *weights, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, True, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, False, backend), test_utils=TESTS)
     plain = tuple(t.detach() for t in (a, b, *weights))
-    torch.library.opcheck(ops.iem_topk, (*plain, 3, "folded"), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_scores_backward, (torch.randn(4, 6), *plain, "folded"), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_topk, (*plain, 3, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_scores_backward, (torch.randn(4, 6), *plain, backend), test_utils=TESTS)
     rows = (plain[0], plain[1][:4], *plain[2:])
-    torch.library.opcheck(
-        ops.iem_pairs_backward, (torch.randn(4), torch.randn(4, 8), *rows, "folded"), test_utils=TESTS
-    )
+    torch.library.opcheck(ops.iem_pairs_backward, (torch.randn(4), torch.randn(4, 8), *rows, backend), test_utils=TESTS)
 
 
-@pytest.mark.parametrize("backend", ("folded", "reference"))
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
 def test_autocast_follows_its_dtype_and_sums_in_float32(backend):
     torch.manual_seed(0)
     pma, iem = dk.PMA(32, 4, backend=backend, init="xavier"), dk.IEM(32, 16, backend=backend, init="xavier")

@@ -1,0 +1,32 @@
+// Interaction scores: shapes and semantics as in d2llm_kernels/functional.py. Tensors are float or bfloat16, all of one
+// dtype, on the CPU.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace d2llm {
+
+at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
+                      const at::Tensor& out_weight, const at::Tensor& out_bias);
+
+std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
+                                             const at::Tensor& bias, const at::Tensor& out_weight,
+                                             const at::Tensor& out_bias, bool return_features);
+
+std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
+                                            const at::Tensor& bias, const at::Tensor& out_weight,
+                                            const at::Tensor& out_bias, int64_t k);
+
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
+                              const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias);
+
+Gradients iem_pairs_backward(const at::Tensor& dz, const std::optional<at::Tensor>& dfeatures, const at::Tensor& a,
+                             const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
+                             const at::Tensor& out_weight, const at::Tensor& out_bias);
+
+}  // namespace d2llm

@@ -1,0 +1,137 @@
+// Gradients of the interaction scores. Threads own ranges of passages (of rows, for given pairs), and sum what the
+// ranges share, in the order of the ranges, so that repeated runs are bit-equal.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "dispatch.h"
+#include "iem.h"
+#include "pack.h"
+
+namespace d2llm {
+namespace {
+
+// Everything that all threads share.
+struct Problem {
+    const Kernels& table;
+    at::Tensor a, b, dz, dfeatures;  // rows; dz (pairs,) and dfeatures (pairs, F) float
+    PackedBranch branch;
+    at::Tensor transposed;
+    at::Tensor da, db;                // float; da is (threads, Nq, F) where `grid`, else (pairs, F)
+    at::Tensor dweight, dbias, dout;  // (threads, ...)
+    bool grid;                        // every row of a with every row of b, or row by row
+};
+
+float* part_of(const at::Tensor& tensor, int64_t i) { return tensor.mutable_data_ptr<float>() + i * tensor.stride(0); }
+
+// One thread's strips.
+class Differentiator {
+  public:
+    Differentiator(const Problem& problem, int64_t part)
+        : p_(problem),
+          part_(part),
+          strip_(problem.table.strip),
+          a_(strip_),
+          b_(strip_),
+          dfeatures_(strip_),
+          dz_(strip_),
+          da_(strip_),
+          db_(strip_) {
+        const int64_t features = problem.a.size(1);
+        scratch_.resize(strip_ * (3 * features + strip_ + problem.table.panel));
+    }
+
+    // Pairs first .. last of the range of passages from `start` on, `wide` of them; row by row, `wide` is not used.
+    void run(int64_t first, int64_t last, int64_t start, int64_t wide) {
+        const int64_t features = p_.a.size(1);
+        const float* dz = p_.dz.const_data_ptr<float>();
+        const bool given = p_.dfeatures.defined();
+        for (int64_t l = 0; l < strip_; ++l) {
+            const bool real = first + l < last;
+            const int64_t n = real ? first + l : last - 1;
+            const int64_t i = p_.grid ? n / wide : n, j = p_.grid ? start + n % wide : n;
+            const int64_t pair = p_.grid ? i * p_.b.size(0) + j : n;
+            a_[l] = row_of(p_.a, i);
+            b_[l] = row_of(p_.b, j);
+            dz_[l] = real ? dz[pair] : 0;
+            dfeatures_[l] = real && given ? p_.dfeatures.const_data_ptr<float>() + pair * features : nullptr;
+            float* da = p_.grid ? part_of(p_.da, part_) : p_.da.mutable_data_ptr<float>();
+            da_[l] = real ? da + i * features : nullptr;
+            db_[l] = real ? p_.db.mutable_data_ptr<float>() + j * features : nullptr;
+        }
+        const StripGradient strip{a_.data(),
+                                  b_.data(),
+                                  dz_.data(),
+                                  given ? dfeatures_.data() : nullptr,
+                                  da_.data(),
+                                  db_.data(),
+                                  scratch_.data(),
+                                  part_of(p_.dweight, part_),
+                                  part_of(p_.dbias, part_),
+                                  part_of(p_.dout, part_)};
+        p_.table.differentiate(p_.branch.view, p_.transposed.const_data_ptr<float>(), strip, rows_kind(p_.a));
+    }
+
+  private:
+    const Problem& p_;
+    int64_t part_, strip_;
+    std::vector<const void*> a_, b_;
+    std::vector<const float*> dfeatures_;
+    std::vector<float> dz_;
+    std::vector<float*> da_, db_;
+    std::vector<float> scratch_;
+};
+
+Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const at::Tensor& a, const at::Tensor& b,
+                        const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
+                        const at::Tensor& out_bias, bool grid) {
+    const Kernels& table = kernels();
+    const int64_t features = a.size(1), columns = b.size(0), lines = grid ? a.size(0) : 1;
+    const int64_t parts = std::clamp<int64_t>(columns, 1, at::get_num_threads());
+    Problem problem{table,
+                    rows_of(a),
+                    rows_of(b),
+                    dz.to(at::kFloat).contiguous(),
+                    dfeatures.defined() ? dfeatures.to(at::kFloat).contiguous() : at::Tensor(),
+                    pack(table, Rows::f32, weight, bias, out_weight, out_bias),
+                    pack_transposed(table, weight),
+                    grid ? at::zeros({parts, a.size(0), features}, at::kFloat) : at::zeros(a.sizes(), at::kFloat),
+                    at::zeros(b.sizes(), at::kFloat),
+                    at::zeros({parts, features, features}, at::kFloat),
+                    at::zeros({parts, features}, at::kFloat),
+                    at::zeros({parts, features}, at::kFloat),
+                    grid};
+    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; ++part) {
+            Differentiator strips(problem, part);
+            const int64_t start = part * columns / parts, stop = (part + 1) * columns / parts, wide = stop - start;
+            const int64_t first = grid ? 0 : start, last = grid ? lines * wide : stop;
+            for (int64_t pair = first; pair < last; pair += table.strip) strips.run(pair, last, start, wide);
+        }
+    });
+    auto like = [](const at::Tensor& gradient, const at::Tensor& input) {
+        return gradient.reshape(input.sizes()).to(input.scalar_type());
+    };
+    return {like(grid ? problem.da.sum(0) : problem.da, a), like(problem.db, b),
+            like(problem.dweight.sum(0), weight),           like(problem.dbias.sum(0), bias),
+            like(problem.dout.sum(0), out_weight),          like(problem.dz.sum(), out_bias)};
+}
+
+}  // namespace
+
+Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
+                              const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias) {
+    return differentiate(dz, {}, a, b, weight, bias, out_weight, out_bias, true);
+}
+
+Gradients iem_pairs_backward(const at::Tensor& dz, const std::optional<at::Tensor>& dfeatures, const at::Tensor& a,
+                             const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
+                             const at::Tensor& out_weight, const at::Tensor& out_bias) {
+    return differentiate(dz, dfeatures.value_or(at::Tensor()), a, b, weight, bias, out_weight, out_bias, false);
+}
+
+}  // namespace d2llm

@@ -1,0 +1,44 @@
+// Kernels for AVX-512 with BF16.
+#include "kernels.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+
+// From here on, and not for the headers above, whose inline functions other files share.
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+
+#define D2LLM_LANES 16
+
+namespace d2llm {
+namespace {
+
+constexpr const char* kName = "avx512_bf16";
+constexpr int kPanel = 8, kColumns = 3, kTokens = 3;
+
+#include "common.h"
+
+// Bfloat16 first: the pooling builds on it.
+// clang-format off
+#include "iem_bf16.h"
+#include "pool_bf16.h"
+// clang-format on
+
+typedef Pairs PoolBf16;
+typedef Bfloat16 PeakBf16;
+constexpr auto score_bf16 = score_pairs;
+
+#include "table.h"
+
+}  // namespace
+
+const Kernels* const kAvx512Bf16 = &kTable;
+
+}  // namespace d2llm
+
+#else
+
+namespace d2llm {
+const Kernels* const kAvx512Bf16 = nullptr;
+}
+
+#endif

@@ -1,0 +1,105 @@
+// What one instruction set offers: a table of kernels, the same for all, chosen once at run time.
+//
+// This header is included by files that are compiled for instruction sets the machine may lack, so nothing
+// in it may be a function: the linker keeps one copy of an inline function, and it must not be theirs.
+#pragma once
+
+#include <cstdint>
+
+namespace d2llm {
+
+// How rows of activations are stored. Bfloat16 is the upper half of a float.
+enum class Rows { f32, bf16 };
+
+// Tokens in a chunk at most, and what counts of heads are rounded up to.
+constexpr int64_t kMaxTokens = 128;
+constexpr int64_t kHeadStride = 16;
+
+// Rows of a slab of packed queries are this much longer than the slab, so that they start in different sets of a cache.
+constexpr int64_t kSlabGap = 16;
+
+// One branch of the IEM, its weights packed in panels of output features, zeros past F (pack.h).
+struct Branch {
+    int64_t features;    // F
+    const void* weight;  // (panels, units, panel, unit) float or bfloat16
+    const float* bias;   // (panels * panel,)
+    const float* out;    // (panels * panel,) out_weight
+    float out_bias;
+};
+
+// Pairs scored together, one a lane: row a[l] with row b[l]. Lanes past the last pair repeat it.
+struct Strip {
+    const void* const* a;  // (strip,) rows of F
+    const void* const* b;  // (strip,) rows of F
+    float* scratch;
+    float* z;         // (strip,) out
+    float* features;  // (strip, F) out, or null
+};
+
+// What a strip of the backward reads and adds to. Lanes past the last pair have dz 0 and da null.
+struct StripGradient {
+    const void* const* a;
+    const void* const* b;
+    const float* dz;                // (strip,)
+    const float* const* dfeatures;  // (strip,) rows of F or null each; null where none is given
+    float* const* da;               // (strip,) rows of F, added to in the order of the lanes
+    float* const* db;
+    float* scratch;
+    float* dweight;  // (F, F)
+    float* dbias;    // (F,)
+    float* dout;     // (F,)
+};
+
+// At most kMaxTokens tokens of one sequence, and how many heads look at them.
+struct Chunk {
+    const void* const* rows;  // (count,) rows of D
+    int64_t count;
+    int64_t width;   // D
+    int64_t heads;   // H
+    int64_t stride;  // between the rows of scores or weights (count, H)
+    int64_t slab;    // units of D in a slab of packed queries (pack.h)
+};
+
+struct TokenGradient {
+    void* const* dx;  // (count,) rows of D, written
+    int64_t count;
+    int64_t width;       // D
+    int64_t heads;       // H
+    int64_t half;        // H rounded up to kHeadStride
+    const float* g;      // (count, 2 * half): ds, weights
+    const float* sides;  // (2 * H, stride): u, dP; stride is D padded with 0 to whole strips
+    int64_t stride;
+};
+
+struct Kernels {
+    const char* name;
+    int64_t strip;      // pairs in a Strip, and the padding of rows that tiles of the backward read
+    int64_t panel;      // output features in a panel
+    int64_t unit_bf16;  // input features side by side in weights for bfloat16 rows; 1: they are floats
+    void (*score_f32)(const Branch&, const Strip&);
+    void (*score_bf16)(const Branch&, const Strip&);
+    void (*differentiate)(const Branch&, const float* transposed, const StripGradient&, Rows);
+    // s (count, stride) = products of the rows with packed queries, whose unit for bfloat16 rows is unit_bf16.
+    void (*products)(const Chunk&, Rows, const float* u, float* s);
+    // out (heads, stride) = or += the sum of the rows weighted by a (count, chunk.stride).
+    void (*weighted_sum)(const Chunk&, Rows, const float* a, bool add, float* out, int64_t stride);
+    void (*maxima)(int64_t count, int64_t stride, const float* s, float* top);
+    void (*weights)(int64_t count, int64_t stride, Rows, const float* base, float* s, float* total, float* used);
+    void (*normalize)(int64_t heads, int64_t width, int64_t stride, Rows, const float* inverse, const float* p,
+                      void* out);
+    void (*weighted_slopes)(int64_t count, int64_t half, const float* top, const float* g, float* total,
+                            float* weighted);
+    void (*softmax_gradient)(int64_t count, int64_t half, const float* top, const float* inverse, const float* mean,
+                             const float* dlse, float* g);
+    void (*token_gradients)(const TokenGradient&, Rows);
+    double (*peak_f32)(int64_t rounds);
+    double (*peak_bf16)(int64_t rounds);
+};
+
+// The tables; null where the compiler or the processor's family has no such instructions.
+extern const Kernels* const kBaseline;
+extern const Kernels* const kAvx2;
+extern const Kernels* const kAvx512;
+extern const Kernels* const kAvx512Bf16;
+
+}  // namespace d2llm

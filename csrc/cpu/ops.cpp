@@ -1,0 +1,37 @@
+// Registration of the operators. d2llm_kernels/cpu.py calls them from inside the package's own operators, which carry
+// the fake implementations and the derivatives.
+
+#include <torch/library.h>
+
+#include "iem.h"
+#include "pool.h"
+
+TORCH_LIBRARY(d2llm_cpu, m) {
+    m.def("attn_pool(Tensor x, Tensor u, Tensor? mask, Tensor? offsets) -> (Tensor, Tensor)");
+    m.def(
+        "attn_pool_backward(Tensor dpooled, Tensor? dlse, Tensor x, Tensor u, Tensor? mask, Tensor? offsets)"
+        " -> (Tensor, Tensor)");
+    m.def("iem_scores(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias) -> Tensor");
+    m.def(
+        "iem_scores_backward(Tensor dz, Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight,"
+        " Tensor out_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    m.def(
+        "iem_pairs(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias,"
+        " bool return_features) -> (Tensor, Tensor)");
+    m.def(
+        "iem_pairs_backward(Tensor dz, Tensor? dfeatures, Tensor a, Tensor b, Tensor weight, Tensor bias,"
+        " Tensor out_weight, Tensor out_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    m.def(
+        "iem_topk(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, int k)"
+        " -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
+    m.impl("attn_pool", d2llm::attn_pool);
+    m.impl("attn_pool_backward", d2llm::attn_pool_backward);
+    m.impl("iem_scores", d2llm::iem_scores);
+    m.impl("iem_scores_backward", d2llm::iem_scores_backward);
+    m.impl("iem_pairs", d2llm::iem_pairs);
+    m.impl("iem_pairs_backward", d2llm::iem_pairs_backward);
+    m.impl("iem_topk", d2llm::iem_topk);
+}

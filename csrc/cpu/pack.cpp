@@ -1,0 +1,100 @@
+#include "pack.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace d2llm {
+namespace {
+
+constexpr int64_t kSlabUnits = 576;
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// (panels, units, panel, unit) of T from rows of `source` (F, F) with strides.
+template <class T>
+void fill_panels(const T* source, int64_t row, int64_t column, int64_t features, int64_t panel, int64_t unit, T* to) {
+    const int64_t units = (features + unit - 1) / unit;
+    for (int64_t n = 0; n < features; ++n) {
+        T* at = to + (n / panel * units * panel + n % panel) * unit;
+        for (int64_t k = 0; k < features; ++k) at[k / unit * panel * unit + k % unit] = source[n * row + k * column];
+    }
+}
+
+at::Tensor padded(const at::Tensor& values, int64_t length) {
+    at::Tensor out = at::zeros({length}, at::kFloat);
+    out.narrow(0, 0, values.numel()).copy_(values.reshape(-1));
+    return out;
+}
+
+}  // namespace
+
+PackedBranch pack(const Kernels& kernels, Rows rows, const at::Tensor& weight, const at::Tensor& bias,
+                  const at::Tensor& out_weight, const at::Tensor& out_bias) {
+    const int64_t features = weight.size(0), panel = kernels.panel, length = round_up(features, panel);
+    PackedBranch packed;
+    packed.bias = padded(bias, length);
+    packed.out = padded(out_weight, length);
+    const int64_t unit = rows == Rows::f32 ? 1 : kernels.unit_bf16;
+    const int64_t units = (features + unit - 1) / unit;
+    // A unit is 32 bits, whatever it holds.
+    packed.weight = at::zeros({length * units}, at::kFloat);
+    float* to = packed.weight.mutable_data_ptr<float>();
+    if (unit == 2) {
+        const at::Tensor half = weight.contiguous();
+        fill_panels(static_cast<const uint16_t*>(half.const_data_ptr()), features, 1, features, panel, unit,
+                    reinterpret_cast<uint16_t*>(to));
+    } else {
+        const at::Tensor wide = weight.to(at::kFloat).contiguous();
+        fill_panels(wide.const_data_ptr<float>(), features, 1, features, panel, unit, to);
+    }
+    packed.view = {features, packed.weight.const_data_ptr(), packed.bias.const_data_ptr<float>(),
+                   packed.out.const_data_ptr<float>(), out_bias.item().toFloat()};
+    return packed;
+}
+
+at::Tensor pack_transposed(const Kernels& kernels, const at::Tensor& weight) {
+    const int64_t features = weight.size(0);
+    at::Tensor packed = at::zeros({round_up(features, kernels.panel) * features}, at::kFloat);
+    const at::Tensor wide = weight.to(at::kFloat).contiguous();
+    fill_panels(wide.const_data_ptr<float>(), 1, features, features, kernels.panel, 1,
+                packed.mutable_data_ptr<float>());
+    return packed;
+}
+
+// As few slabs of equal length as let those of nine heads fit L1 (32 KB) beside the tokens.
+int64_t slab_of(int64_t width, int64_t unit) {
+    const int64_t units = (width + unit - 1) / unit,
+                  slabs = std::max<int64_t>((units + kSlabUnits - 1) / kSlabUnits, 1);
+    return std::max<int64_t>(round_up((units + slabs - 1) / slabs, 16), 16);
+}
+
+int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit) {
+    const int64_t units = (width + unit - 1) / unit, slab = slab_of(width, unit);
+    return (units + slab - 1) / slab * heads * (slab + kSlabGap);
+}
+
+void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed) {
+    const int64_t units = (width + unit - 1) / unit, slab = slab_of(width, unit);
+    std::memset(packed, 0, sizeof(float) * packed_queries_size(heads, width, unit));
+    for (int64_t begin = 0; begin < units; begin += slab) {
+        const int64_t first = begin * unit, count = std::min(width - first, slab * unit);
+        for (int64_t h = 0; h < heads; ++h, packed += slab + kSlabGap) {
+            const float* from = u + h * width + first;
+            if (unit == 1) {
+                std::memcpy(packed, from, sizeof(float) * count);
+                continue;
+            }
+            at::BFloat16* to = reinterpret_cast<at::BFloat16*>(packed);
+            for (int64_t d = 0; d < count; ++d) to[d] = from[d];
+        }
+    }
+}
+
+at::Tensor rows_of(const at::Tensor& tensor) {
+    return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : tensor.contiguous();
+}
+
+}  // namespace d2llm

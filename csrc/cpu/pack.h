@@ -1,0 +1,37 @@
+// Weights and rows in the form that the kernels read.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "kernels.h"
+
+namespace d2llm {
+
+// A branch and the memory behind it.
+struct PackedBranch {
+    at::Tensor weight, bias, out;
+    Branch view;
+};
+
+// weight (F, F), bias (F,), out_weight (1, F), out_bias (1,), float or bfloat16, for products with rows of that kind.
+PackedBranch pack(const Kernels&, Rows, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
+                  const at::Tensor& out_bias);
+
+// The transposed weight in panels of floats, for the backward.
+at::Tensor pack_transposed(const Kernels&, const at::Tensor& weight);
+
+// Queries u (H, D) float in slabs: (slabs, H, slab + kSlabGap) units of `unit` values, zeros past D.
+int64_t slab_of(int64_t width, int64_t unit);
+int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit);
+void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed);
+
+// (N, F) with the values of a row side by side; a copy only where they are not.
+at::Tensor rows_of(const at::Tensor& tensor);
+
+inline Rows rows_kind(const at::Tensor& tensor) { return tensor.scalar_type() == at::kFloat ? Rows::f32 : Rows::bf16; }
+
+inline const char* row_of(const at::Tensor& tensor, int64_t i) {
+    return static_cast<const char*>(tensor.const_data_ptr()) + i * tensor.stride(0) * tensor.element_size();
+}
+
+}  // namespace d2llm

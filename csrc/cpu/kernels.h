@@ -66,9 +66,9 @@ struct TokenGradient {
     int64_t width;       // D
     int64_t heads;       // H
     int64_t half;        // H rounded up to kHeadStride
-    const float* g;      // (count, 2 * half): ds, weights
-    const float* sides;  // (2 * H, stride): u, dP; stride is D padded with 0 to whole strips
-    int64_t stride;
+    float* g;            // (count up to whole panels, 2 * half): ds, weights; overwritten
+    const float* sides;  // u and dP in units (pack.h)
+    int64_t stride;      // between the rows of sides
 };
 
 struct Kernels {

@@ -23,6 +23,14 @@ void fill_panels(const T* source, int64_t row, int64_t column, int64_t features,
     }
 }
 
+// to (count,) = the values from `first` on.
+void widen(const void* values, Rows rows, int64_t first, int64_t count, float* to) {
+    if (rows == Rows::f32)
+        std::copy_n(static_cast<const float*>(values) + first, count, to);
+    else
+        std::copy_n(static_cast<const at::BFloat16*>(values) + first, count, to);
+}
+
 at::Tensor padded(const at::Tensor& values, int64_t length) {
     at::Tensor out = at::zeros({length}, at::kFloat);
     out.narrow(0, 0, values.numel()).copy_(values.reshape(-1));
@@ -76,19 +84,34 @@ int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit) {
     return (units + slab - 1) / slab * heads * (slab + kSlabGap);
 }
 
-void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed) {
+void pack_queries(const void* u, Rows rows, int64_t heads, int64_t width, int64_t unit, float* packed) {
     const int64_t units = (width + unit - 1) / unit, slab = slab_of(width, unit);
     std::memset(packed, 0, sizeof(float) * packed_queries_size(heads, width, unit));
     for (int64_t begin = 0; begin < units; begin += slab) {
         const int64_t first = begin * unit, count = std::min(width - first, slab * unit);
         for (int64_t h = 0; h < heads; ++h, packed += slab + kSlabGap) {
-            const float* from = u + h * width + first;
-            if (unit == 1) {
-                std::memcpy(packed, from, sizeof(float) * count);
-                continue;
+            if (unit == 2)
+                std::memcpy(packed, static_cast<const uint16_t*>(u) + h * width + first, sizeof(uint16_t) * count);
+            else
+                widen(u, rows, h * width + first, count, packed);
+        }
+    }
+}
+
+void pack_sides(const void* u, const void* dpooled, Rows rows, int64_t heads, int64_t width, int64_t unit,
+                int64_t stride, float* sides) {
+    for (int64_t h = 0; h < heads; ++h) {
+        if (unit == 2) {
+            uint16_t* to = reinterpret_cast<uint16_t*>(sides + h * stride);
+            const uint16_t* low = static_cast<const uint16_t*>(u) + h * width;
+            const uint16_t* high = static_cast<const uint16_t*>(dpooled) + h * width;
+            for (int64_t d = 0; d < width; ++d) {
+                to[2 * d] = low[d];
+                to[2 * d + 1] = high[d];
             }
-            at::BFloat16* to = reinterpret_cast<at::BFloat16*>(packed);
-            for (int64_t d = 0; d < count; ++d) to[d] = from[d];
+        } else {
+            widen(u, rows, h * width, width, sides + h * stride);
+            widen(dpooled, rows, h * width, width, sides + (heads + h) * stride);
         }
     }
 }

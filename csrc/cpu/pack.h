@@ -20,10 +20,15 @@ PackedBranch pack(const Kernels&, Rows, const at::Tensor& weight, const at::Tens
 // The transposed weight in panels of floats, for the backward.
 at::Tensor pack_transposed(const Kernels&, const at::Tensor& weight);
 
-// Queries u (H, D) float in slabs: (slabs, H, slab + kSlabGap) units of `unit` values, zeros past D.
+// Queries u (H, D) of the kind `rows` in slabs: (slabs, H, slab + kSlabGap) units of `unit` values, zeros past D.
 int64_t slab_of(int64_t width, int64_t unit);
 int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit);
-void pack_queries(const float* u, int64_t heads, int64_t width, int64_t unit, float* packed);
+void pack_queries(const void* u, Rows rows, int64_t heads, int64_t width, int64_t unit, float* packed);
+
+// Both sides of the gradients of tokens, u and dP (H, D) of the kind `rows`, in `sides` (2 H, stride) of zeros: first
+// those of u, then those of dP, as floats; or, in units of two, each value of u beside that of dP.
+void pack_sides(const void* u, const void* dpooled, Rows rows, int64_t heads, int64_t width, int64_t unit,
+                int64_t stride, float* sides);
 
 // (N, F) with the values of a row side by side; a copy only where they are not.
 at::Tensor rows_of(const at::Tensor& tensor);

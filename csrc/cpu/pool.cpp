@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "pack.h"
 #include "sequences.h"
 
@@ -153,11 +155,11 @@ std::tuple<at::Tensor, at::Tensor> attn_pool(const at::Tensor& x_, const at::Ten
               chunk_tokens(width),
               slab_of(width, unit),
               at::empty({packed_queries_size(heads, width, unit)}, at::kFloat)};
-    const at::Tensor wide = u.to(at::kFloat).contiguous();
-    pack_queries(wide.const_data_ptr<float>(), heads, width, unit, pool.queries.mutable_data_ptr<float>());
+    const at::Tensor lines = u.contiguous();
+    pack_queries(lines.const_data_ptr(), kind, heads, width, unit, pool.queries.mutable_data_ptr<float>());
     const Sequences sequences(x, mask, offsets);
     const int64_t batch = sequences.size(), size = heads * width;
-    at::Tensor pooled = at::zeros({batch, heads, width}, x.options());
+    at::Tensor pooled = fresh({batch, heads, width}, x.options());
     at::Tensor lse = at::empty({batch, heads}, at::kFloat);
     lse.fill_(-std::numeric_limits<float>::infinity());
     const bool alone = batch >= at::get_num_threads();
@@ -166,8 +168,11 @@ std::tuple<at::Tensor, at::Tensor> attn_pool(const at::Tensor& x_, const at::Ten
         float* p = space.mutable_data_ptr<float>();
         for (int64_t b = begin; b < end; ++b) {
             const auto rows = sequences.rows<const void*>(b, static_cast<const char*>(x.const_data_ptr()));
-            if (rows.empty()) continue;
             char* to = static_cast<char*>(pooled.mutable_data_ptr()) + b * size * pooled.element_size();
+            if (rows.empty()) {
+                std::memset(to, 0, size * pooled.element_size());
+                continue;
+            }
             float* to_lse = lse.mutable_data_ptr<float>() + b * heads;
             if (alone)
                 pool_alone(pool, rows, p, p + size, to, to_lse);

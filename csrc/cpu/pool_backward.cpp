@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "pack.h"
 #include "pool.h"
 #include "sequences.h"
@@ -21,7 +22,7 @@ struct Problem {
     const Kernels& table;
     Rows rows;
     int64_t width, heads, half, step, unit, stride;
-    at::Tensor u;        // (H, D) float
+    at::Tensor u;        // (H, D), of the kind of the rows
     at::Tensor queries;  // packed
     at::Tensor du;       // (threads, H, D) float, added to
 };
@@ -40,20 +41,17 @@ class Sequence {
           top_(problem.half),
           inverse_(problem.half),
           mean_(problem.half),
-          dlse_(problem.half) {
-        sides_.narrow(0, 0, p_.heads).narrow(1, 0, p_.width).copy_(p_.u);
-    }
+          dlse_(problem.half) {}
 
-    // dpooled (H, D) and dlse (H,) or null; dx rows are written.
-    void run(const std::vector<const void*>& rows, const std::vector<void*>& dx, const float* dpooled,
+    // dpooled (H, D), of the kind of the rows, and dlse (H,) or null; dx rows are written.
+    void run(const std::vector<const void*>& rows, const std::vector<void*>& dx, const void* dpooled,
              const float* dlse) {
         const int64_t length = rows.size();
-        pack_queries(dpooled, p_.heads, p_.width, p_.unit, targets_.mutable_data_ptr<float>());
-        float* sides = sides_.mutable_data_ptr<float>() + p_.heads * p_.stride;
-        for (int64_t h = 0; h < p_.heads; ++h)
-            std::memcpy(sides + h * p_.stride, dpooled + h * p_.width, sizeof(float) * p_.width);
-        // Rows of weights are read as whole vectors, a little beyond the last.
-        const size_t size = length * 2 * p_.half + kHeadStride;
+        pack_queries(dpooled, p_.rows, p_.heads, p_.width, p_.unit, targets_.mutable_data_ptr<float>());
+        pack_sides(p_.u.const_data_ptr(), dpooled, p_.rows, p_.heads, p_.width, p_.unit, p_.stride,
+                   sides_.mutable_data_ptr<float>());
+        // Rows of coefficients are read in whole panels and whole vectors, a little beyond the last.
+        const size_t size = (length + p_.table.panel) * 2 * p_.half + kHeadStride;
         if (g_.size() < size) g_.resize(size);
         chunks(length, [&](int64_t t, int64_t count) {
             const Chunk chunk = chunk_of(rows, t, count);
@@ -120,7 +118,7 @@ std::tuple<at::Tensor, at::Tensor> attn_pool_backward(const at::Tensor& dpooled_
                                                       const at::Tensor& u, const std::optional<at::Tensor>& mask,
                                                       const std::optional<at::Tensor>& offsets) {
     const at::Tensor x = x_.stride(-1) == 1 ? x_ : x_.contiguous();
-    const at::Tensor dpooled = dpooled_.to(at::kFloat).contiguous();
+    const at::Tensor dpooled = dpooled_.to(x.scalar_type()).contiguous();
     const at::Tensor dlse = dlse_ ? dlse_->to(at::kFloat).contiguous() : at::Tensor();
     const Kernels& table = kernels();
     const Rows kind = rows_kind(x);
@@ -134,20 +132,20 @@ std::tuple<at::Tensor, at::Tensor> attn_pool_backward(const at::Tensor& dpooled_
                     chunk_tokens(width),
                     unit,
                     stride,
-                    u.to(at::kFloat).contiguous(),
+                    u.contiguous(),
                     at::empty({packed_queries_size(heads, width, unit)}, at::kFloat),
                     at::zeros({at::get_num_threads(), heads, width}, at::kFloat)};
-    pack_queries(problem.u.const_data_ptr<float>(), heads, width, unit, problem.queries.mutable_data_ptr<float>());
-    at::Tensor dx = at::zeros(x.sizes(), x.options());
+    pack_queries(problem.u.const_data_ptr(), kind, heads, width, unit, problem.queries.mutable_data_ptr<float>());
+    at::Tensor dx = fresh(x.sizes(), x.options());
     const Sequences sequences(x, mask, offsets), targets(dx, mask, offsets);
     const bool alone = sequences.size() >= at::get_num_threads();
     auto run = [&](int64_t begin, int64_t end) {
         Sequence sequence(problem, alone ? at::get_thread_num() : Sequence::kTogether);
         for (int64_t b = begin; b < end; ++b) {
             const auto rows = sequences.rows<const void*>(b, static_cast<const char*>(x.const_data_ptr()));
+            targets.clear_others(b, static_cast<char*>(dx.mutable_data_ptr()), width * dx.element_size());
             if (rows.empty()) continue;
-            sequence.run(rows, targets.rows<void*>(b, static_cast<char*>(dx.mutable_data_ptr())),
-                         dpooled.const_data_ptr<float>() + b * heads * width,
+            sequence.run(rows, targets.rows<void*>(b, static_cast<char*>(dx.mutable_data_ptr())), row_of(dpooled, b),
                          dlse.defined() ? dlse.const_data_ptr<float>() + b * heads : nullptr);
         }
     };

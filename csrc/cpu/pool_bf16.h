@@ -21,8 +21,26 @@ struct Pairs {
     }
 
     D2LLM_INLINE Vector round(Vector weight) {
-        Halves half = (Halves)_mm512_cvtneps_pbh((__m512)weight);
-        return (Vector)(__builtin_convertvector(half, Integers) << 16);
+        return (Vector)(__builtin_convertvector(rounded(weight), Integers) << 16);
+    }
+
+    // ds and weights of each token side by side in bfloat16, as the sides are.
+    D2LLM_INLINE void join(const TokenGradient& s) {
+        for (int64_t t = 0; t < s.count; ++t)
+            for (int64_t h = 0; h < s.half; h += kLanes) {
+                float* at = s.g + t * 2 * s.half + h;
+                store(at, pairs_of(load(at), load(at + s.half)));
+            }
+    }
+
+    D2LLM_INLINE void spread(const TokenGradient& s, int64_t first, int64_t d, Vector (&acc)[kPanel][kColumns]) {
+        multiply<Bfloat16>(s.g + first * 2 * s.half, 1, 2 * s.half, s.sides + d, s.stride, s.heads, acc);
+    }
+
+    // Lane by lane, `low` in the lower half of the bits and `high` in the upper.
+    D2LLM_INLINE Vector pairs_of(Vector low, Vector high) {
+        const Integers lower = __builtin_convertvector(rounded(low), Integers);
+        return (Vector)(lower | (__builtin_convertvector(rounded(high), Integers) << 16));
     }
 
     // The weights of H heads for pairs of tokens; a last token without a partner goes with a weight and a row of 0.
@@ -35,10 +53,7 @@ struct Pairs {
             for (int64_t t = 0; t < chunk.count; t += 2) {
                 const Vector even = load(a + t * chunk.stride);
                 const Vector odd = t + 1 < chunk.count ? load(a + (t + 1) * chunk.stride) : Vector{};
-                // Halves of `even` in the lower sixteen lanes of bits, of `odd` in the upper; then side by side.
-                const Integers lower = __builtin_convertvector((Halves)_mm512_cvtneps_pbh((__m512)even), Integers);
-                const Integers upper = __builtin_convertvector((Halves)_mm512_cvtneps_pbh((__m512)odd), Integers);
-                store(pairs + t / 2 * kLanes, (Vector)(lower | (upper << 16)));
+                store(pairs + t / 2 * kLanes, pairs_of(even, odd));
             }
         }
 

@@ -38,22 +38,31 @@ D2LLM_INLINE void reduce(const Vector (&tile)[R][V], float* out) {
     }
 }
 
+// The row of a token, or the last one.
+template <class T>
+D2LLM_INLINE const T* row_at(const Chunk& chunk, int64_t token) {
+    return static_cast<const T*>(chunk.rows[token < chunk.count ? token : chunk.count - 1]);
+}
+
 // s (count, stride) [+]= products of the rows' units [begin, end) with `H` queries of one slab.
 template <class Unit, class T, int H>
 D2LLM_INLINE void slab_products(const Chunk& chunk, int64_t begin, int64_t end, const float* u, float* s) {
     for (int64_t first = 0; first < chunk.count; first += kTokens) {
         Vector acc[kTokens][H];
         fill(acc, Vector{});
-        const T* rows[kTokens];
+        const T *rows[kTokens], *later[kTokens];
         for (int t = 0; t < kTokens; ++t) {
-            const int64_t token = first + t < chunk.count ? first + t : chunk.count - 1;
-            rows[t] = static_cast<const T*>(chunk.rows[token]) + begin * Unit::kProducts;
+            rows[t] = row_at<T>(chunk, first + t) + begin * Unit::kProducts;
+            later[t] = row_at<T>(chunk, first + t + kTokens) + begin * Unit::kProducts;
         }
         for (int64_t d = 0; d < end - begin; d += kLanes) {
             Vector x[kTokens];
 #pragma GCC unroll 4
             for (int t = 0; t < kTokens; ++t)
                 x[t] = Unit::row(rows[t] + d * Unit::kProducts, chunk.width - (begin + d) * Unit::kProducts);
+            // Rows are short, and the processor looks ahead along a row only.
+#pragma GCC unroll 4
+            for (int t = 0; t < kTokens; ++t) __builtin_prefetch(later[t] + d * Unit::kProducts);
 #pragma GCC unroll 12
             for (int h = 0; h < H; ++h) {
                 const Vector query = load(u + h * (chunk.slab + kSlabGap) + d);

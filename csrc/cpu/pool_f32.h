@@ -13,6 +13,15 @@ struct Wide {
 
     D2LLM_INLINE Vector round(Vector weight) { return weight; }
 
+    D2LLM_INLINE void join(const TokenGradient&) {}
+
+    // acc[r] += columns from `d` of the gradient of token first + r; rows past the last are not looked at.
+    D2LLM_INLINE void spread(const TokenGradient& s, int64_t first, int64_t d, Vector (&acc)[kPanel][kColumns]) {
+        for (int64_t side = 0; side < 2; ++side)
+            multiply<Float32>(s.g + first * 2 * s.half + side * s.half, 1, 2 * s.half,
+                              s.sides + side * s.heads * s.stride + d, s.stride, s.heads, acc);
+    }
+
     // The weights of H heads for the tokens of a chunk.
     template <int H>
     struct Weights {

@@ -23,7 +23,7 @@ static void pool_normalize(int64_t heads, int64_t width, int64_t stride, Rows ro
 }
 
 static void token_rows(const TokenGradient& s, Rows rows) {
-    rows == Rows::f32 ? token_gradients<float>(s) : token_gradients<uint16_t>(s);
+    rows == Rows::f32 ? token_gradients<Wide, float>(s) : token_gradients<PoolBf16, uint16_t>(s);
 }
 
 static void differentiate_rows(const Branch& branch, const float* transposed, const StripGradient& s, Rows rows) {

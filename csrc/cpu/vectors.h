@@ -39,11 +39,18 @@ D2LLM_INLINE void store(float* to, Vector v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 }
 
-// Rounded to the nearest bfloat16, half to even; NaN stays NaN.
-D2LLM_INLINE void store(uint16_t* to, Vector v, int64_t count) {
+// The nearest bfloat16, half to even; NaN stays NaN.
+D2LLM_INLINE Halves rounded(Vector v) {
+#ifdef __AVX512BF16__
+    return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
     const Integers bits = (Integers)v, even = (bits >> 16) & 1;
-    const Integers rounded = v == v ? bits + 0x7fff + even : bits | 0x400000;
-    const Halves halves = __builtin_convertvector(rounded >> 16, Halves);
+    return __builtin_convertvector((v == v ? bits + 0x7fff + even : bits | 0x400000) >> 16, Halves);
+#endif
+}
+
+D2LLM_INLINE void store(uint16_t* to, Vector v, int64_t count) {
+    const Halves halves = rounded(v);
     if (count >= kLanes) {
         __builtin_memcpy(to, &halves, sizeof halves);
         return;

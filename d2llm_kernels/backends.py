@@ -130,3 +130,13 @@ def select(backend: str, device: str, dtype: torch.dtype) -> str:
     if reason is not None:
         raise BackendError(f"{source}={name!r}: {reason}; use 'auto', 'folded' or 'reference'")
     return name
+
+
+@torch.compiler.assume_constant_result
+def admits(backend: str, name: str, device: str, dtype: torch.dtype) -> bool:
+    """Whether a call that asks for ``backend`` may use backend ``name`` for tensors of this device type and dtype.
+
+    Raises:
+        ArgumentError: if a name is unknown.
+    """
+    return requested(backend) in ("auto", name) and unsupported(name, device, dtype) is None

@@ -109,6 +109,11 @@ def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tens
     return _ops().iem_topk(*_promoted(a, b, *branch), k)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Forward of the operator behind ``functional.linear``, in float32."""
+    return _ops().linear(x, weight, bias)
+
+
 def _ops() -> Any:
     module()
     return torch.ops.d2llm_cpu

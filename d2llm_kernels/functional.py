@@ -1,10 +1,11 @@
 """The kernels as functions: arguments are checked, the backend is chosen, one operator does the work."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from d2llm_kernels import ops, reference
-from d2llm_kernels.backends import select
+from d2llm_kernels.backends import admits, select
 from d2llm_kernels.checks import (
     accumulate_dtype,
     check_in_batch,
@@ -13,6 +14,9 @@ from d2llm_kernels.checks import (
     require,
     shape,
 )
+
+#: Rows that a linear layer must have for the C++ kernels: they keep one in each lane, and fewer leave lanes idle.
+LINEAR_ROWS = 16
 
 
 def attn_pool(
@@ -158,6 +162,46 @@ def iem_topk(
     return ops.iem_topk(*tensors, k, chosen)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """A linear layer, or one for each group of rows: the projections of PMA and IEM.
+
+    With the backend "cpu", chosen or picked by "auto", float32 rows go through the matrix product of the C++ kernels if
+    there are enough of them; everything else is torch's own.
+
+    Args:
+        x: (..., K), or (G, N, K) with grouped weights.
+        weight: (M, K) or (G, M, K), of the dtype of x. bias: (M,) or (G, M), or None.
+        backend: one of ``backends.NAMES``.
+
+    Returns:
+        (..., M), or (G, N, M).
+
+    Raises:
+        ArgumentError: on shapes that do not fit.
+    """
+    grouped = weight.dim() == 3
+    fits = weight.dim() in (2, 3) and x.shape[-1:] == weight.shape[-1:]
+    fits = fits and (not grouped or (x.dim() == 3 and x.shape[0] == weight.shape[0]))
+    require(fits, "x", f"rows for a weight of {shape(weight)}", shape(x))
+    if bias is not None:
+        require(bias.shape == weight.shape[:-1], "bias", f"shape {shape(weight)[:-1]}", shape(bias))
+    if _native_linear(x, weight, backend):
+        rows, weights = (x, weight) if grouped else (x.reshape(1, -1, x.shape[-1]), weight[None])
+        y = ops.linear(rows, weights, bias if grouped or bias is None else bias[None])
+        return y if grouped else y.view(*x.shape[:-1], -1)
+    if not grouped:
+        return F.linear(x, weight, bias)
+    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+
+
+def _native_linear(x: Tensor, weight: Tensor, backend: str) -> bool:
+    """Whether the C++ kernels do a linear layer."""
+    if not admits(backend, "cpu", x.device.type, x.dtype):
+        return False
+    rows = x.shape[1] if weight.dim() == 3 else x.shape[:-1].numel()
+    return x.dtype == weight.dtype == torch.float32 and not _autocasts(x) and rows >= LINEAR_ROWS and x.shape[-1] > 0
+
+
 def in_batch_terms(
     z_in_batch: Tensor,
     z_hard: Tensor | None = None,
@@ -204,11 +248,15 @@ def in_batch_terms(
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype where it is on; float64 is left alone, as autocast itself does."""
-    device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not _autocasts(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:

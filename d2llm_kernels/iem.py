@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2llm_kernels import functional, reference
@@ -85,13 +84,14 @@ class IEM(nn.Module):
         """linear1's query half with its bias: (..., D) -> a (..., F)."""
         self._check_vectors("q", q)
         weight = self.linear1.weight[:, : self.dim]
-        return F.linear(q.to(torch.promote_types(q.dtype, weight.dtype)), weight, self.linear1.bias)
+        q = q.to(torch.promote_types(q.dtype, weight.dtype))
+        return functional.linear(q, weight, self.linear1.bias, self.backend)
 
     def project_passages(self, p: Tensor) -> Tensor:
         """linear1's passage half: (..., D) -> b (..., F), all that an index has to keep of a passage."""
         self._check_vectors("p", p)
         weight = self.linear1.weight[:, self.dim :]
-        return F.linear(p.to(torch.promote_types(p.dtype, weight.dtype)), weight)
+        return functional.linear(p.to(torch.promote_types(p.dtype, weight.dtype)), weight, backend=self.backend)
 
     def forward(
         self, q: Tensor, p: Tensor, task: int | Tensor, return_features: bool = False

@@ -209,6 +209,32 @@ def _(
     return a.new_empty(a.shape[0], k, dtype=dtype), a.new_empty(a.shape[0], k, dtype=torch.int64)
 
 
+@torch.library.custom_op("d2llm::linear", mutates_args=())
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Operator behind ``functional.linear`` where the C++ kernels do it: x (G, N, K), weight (G, M, K), bias (G, M)."""
+    return _module("cpu").linear(x, weight, bias)
+
+
+@linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], weight.shape[1])
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _differentiate_linear(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    dx = dy @ weight if wanted[0] else None
+    dweight = dy.transpose(1, 2) @ x if wanted[1] else None
+    return dx, dweight, dy.sum(1) if wanted[2] else None
+
+
+linear.register_autograd(_differentiate_linear, setup_context=_save_linear)
+
+
 @torch.library.custom_op("d2llm::in_batch_terms", mutates_args=())
 def in_batch_terms(
     z_in_batch: Tensor,

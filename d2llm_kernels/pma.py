@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from d2llm_kernels import reference
 from d2llm_kernels.backends import requested
 from d2llm_kernels.checks import check_tokens, require
-from d2llm_kernels.functional import attn_pool
+from d2llm_kernels.functional import attn_pool, linear
 
 RESIDUALS = ("seed", "projected")
 INITS = ("warm", "xavier")
@@ -90,17 +90,17 @@ class PMA(nn.Module):
             ArgumentError: if ``init`` is neither.
         """
         require(init in INITS, "init", f"one of {INITS}", repr(init))
-        linears = (self.mab.fc_q, self.mab.fc_k, self.mab.fc_v, self.mab.fc_o)
-        for linear in linears:
-            linear.reset_parameters()
-            nn.init.xavier_uniform_(linear.weight)
+        layers = (self.mab.fc_q, self.mab.fc_k, self.mab.fc_v, self.mab.fc_o)
+        for layer in layers:
+            layer.reset_parameters()
+            nn.init.xavier_uniform_(layer.weight)
         for norm in (self.mab.ln0, self.mab.ln1):
             if norm is not None:
                 norm.reset_parameters()
         nn.init.xavier_uniform_(self.S)
         if init == "warm":
-            for linear in linears:
-                nn.init.zeros_(linear.bias)
+            for layer in layers:
+                nn.init.zeros_(layer.bias)
             nn.init.normal_(self.S, std=_NEAR_ZERO)
             self.mab.fc_o.weight.mul_(_NEAR_ZERO)
             initialise = nn.init.eye_ if self.out_dim == self.dim else nn.init.orthogonal_
@@ -155,7 +155,7 @@ class PMA(nn.Module):
         weight, bias = self.mab.fc_v.weight, self.mab.fc_v.bias
         pooled = pooled.to(torch.promote_types(pooled.dtype, weight.dtype))
         by_head = pooled.unflatten(1, (self.num_seeds, self.num_heads)).flatten(0, 1).transpose(0, 1)
-        values = torch.bmm(by_head, weight.unflatten(0, (self.num_heads, -1)).transpose(1, 2))
+        values = linear(by_head, weight.unflatten(0, (self.num_heads, -1)), backend=self.backend)
         values = values.transpose(0, 1).reshape(-1, self.num_seeds, self.out_dim)
         # The attention of a text without valid tokens is 0, so the bias of the values is not added there.
         filled = (lse[:, 0] > -math.inf).to(values.dtype)
@@ -163,7 +163,7 @@ class PMA(nn.Module):
         base = self.S if self.residual == "seed" else self._projected_seeds()
         out = base + values
         out = out if self.mab.ln0 is None else self.mab.ln0(out)
-        out = out + torch.relu(self.mab.fc_o(out))
+        out = out + torch.relu(linear(out, *_affine(self.mab.fc_o), self.backend))
         return out if self.mab.ln1 is None else self.mab.ln1(out)
 
     def _literal(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:

@@ -15,8 +15,8 @@ enum class Rows { f32, bf16 };
 constexpr int64_t kMaxTokens = 128;
 constexpr int64_t kHeadStride = 16;
 
-// Rows of a slab of packed queries are this much longer than the slab, so that they start in different sets of a cache.
-constexpr int64_t kSlabGap = 16;
+// Terms of a linear layer's sums that are taken at a time, so that a strip's share of them stays in L2.
+constexpr int64_t kLinearDepth = 512;
 
 // One branch of the IEM, its weights packed in panels of output features, zeros past F (pack.h).
 struct Branch {
@@ -57,7 +57,7 @@ struct Chunk {
     int64_t width;   // D
     int64_t heads;   // H
     int64_t stride;  // between the rows of scores or weights (count, H)
-    int64_t slab;    // units of D in a slab of packed queries (pack.h)
+    int64_t slab;    // units of D in a slab of packed queries
 };
 
 struct TokenGradient {
@@ -71,6 +71,18 @@ struct TokenGradient {
     int64_t stride;      // between the rows of sides
 };
 
+// A strip of rows at most, through a linear layer.
+struct Linear {
+    const float* x;  // (rows, depth)
+    int64_t rows, depth, x_stride;
+    const float* weight;  // (outputs, depth)
+    int64_t outputs, weight_stride;
+    const float* bias;  // (outputs,) or null
+    float* out;         // (rows, outputs)
+    int64_t out_stride;
+    float* scratch;  // (kLinearDepth + outputs) * strip floats
+};
+
 struct Kernels {
     const char* name;
     int64_t strip;      // pairs in a Strip, and the padding of rows that tiles of the backward read
@@ -79,7 +91,9 @@ struct Kernels {
     void (*score_f32)(const Branch&, const Strip&);
     void (*score_bf16)(const Branch&, const Strip&);
     void (*differentiate)(const Branch&, const float* transposed, const StripGradient&, Rows);
-    // s (count, stride) = products of the rows with packed queries, whose unit for bfloat16 rows is unit_bf16.
+    // Queries u (H, D) of the kind of the rows, as `products` reads them, in slabs that cover D.
+    void (*pack_queries)(Rows, const void* u, int64_t heads, int64_t width, int64_t slab, float* packed);
+    // s (count, stride) = products of the rows with packed queries.
     void (*products)(const Chunk&, Rows, const float* u, float* s);
     // out (heads, stride) = or += the sum of the rows weighted by a (count, chunk.stride).
     void (*weighted_sum)(const Chunk&, Rows, const float* a, bool add, float* out, int64_t stride);
@@ -92,6 +106,7 @@ struct Kernels {
     void (*softmax_gradient)(int64_t count, int64_t half, const float* top, const float* inverse, const float* mean,
                              const float* dlse, float* g);
     void (*token_gradients)(const TokenGradient&, Rows);
+    void (*linear)(const Linear&);
     double (*peak_f32)(int64_t rounds);
     double (*peak_bf16)(int64_t rounds);
 };

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "iem.h"
+#include "linear.h"
 #include "pool.h"
 
 TORCH_LIBRARY(d2llm_cpu, m) {
@@ -24,6 +25,7 @@ TORCH_LIBRARY(d2llm_cpu, m) {
     m.def(
         "iem_topk(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, int k)"
         " -> (Tensor, Tensor)");
+    m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
@@ -34,4 +36,5 @@ TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
     m.impl("iem_pairs", d2llm::iem_pairs);
     m.impl("iem_pairs_backward", d2llm::iem_pairs_backward);
     m.impl("iem_topk", d2llm::iem_topk);
+    m.impl("linear", d2llm::linear);
 }

@@ -79,23 +79,12 @@ int64_t slab_of(int64_t width, int64_t unit) {
     return std::max<int64_t>(round_up((units + slabs - 1) / slabs, 16), 16);
 }
 
-int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit) {
-    const int64_t units = (width + unit - 1) / unit, slab = slab_of(width, unit);
-    return (units + slab - 1) / slab * heads * (slab + kSlabGap);
-}
-
-void pack_queries(const void* u, Rows rows, int64_t heads, int64_t width, int64_t unit, float* packed) {
-    const int64_t units = (width + unit - 1) / unit, slab = slab_of(width, unit);
-    std::memset(packed, 0, sizeof(float) * packed_queries_size(heads, width, unit));
-    for (int64_t begin = 0; begin < units; begin += slab) {
-        const int64_t first = begin * unit, count = std::min(width - first, slab * unit);
-        for (int64_t h = 0; h < heads; ++h, packed += slab + kSlabGap) {
-            if (unit == 2)
-                std::memcpy(packed, static_cast<const uint16_t*>(u) + h * width + first, sizeof(uint16_t) * count);
-            else
-                widen(u, rows, h * width + first, count, packed);
-        }
-    }
+at::Tensor pack_queries(const Kernels& kernels, Rows rows, const void* u, int64_t heads, int64_t width) {
+    const int64_t unit = rows == Rows::f32 ? 1 : kernels.unit_bf16, slab = slab_of(width, unit);
+    const int64_t slabs = ((width + unit - 1) / unit + slab - 1) / slab;
+    at::Tensor packed = at::empty({slabs * heads * slab}, at::kFloat);
+    kernels.pack_queries(rows, u, heads, width, slab, packed.mutable_data_ptr<float>());
+    return packed;
 }
 
 void pack_sides(const void* u, const void* dpooled, Rows rows, int64_t heads, int64_t width, int64_t unit,

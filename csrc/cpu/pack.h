@@ -20,10 +20,11 @@ PackedBranch pack(const Kernels&, Rows, const at::Tensor& weight, const at::Tens
 // The transposed weight in panels of floats, for the backward.
 at::Tensor pack_transposed(const Kernels&, const at::Tensor& weight);
 
-// Queries u (H, D) of the kind `rows` in slabs: (slabs, H, slab + kSlabGap) units of `unit` values, zeros past D.
+// Units of D in a slab of packed queries.
 int64_t slab_of(int64_t width, int64_t unit);
-int64_t packed_queries_size(int64_t heads, int64_t width, int64_t unit);
-void pack_queries(const void* u, Rows rows, int64_t heads, int64_t width, int64_t unit, float* packed);
+
+// Queries u (H, D) of the kind of the rows, as Kernels::products reads them.
+at::Tensor pack_queries(const Kernels&, Rows, const void* u, int64_t heads, int64_t width);
 
 // Both sides of the gradients of tokens, u and dP (H, D) of the kind `rows`, in `sides` (2 H, stride) of zeros: first
 // those of u, then those of dP, as floats; or, in units of two, each value of u beside that of dP.

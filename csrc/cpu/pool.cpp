@@ -152,11 +152,9 @@ std::tuple<at::Tensor, at::Tensor> attn_pool(const at::Tensor& x_, const at::Ten
               width,
               heads,
               (heads + kHeadStride - 1) / kHeadStride * kHeadStride,
-              chunk_tokens(width),
+              chunk_tokens(width * x.element_size()),
               slab_of(width, unit),
-              at::empty({packed_queries_size(heads, width, unit)}, at::kFloat)};
-    const at::Tensor lines = u.contiguous();
-    pack_queries(lines.const_data_ptr(), kind, heads, width, unit, pool.queries.mutable_data_ptr<float>());
+              pack_queries(table, kind, u.contiguous().const_data_ptr(), heads, width)};
     const Sequences sequences(x, mask, offsets);
     const int64_t batch = sequences.size(), size = heads * width;
     at::Tensor pooled = fresh({batch, heads, width}, x.options());

@@ -36,7 +36,6 @@ class Sequence {
     Sequence(const Problem& problem, int64_t thread)
         : p_(problem),
           thread_(thread),
-          targets_(at::empty({packed_queries_size(problem.heads, problem.width, problem.unit)}, at::kFloat)),
           sides_(at::zeros({2 * problem.heads, problem.stride}, at::kFloat)),
           top_(problem.half),
           inverse_(problem.half),
@@ -47,7 +46,7 @@ class Sequence {
     void run(const std::vector<const void*>& rows, const std::vector<void*>& dx, const void* dpooled,
              const float* dlse) {
         const int64_t length = rows.size();
-        pack_queries(dpooled, p_.rows, p_.heads, p_.width, p_.unit, targets_.mutable_data_ptr<float>());
+        const at::Tensor targets = pack_queries(p_.table, p_.rows, dpooled, p_.heads, p_.width);
         pack_sides(p_.u.const_data_ptr(), dpooled, p_.rows, p_.heads, p_.width, p_.unit, p_.stride,
                    sides_.mutable_data_ptr<float>());
         // Rows of coefficients are read in whole panels and whole vectors, a little beyond the last.
@@ -56,7 +55,7 @@ class Sequence {
         chunks(length, [&](int64_t t, int64_t count) {
             const Chunk chunk = chunk_of(rows, t, count);
             p_.table.products(chunk, p_.rows, p_.queries.const_data_ptr<float>(), g(t));
-            p_.table.products(chunk, p_.rows, targets_.const_data_ptr<float>(), g(t) + p_.half);
+            p_.table.products(chunk, p_.rows, targets.const_data_ptr<float>(), g(t) + p_.half);
         });
         statistics(length, dlse);
         chunks(length, [&](int64_t t, int64_t count) {
@@ -107,7 +106,7 @@ class Sequence {
 
     const Problem& p_;
     int64_t thread_;
-    at::Tensor targets_, sides_;
+    at::Tensor sides_;
     std::vector<float> g_, top_, inverse_, mean_, dlse_;
 };
 
@@ -129,13 +128,12 @@ std::tuple<at::Tensor, at::Tensor> attn_pool_backward(const at::Tensor& dpooled_
                     width,
                     heads,
                     (heads + kHeadStride - 1) / kHeadStride * kHeadStride,
-                    chunk_tokens(width),
+                    chunk_tokens(width * x.element_size()),
                     unit,
                     stride,
                     u.contiguous(),
-                    at::empty({packed_queries_size(heads, width, unit)}, at::kFloat),
+                    pack_queries(table, kind, u.contiguous().const_data_ptr(), heads, width),
                     at::zeros({at::get_num_threads(), heads, width}, at::kFloat)};
-    pack_queries(problem.u.const_data_ptr(), kind, heads, width, unit, problem.queries.mutable_data_ptr<float>());
     at::Tensor dx = fresh(x.sizes(), x.options());
     const Sequences sequences(x, mask, offsets), targets(dx, mask, offsets);
     const bool alone = sequences.size() >= at::get_num_threads();

@@ -1,7 +1,7 @@
 // The two products of attention pooling on a chunk of tokens that stays in cache: scores, then the weighted sum.
 //
-// Queries are packed in slabs of some units of D, so that a slab of a few heads stays in L1 while the tokens pass;
-// heads are taken kHeads at a time at most. Tokens are read where they lie, through pointers.
+// Heads are taken kHeads at a time at most, queries in slabs of some units of D, so that a slab of a group of heads
+// stays in L1 while the tokens pass. Tokens are read where they lie, through pointers.
 
 constexpr int64_t kHeads = 9;
 
@@ -65,7 +65,7 @@ D2LLM_INLINE void slab_products(const Chunk& chunk, int64_t begin, int64_t end, 
             for (int t = 0; t < kTokens; ++t) __builtin_prefetch(later[t] + d * Unit::kProducts);
 #pragma GCC unroll 12
             for (int h = 0; h < H; ++h) {
-                const Vector query = load(u + h * (chunk.slab + kSlabGap) + d);
+                const Vector query = held(load(u + d * H + h * kLanes));
 #pragma GCC unroll 4
                 for (int t = 0; t < kTokens; ++t) acc[t][h] = Unit::dot(acc[t][h], x[t], query);
             }
@@ -146,16 +146,30 @@ D2LLM_INLINE void by_heads(int64_t heads, Function function) {
     }
 }
 
+// Queries u (H, D) by slabs of D, groups of heads, and steps of a vector of units: in the order in which they are read.
+template <class Unit, class T>
+static void pack_queries(const void* u, int64_t heads, int64_t width, int64_t slab, float* packed) {
+    for (int64_t begin = 0; begin * Unit::kProducts < width; begin += slab) {
+        by_heads(heads, [&](int64_t first, auto group) {
+            for (int64_t unit = begin; unit < begin + slab; unit += kLanes) {
+                const int64_t d = unit * Unit::kProducts;
+                for (int64_t h = first; h < first + decltype(group)::value; ++h, packed += kLanes)
+                    store(packed,
+                          d < width ? Unit::row(static_cast<const T*>(u) + h * width + d, width - d) : Vector{});
+            }
+        });
+    }
+}
+
 template <class Unit, class T>
 static void products(const Chunk& chunk, const float* u, float* s) {
     const int64_t units = (chunk.width + Unit::kProducts - 1) / Unit::kProducts;
-    const int64_t stride = chunk.slab + kSlabGap;
     for (int64_t begin = 0; begin < units; begin += chunk.slab) {
         const int64_t end = begin + chunk.slab < units ? begin + chunk.slab : units;
         by_heads(chunk.heads, [&](int64_t first, auto heads) __attribute__((always_inline)) {
-            slab_products<Unit, T, decltype(heads)::value>(chunk, begin, end, u + first * stride, s + first);
+            slab_products<Unit, T, decltype(heads)::value>(chunk, begin, end, u + first * chunk.slab, s + first);
         });
-        u += chunk.heads * stride;
+        u += chunk.heads * chunk.slab;
     }
 }
 

@@ -8,13 +8,18 @@ static void token_gradients(const TokenGradient& s) {
             Vector acc[kPanel][kColumns];
             fill(acc, Vector{});
             Unit::spread(s, first, d, acc);
+            const int64_t rest = s.width - d;
 #pragma GCC unroll 12
             for (int r = 0; r < kPanel; ++r) {
                 if (first + r >= s.count) continue;
                 T* to = static_cast<T*>(s.dx[first + r]) + d;
 #pragma GCC unroll 4
-                for (int v = 0; v < kColumns; ++v)
-                    if (s.width > d + v * kLanes) store(to + v * kLanes, acc[r][v], s.width - d - v * kLanes);
+                for (int v = 0; v < kColumns; ++v) {
+                    if (rest >= kStrip)
+                        store(to + v * kLanes, acc[r][v]);
+                    else if (rest > v * kLanes)
+                        store(to + v * kLanes, acc[r][v], rest - v * kLanes);
+                }
             }
         }
     }

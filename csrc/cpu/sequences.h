@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <optional>
@@ -61,11 +62,12 @@ class Sequences {
     std::vector<std::vector<int64_t>> tokens_;  // positions of the valid ones
 };
 
-// Tokens of a chunk: what is read for the scores is still in L2 for the weighted sum. It depends on nothing but D, so
-// that a sequence is cut the same way wherever it stands.
-inline int64_t chunk_tokens(int64_t width) {
-    const int64_t fits = ((int64_t{1} << 17) / (width > 0 ? width : 1)) & ~int64_t{1};
-    return fits < 16 ? 16 : fits > kMaxTokens ? kMaxTokens : fits;
+// Tokens of a chunk, `row` bytes each: what is read for the scores is still in cache for the weighted sum, and the sum,
+// read and written for each chunk, costs little beside it. It depends on nothing else, so that a sequence is cut the
+// same way wherever it stands.
+inline int64_t chunk_tokens(int64_t row) {
+    const int64_t fits = (int64_t{1} << 20) / std::max<int64_t>(row, 1) & ~int64_t{1};
+    return std::clamp<int64_t>(fits, 16, kMaxTokens);
 }
 
 }  // namespace d2llm

@@ -1,6 +1,11 @@
 // The table of one instruction set, included inside its namespace after its kernels. The includer says with which
 // units it multiplies: for scores of bfloat16 rows and for tokens of bfloat16.
 
+static void pool_queries(Rows rows, const void* u, int64_t heads, int64_t width, int64_t slab, float* packed) {
+    rows == Rows::f32 ? pack_queries<Wide, float>(u, heads, width, slab, packed)
+                      : pack_queries<PoolBf16, uint16_t>(u, heads, width, slab, packed);
+}
+
 static void pool_products(const Chunk& chunk, Rows rows, const float* u, float* s) {
     rows == Rows::f32 ? products<Wide, float>(chunk, u, s) : products<PoolBf16, uint16_t>(chunk, u, s);
 }
@@ -38,6 +43,7 @@ static const Kernels kTable = {
     score<float>,
     score_bf16,
     differentiate_rows,
+    pool_queries,
     pool_products,
     pool_sum,
     maxima,
@@ -46,6 +52,7 @@ static const Kernels kTable = {
     weighted_slopes,
     softmax_gradient,
     token_rows,
+    linear,
     peak<Float32>,
     peak<PeakBf16>,
 };

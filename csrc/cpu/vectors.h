@@ -49,12 +49,14 @@ D2LLM_INLINE Halves rounded(Vector v) {
 #endif
 }
 
-D2LLM_INLINE void store(uint16_t* to, Vector v, int64_t count) {
+D2LLM_INLINE void store(uint16_t* to, Vector v) {
     const Halves halves = rounded(v);
-    if (count >= kLanes) {
-        __builtin_memcpy(to, &halves, sizeof halves);
-        return;
-    }
+    __builtin_memcpy(to, &halves, sizeof halves);
+}
+
+D2LLM_INLINE void store(uint16_t* to, Vector v, int64_t count) {
+    if (count >= kLanes) return store(to, v);
+    const Halves halves = rounded(v);
     for (int64_t i = 0; i < count; ++i) to[i] = halves[i];
 }
 
@@ -118,12 +120,22 @@ D2LLM_INLINE void multiply(const float* left, int64_t left_k, int64_t left_r, co
     }
 }
 
+// The same vector, which the compiler may not read from memory again: an operand in memory costs a load each time.
+D2LLM_INLINE Vector held(Vector v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__SSE__)
+    asm("" : "+x"(v));
+#endif
+    return v;
+}
+
 // The same value in every row and vector of a tile.
 template <int R, int V>
 D2LLM_INLINE void fill(Vector (&acc)[R][V], Vector value) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 12
         for (int v = 0; v < V; ++v) acc[r][v] = value;
     }
 }

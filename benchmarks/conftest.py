@@ -12,7 +12,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def table(request: pytest.FixtureRequest) -> list[dict[str, object]]:
     """Rows to print after the run."""
     return request.config.stash[ROWS]
@@ -22,10 +22,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     rows = config.stash[ROWS]
     if not rows:
         return
-    terminalreporter.section("folded against reference")
-    terminalreporter.write_line(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, float32"
-    )
+    terminalreporter.section("rows")
+    terminalreporter.write_line(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
     for names in dict.fromkeys(tuple(row) for row in rows):
         alike = [row for row in rows if tuple(row) == names]
         widths = {name: max(len(name), *(len(str(row[name])) for row in alike)) for name in names}

@@ -15,15 +15,19 @@
 namespace d2llm {
 namespace {
 
+// Strips whose gradients of the weights are summed apart from those of the others: one running sum over all pairs would
+// gather an error for each strip.
+constexpr int64_t kSummed = 64;
+
 // Everything that all threads share.
 struct Problem {
     const Kernels& table;
     at::Tensor a, b, dz, dfeatures;  // rows; dz (pairs,) and dfeatures (pairs, F) float
     PackedBranch branch;
     at::Tensor transposed;
-    at::Tensor da, db;                // float; da is (threads, Nq, F) where `grid`, else (pairs, F)
-    at::Tensor dweight, dbias, dout;  // (threads, ...)
-    bool grid;                        // every row of a with every row of b, or row by row
+    at::Tensor da, db;  // float; da is (threads, Nq, F) where `grid`, else (pairs, F)
+    at::Tensor shared;  // (threads, F * F + 2 * F): gradients of weight, bias and out_weight side by side
+    bool grid;          // every row of a with every row of b, or row by row
 };
 
 float* part_of(const at::Tensor& tensor, int64_t i) { return tensor.mutable_data_ptr<float>() + i * tensor.stride(0); }
@@ -40,7 +44,8 @@ class Differentiator {
           dfeatures_(strip_),
           dz_(strip_),
           da_(strip_),
-          db_(strip_) {
+          db_(strip_),
+          shared_(problem.shared.size(1)) {
         const int64_t features = problem.a.size(1);
         scratch_.resize(strip_ * (3 * features + strip_ + problem.table.panel));
     }
@@ -70,10 +75,18 @@ class Differentiator {
                                   da_.data(),
                                   db_.data(),
                                   scratch_.data(),
-                                  part_of(p_.dweight, part_),
-                                  part_of(p_.dbias, part_),
-                                  part_of(p_.dout, part_)};
+                                  shared_.data(),
+                                  shared_.data() + features * features,
+                                  shared_.data() + (features + 1) * features};
         p_.table.differentiate(p_.branch.view, p_.transposed.const_data_ptr<float>(), strip, rows_kind(p_.a));
+        if (++strips_ % kSummed == 0) flush();
+    }
+
+    // The strips since the last time into the sums of the thread.
+    void flush() {
+        float* to = part_of(p_.shared, part_);
+        for (size_t i = 0; i < shared_.size(); ++i) to[i] += shared_[i];
+        std::fill(shared_.begin(), shared_.end(), 0.0f);
     }
 
   private:
@@ -83,7 +96,8 @@ class Differentiator {
     std::vector<const float*> dfeatures_;
     std::vector<float> dz_;
     std::vector<float*> da_, db_;
-    std::vector<float> scratch_;
+    std::vector<float> scratch_, shared_;
+    int64_t strips_ = 0;
 };
 
 Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const at::Tensor& a, const at::Tensor& b,
@@ -101,9 +115,7 @@ Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const
                     pack_transposed(table, weight),
                     grid ? at::zeros({parts, a.size(0), features}, at::kFloat) : at::zeros(a.sizes(), at::kFloat),
                     at::zeros(b.sizes(), at::kFloat),
-                    at::zeros({parts, features, features}, at::kFloat),
-                    at::zeros({parts, features}, at::kFloat),
-                    at::zeros({parts, features}, at::kFloat),
+                    at::zeros({parts, (features + 2) * features}, at::kFloat),
                     grid};
     at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; ++part) {
@@ -111,14 +123,22 @@ Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const
             const int64_t start = part * columns / parts, stop = (part + 1) * columns / parts, wide = stop - start;
             const int64_t first = grid ? 0 : start, last = grid ? lines * wide : stop;
             for (int64_t pair = first; pair < last; pair += table.strip) strips.run(pair, last, start, wide);
+            strips.flush();
         }
     });
+    const at::Tensor shared = problem.shared.sum(0);
+    const int64_t square = features * features;
+    // Copies: results of an operator may not share memory.
+    auto part = [&](int64_t first, int64_t count) { return shared.narrow(0, first, count).clone(); };
     auto like = [](const at::Tensor& gradient, const at::Tensor& input) {
         return gradient.reshape(input.sizes()).to(input.scalar_type());
     };
-    return {like(grid ? problem.da.sum(0) : problem.da, a), like(problem.db, b),
-            like(problem.dweight.sum(0), weight),           like(problem.dbias.sum(0), bias),
-            like(problem.dout.sum(0), out_weight),          like(problem.dz.sum(), out_bias)};
+    return {like(grid ? problem.da.sum(0) : problem.da, a),
+            like(problem.db, b),
+            like(part(0, square), weight),
+            like(part(square, features), bias),
+            like(part(square + features, features), out_weight),
+            like(problem.dz.sum(), out_bias)};
 }
 
 }  // namespace

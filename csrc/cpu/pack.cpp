@@ -1,5 +1,6 @@
 #include "pack.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -13,14 +14,22 @@ constexpr int64_t kSlabUnits = 576;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// (panels, units, panel, unit) of T from rows of `source` (F, F) with strides.
-template <class T>
-void fill_panels(const T* source, int64_t row, int64_t column, int64_t features, int64_t panel, int64_t unit, T* to) {
-    const int64_t units = (features + unit - 1) / unit;
-    for (int64_t n = 0; n < features; ++n) {
-        T* at = to + (n / panel * units * panel + n % panel) * unit;
-        for (int64_t k = 0; k < features; ++k) at[k / unit * panel * unit + k % unit] = source[n * row + k * column];
-    }
+// (panels, units, panel, kUnit) of T from rows of `source` (F, F) with strides, in the order of `to`. What lies past F
+// is left as it is.
+template <class T, int kUnit>
+void fill_panels(const T* source, int64_t row, int64_t column, int64_t features, int64_t panel, T* to) {
+    const int64_t units = (features + kUnit - 1) / kUnit, panels = (features + panel - 1) / panel;
+    at::parallel_for(0, panels, 1, [=](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) {
+            const int64_t rows = std::min(panel, features - p * panel);
+            const T* from = source + p * panel * row;
+            T* at = to + p * panel * units * kUnit;
+            for (int64_t u = 0; u < units; ++u, at += panel * kUnit)
+                for (int64_t r = 0; r < rows; ++r)
+                    for (int64_t i = 0, k = u * kUnit; i < kUnit && k < features; ++i, ++k)
+                        at[r * kUnit + i] = from[r * row + k * column];
+        }
+    });
 }
 
 // to (count,) = the values from `first` on.
@@ -52,11 +61,11 @@ PackedBranch pack(const Kernels& kernels, Rows rows, const at::Tensor& weight, c
     float* to = packed.weight.mutable_data_ptr<float>();
     if (unit == 2) {
         const at::Tensor half = weight.contiguous();
-        fill_panels(static_cast<const uint16_t*>(half.const_data_ptr()), features, 1, features, panel, unit,
-                    reinterpret_cast<uint16_t*>(to));
+        fill_panels<uint16_t, 2>(static_cast<const uint16_t*>(half.const_data_ptr()), features, 1, features, panel,
+                                 reinterpret_cast<uint16_t*>(to));
     } else {
         const at::Tensor wide = weight.to(at::kFloat).contiguous();
-        fill_panels(wide.const_data_ptr<float>(), features, 1, features, panel, unit, to);
+        fill_panels<float, 1>(wide.const_data_ptr<float>(), features, 1, features, panel, to);
     }
     packed.view = {features, packed.weight.const_data_ptr(), packed.bias.const_data_ptr<float>(),
                    packed.out.const_data_ptr<float>(), out_bias.item().toFloat()};
@@ -67,8 +76,8 @@ at::Tensor pack_transposed(const Kernels& kernels, const at::Tensor& weight) {
     const int64_t features = weight.size(0);
     at::Tensor packed = at::zeros({round_up(features, kernels.panel) * features}, at::kFloat);
     const at::Tensor wide = weight.to(at::kFloat).contiguous();
-    fill_panels(wide.const_data_ptr<float>(), 1, features, features, kernels.panel, 1,
-                packed.mutable_data_ptr<float>());
+    fill_panels<float, 1>(wide.const_data_ptr<float>(), 1, features, features, kernels.panel,
+                          packed.mutable_data_ptr<float>());
     return packed;
 }
 

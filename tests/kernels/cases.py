@@ -11,13 +11,29 @@ _DTYPES = {
 }
 
 
-def _param(*values: object) -> object:
+# How many threads the backend shares its work out over itself; None leaves it to torch.
+_THREADS = {"cpu": (1, 2, 4)}
+
+
+def _param(*values: object, label: str | None = None) -> object:
     reason = backends.missing(str(values[0]))
     marks = [pytest.mark.skip(reason=reason)] if reason else []
-    return pytest.param(*values, marks=marks)
+    return pytest.param(*values, marks=marks, id=label)
+
+
+def _parity(name: str, dtype: torch.dtype, threads: int | None) -> object:
+    label = f"{name}-{str(dtype).removeprefix('torch.')}" + (f"-{threads}threads" if threads else "")
+    return _param(name, dtype, threads, label=label)
 
 
 #: Names of the backends.
 BACKENDS = [_param(name) for name in _DTYPES]
 #: (backend, dtype).
 CASES = [_param(name, dtype) for name, dtypes in _DTYPES.items() for dtype in dtypes]
+#: (backend, dtype, threads) of the parity tests; the fixture `threads` sets the number.
+PARITY = [
+    _parity(name, dtype, threads)
+    for name, dtypes in _DTYPES.items()
+    for dtype in dtypes
+    for threads in _THREADS.get(name, (None,))
+]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests.contract import assert_parity, run
-from tests.kernels.cases import BACKENDS, CASES
+from tests.kernels.cases import BACKENDS, CASES, PARITY
 
 
 def inputs(batch: int, length: int, dim: int, heads: int, seed: int = 0, scale: float = 1.0):
@@ -27,20 +27,20 @@ def pool(x, u, backend="folded", **kw):
     return dk.functional.attn_pool(x, u, backend=backend, **kw)
 
 
-@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("backend,dtype,threads", PARITY, indirect=["threads"])
 @pytest.mark.parametrize(
     "batch,length,dim,heads",
     [(1, 1, 576, 9), (3, 63, 1000, 8), (2, 257, 64, 4), (1, 63, 576, 9), (3, 300, 1033, 18), (1, 70, 2100, 32)],
 )
-def test_parity(batch, length, dim, heads, backend, dtype):
+def test_parity(batch, length, dim, heads, backend, dtype, threads):
     x, u, mask = inputs(batch, length, dim, heads)
     for kept in (None, mask, mask.int()):
         kernel, literal = partial(pool, backend=backend, mask=kept), partial(reference.attn_pool, mask=kept)
         assert_parity(kernel, literal, (x, u), dtype)
 
 
-@pytest.mark.parametrize("backend,dtype", CASES)
-def test_parity_packed_with_empty_sequences(backend, dtype):
+@pytest.mark.parametrize("backend,dtype,threads", PARITY, indirect=["threads"])
+def test_parity_packed_with_empty_sequences(backend, dtype, threads):
     x, u, _ = inputs(1, 70, 48, 4)
     cu = torch.tensor([0, 0, 7, 8, 8, 70, 70], dtype=torch.int32)
     kernel, literal = partial(pool, backend=backend, cu_seqlens=cu), partial(reference.attn_pool, cu_seqlens=cu)

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests.contract import assert_parity
-from tests.kernels.cases import BACKENDS, CASES
+from tests.kernels.cases import BACKENDS, CASES, PARITY
 
 
 def inputs(queries: int, passages: int, hidden: int, seed: int = 0):
@@ -31,16 +31,16 @@ def pairs(*tensors, backend="folded"):
     return dk.functional.iem_pairs(*tensors, return_features=True, backend=backend)
 
 
-@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("backend,dtype,threads", PARITY, indirect=["threads"])
 @pytest.mark.parametrize("queries,passages,hidden", [(1, 1, 64), (3, 63, 50), (5, 257, 33), (300, 2, 16), (2, 700, 8)])
-def test_scores_parity(queries, passages, hidden, backend, dtype):
+def test_scores_parity(queries, passages, hidden, backend, dtype, threads):
     tensors = inputs(queries, passages, hidden)
     assert_parity(partial(scores, backend=backend), lambda *t: (reference.iem_scores(*t),), tensors, dtype)
 
 
-@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("backend,dtype,threads", PARITY, indirect=["threads"])
 @pytest.mark.parametrize("rows,hidden", [(1, 64), (63, 50), (600, 16)])
-def test_pairs_parity(rows, hidden, backend, dtype):
+def test_pairs_parity(rows, hidden, backend, dtype, threads):
     assert_parity(partial(pairs, backend=backend), reference.iem_pairs, inputs(rows, rows, hidden), dtype)
 
 

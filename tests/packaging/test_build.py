@@ -1,0 +1,76 @@
+"""What setup.py builds, what it leaves out, and what it says about it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
+needs_gcc = pytest.mark.skipif(not (shutil.which("g++") and HEADERS), reason="no g++ or no headers of Python")
+
+
+def setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "--quiet", *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "choice,message",
+    [
+        ("gpu", "D2LLM_KERNELS_BUILD: expected one of ('auto', 'cpu', 'cuda', 'none'), got 'gpu'"),
+        ("cuda", "D2LLM_KERNELS_BUILD: there are no CUDA kernels to build yet; expected auto, cpu or none"),
+        ("cpu", "CXX: expected the command of a g++, got '/nonexistent -O2', which is none or is not installed"),
+    ],
+)
+def test_what_cannot_be_built_is_said(choice, message):
+    done = setup("--version", D2LLM_KERNELS_BUILD=choice, CXX="/nonexistent -O2")
+    assert done.returncode == 1 and message in done.stderr
+
+
+@needs_gcc
+def test_without_torch_cpu_says_how_to_install(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    done = setup("--version", D2LLM_KERNELS_BUILD="cpu", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and "pass --no-build-isolation to pip" in done.stderr
+
+
+@pytest.mark.parametrize("choice", ("auto", "none", ""))
+def test_without_a_compiler_nothing_is_built_and_nothing_said(choice, tmp_path):
+    done = setup("build_ext", "--build-lib", str(tmp_path), D2LLM_KERNELS_BUILD=choice, CXX="/nonexistent")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_gcc
+@pytest.mark.parametrize("choice", ("auto", "cpu"))
+def test_kernels_that_do_not_compile(choice, tmp_path):
+    arguments = ("build_ext", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path / "temp"))
+    library = tmp_path / f"d2llm_kernels/_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    library.parent.mkdir()
+    library.write_text("of an earlier build")
+    done = setup(*arguments, D2LLM_KERNELS_BUILD=choice, D2LLM_KERNELS_FLAGS="--no-such-flag")
+    lines = done.stderr.splitlines()
+    assert not library.exists()
+    if choice == "auto":
+        assert done.returncode == 0 and len(lines) == 2, done.stderr
+        assert "the C++ kernels are left out, they did not compile" in lines[1]
+    else:
+        assert done.returncode == 1 and "--no-such-flag" in done.stdout
+
+
+def test_the_source_distribution_holds_what_the_kernels_are_built_from(tmp_path):
+    done = setup(
+        "egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path), D2LLM_KERNELS_BUILD="none"
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").iterdir()}
+    assert sources | {"setup.py", "d2llm_kernels/py.typed", "d2llm_kernels/triton/table.json"} <= names

@@ -77,7 +77,9 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PACKAGE) '.[demo,dev,kernels]'
 	touch $@
 
-# The C++ kernels, beside the sources of the package; without a compiler there is nothing to do.
-$(VENV)/.kernels: $(VENV)/.demo setup.py $(wildcard csrc/cpu/*)
+# The C++ kernels, beside the sources of the package, for the torch that is installed; without a compiler there is
+# nothing to do.
+TORCH_VERSION := $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
+$(VENV)/.kernels: $(VENV)/.demo setup.py $(TORCH_VERSION) $(wildcard csrc/cpu/*)
 	@$(COMPILE)
 	@touch $@

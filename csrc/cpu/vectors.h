@@ -3,7 +3,8 @@
 // Included after the target has been set, inside that target's namespace; it includes nothing itself.
 
 typedef float Vector __attribute__((vector_size(4 * D2LLM_LANES)));
-typedef int32_t Integers __attribute__((vector_size(4 * D2LLM_LANES)));
+// Unsigned, since sums of bits may run over: of lanes whose result is then not taken.
+typedef uint32_t Integers __attribute__((vector_size(4 * D2LLM_LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * D2LLM_LANES)));
 
 #define D2LLM_INLINE static inline __attribute__((always_inline))

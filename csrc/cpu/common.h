@@ -5,6 +5,7 @@
 #include "vectors.h"
 #include "iem_strip.h"
 #include "iem_gradient.h"
+#include "iem_int8.h"
 #include "pool_chunk.h"
 #include "pool_f32.h"
 #include "pool_gradient.h"

@@ -24,6 +24,12 @@ TORCH_LIBRARY(d2llm_cpu, m) {
     m.def(
         "iem_topk(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, int k)"
         " -> (Tensor, Tensor)");
+    m.def(
+        "iem_scores_int8(Tensor a, Tensor b, Tensor scale, Tensor weight, Tensor bias, Tensor out_weight,"
+        " Tensor out_bias) -> Tensor");
+    m.def(
+        "iem_topk_int8(Tensor a, Tensor b, Tensor scale, Tensor weight, Tensor bias, Tensor out_weight,"
+        " Tensor out_bias, int k, int candidates) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
@@ -34,4 +40,6 @@ TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
     m.impl("iem_pairs", d2llm::iem_pairs);
     m.impl("iem_pairs_backward", d2llm::iem_pairs_backward);
     m.impl("iem_topk", d2llm::iem_topk);
+    m.impl("iem_scores_int8", d2llm::iem_scores_int8);
+    m.impl("iem_topk_int8", d2llm::iem_topk_int8);
 }

@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace d2llm {
@@ -14,12 +15,13 @@ constexpr int64_t kSlabUnits = 576;
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // (panels, units, panel, unit) of T from rows of `source` (F, F) with strides.
-template <class T>
-void fill_panels(const T* source, int64_t row, int64_t column, int64_t features, int64_t panel, int64_t unit, T* to) {
+template <class S, class T>
+void fill_panels(const S* source, int64_t row, int64_t column, int64_t features, int64_t panel, int64_t unit, T* to) {
     const int64_t units = (features + unit - 1) / unit;
     for (int64_t n = 0; n < features; ++n) {
         T* at = to + (n / panel * units * panel + n % panel) * unit;
-        for (int64_t k = 0; k < features; ++k) at[k / unit * panel * unit + k % unit] = source[n * row + k * column];
+        for (int64_t k = 0; k < features; ++k)
+            at[k / unit * panel * unit + k % unit] = static_cast<T>(source[n * row + k * column]);
     }
 }
 
@@ -35,6 +37,20 @@ at::Tensor padded(const at::Tensor& values, int64_t length) {
     at::Tensor out = at::zeros({length}, at::kFloat);
     out.narrow(0, 0, values.numel()).copy_(values.reshape(-1));
     return out;
+}
+
+// Rows of the weight (F, F), changed to whole steps of their scales. A row that holds NaN or infinity has such a scale.
+void round_rows(int64_t features, float* weight, float* scale) {
+    for (int64_t n = 0; n < features; ++n, weight += features) {
+        float top = 0, poison = 0;
+        for (int64_t k = 0; k < features; ++k) {
+            top = std::max(top, std::abs(weight[k]));
+            poison += weight[k] * 0;
+        }
+        scale[n] = top / 127 + poison;
+        for (int64_t k = 0; k < features; ++k)
+            weight[k] = scale[n] > 0 && std::isfinite(scale[n]) ? std::nearbyint(weight[k] / scale[n]) : 0;
+    }
 }
 
 }  // namespace
@@ -58,8 +74,38 @@ PackedBranch pack(const Kernels& kernels, Rows rows, const at::Tensor& weight, c
         const at::Tensor wide = weight.to(at::kFloat).contiguous();
         fill_panels(wide.const_data_ptr<float>(), features, 1, features, panel, unit, to);
     }
-    packed.view = {features, packed.weight.const_data_ptr(), packed.bias.const_data_ptr<float>(),
-                   packed.out.const_data_ptr<float>(), out_bias.item().toFloat()};
+    packed.view = {features,
+                   packed.weight.const_data_ptr(),
+                   packed.bias.const_data_ptr<float>(),
+                   packed.out.const_data_ptr<float>(),
+                   nullptr,
+                   out_bias.item().toFloat()};
+    return packed;
+}
+
+PackedBranch pack_int8(const Kernels& kernels, const at::Tensor& weight, const at::Tensor& bias,
+                       const at::Tensor& out_weight, const at::Tensor& out_bias) {
+    const int64_t features = weight.size(0), panel = kernels.panel, unit = kernels.unit_int8;
+    const int64_t length = round_up(features, panel);
+    PackedBranch packed;
+    packed.bias = padded(bias, length);
+    packed.out = padded(out_weight, length);
+    packed.scale = at::zeros({length}, at::kFloat);
+    packed.weight = at::zeros({length * round_up(features, unit) / unit}, at::kFloat);
+    at::Tensor whole = weight.contiguous().clone();
+    float* rows = whole.mutable_data_ptr<float>();
+    round_rows(features, rows, packed.scale.mutable_data_ptr<float>());
+    float* to = packed.weight.mutable_data_ptr<float>();
+    if (unit == 4)
+        fill_panels(rows, features, 1, features, panel, unit, reinterpret_cast<int8_t*>(to));
+    else
+        fill_panels(rows, features, 1, features, panel, unit, reinterpret_cast<int16_t*>(to));
+    packed.view = {features,
+                   to,
+                   packed.bias.const_data_ptr<float>(),
+                   packed.out.const_data_ptr<float>(),
+                   packed.scale.const_data_ptr<float>(),
+                   out_bias.item().toFloat()};
     return packed;
 }
 

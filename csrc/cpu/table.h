@@ -1,5 +1,5 @@
 // The table of one instruction set, included inside its namespace after its kernels. The includer says with which
-// units it multiplies: for scores of bfloat16 rows and for tokens of bfloat16.
+// units it multiplies: for scores of bfloat16 rows, for tokens of bfloat16 and for int8.
 
 static void pool_products(const Chunk& chunk, Rows rows, const float* u, float* s) {
     rows == Rows::f32 ? products<Wide, float>(chunk, u, s) : products<PoolBf16, uint16_t>(chunk, u, s);
@@ -35,8 +35,10 @@ static const Kernels kTable = {
     kStrip,
     kPanel,
     PoolBf16::kProducts,
+    ScoreInt8::kProducts,
     score<float>,
     score_bf16,
+    score_bytes<ScoreInt8>,
     differentiate_rows,
     pool_products,
     pool_sum,
@@ -48,4 +50,5 @@ static const Kernels kTable = {
     token_rows,
     peak<Float32>,
     peak<PeakBf16>,
+    peak<ScoreInt8, Integers>,
 };

@@ -109,6 +109,18 @@ def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tens
     return _ops().iem_topk(*_promoted(a, b, *branch), k)
 
 
+def iem_scores_int8(a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tensor:
+    """``int8.iem_scores``; all but b float32."""
+    return _ops().iem_scores_int8(a, b, scale, *branch)
+
+
+def iem_topk_int8(
+    a: Tensor, b: Tensor, scale: Tensor, branch: Branch, k: int, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """``int8.iem_topk``; all but b float32."""
+    return _ops().iem_topk_int8(a, b, scale, *branch, k, candidates)
+
+
 def _ops() -> Any:
     module()
     return torch.ops.d2llm_cpu

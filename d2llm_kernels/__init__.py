@@ -1,6 +1,6 @@
 """Kernels of D2LLM: pooling by attention and interaction scores, without the tensors that make them slow."""
 
-from d2llm_kernels import functional, reference
+from d2llm_kernels import functional, int8, reference
 from d2llm_kernels.accelerate import accelerate
 from d2llm_kernels.errors import ArgumentError, BackendError, KernelError
 from d2llm_kernels.iem import IEM
@@ -16,5 +16,6 @@ __all__ = [
     "accelerate",
     "explain",
     "functional",
+    "int8",
     "reference",
 ]

@@ -115,6 +115,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _ops().linear(x, weight, bias)
 
 
+def iem_scores_int8(a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tensor:
+    """``int8.iem_scores``; all but b float32."""
+    return _ops().iem_scores_int8(a, b, scale, *branch)
+
+
+def iem_topk_int8(
+    a: Tensor, b: Tensor, scale: Tensor, branch: Branch, k: int, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """``int8.iem_topk``; all but b float32."""
+    return _ops().iem_topk_int8(a, b, scale, *branch, k, candidates)
+
+
 def _ops() -> Any:
     module()
     return torch.ops.d2llm_cpu

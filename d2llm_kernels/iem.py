@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from d2llm_kernels import functional, reference
+from d2llm_kernels import functional, int8, reference
 from d2llm_kernels.backends import requested
 from d2llm_kernels.checks import require, shape
 from d2llm_kernels.pma import INITS
@@ -150,13 +150,16 @@ class IEM(nn.Module):
 
         return _per_task(task, self.num_tasks, branch, self.project_queries(q))[0]
 
-    def topk(self, a: Tensor, b: Tensor, k: int, task: int | Tensor) -> tuple[Tensor, Tensor]:
+    def topk(
+        self, a: Tensor, b: Tensor, k: int, task: int | Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The k best passages of each query among projected ones, exact and streaming.
 
         Args:
             a: (Nq, F) from ``project_queries``. b: (Np, F) from ``project_passages``.
             k: how many, between 1 and Np.
             task: branch number, or (Nq,) integers, one per query.
+            scale: (Np,) float32 where b is int8, both from ``int8.quantize``; candidates are chosen as told there.
 
         Returns:
             values and int64 indices, both (Nq, k), best first, the lower index first among equals.
@@ -167,6 +170,8 @@ class IEM(nn.Module):
         task = self._check_task(task, a.shape[:1])
 
         def branch(number: int, rows: Tensor) -> tuple[Tensor, ...]:
+            if scale is not None:
+                return int8.iem_topk(rows, b, scale, *self._branch(number), k, self.backend)
             return functional.iem_topk(rows, b, *self._branch(number), k, self.backend)
 
         values, indices = _per_task(task, self.num_tasks, branch, a)

@@ -5,6 +5,7 @@
 #include "vectors.h"
 #include "iem_strip.h"
 #include "iem_gradient.h"
+#include "iem_int8.h"
 #include "linear_strip.h"
 #include "pool_chunk.h"
 #include "pool_f32.h"

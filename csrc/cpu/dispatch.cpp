@@ -18,11 +18,12 @@ std::vector<Candidate> candidates() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
 #else
-    const bool avx2 = false, avx512 = false, bf16 = false;
+    const bool avx2 = false, avx512 = false, vnni = false, bf16 = false;
 #endif
-    return {{kAvx512Bf16, bf16}, {kAvx512, avx512}, {kAvx2, avx2}, {kBaseline, true}};
+    return {{kAvx512Bf16, bf16}, {kAvx512Vnni, vnni}, {kAvx512, avx512}, {kAvx2, avx2}, {kBaseline, true}};
 }
 
 const Kernels& choose() {

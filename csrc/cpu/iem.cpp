@@ -4,9 +4,11 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "dispatch.h"
 #include "scorer.h"
+#include "scorer_int8.h"
 
 namespace d2llm {
 namespace {
@@ -14,6 +16,7 @@ namespace {
 int64_t strips_of(int64_t pairs, int64_t strip) { return (pairs + strip - 1) / strip; }
 
 // z (Nq * Np,) of all pairs, passages innermost; a strip may run over the end of a query's row.
+template <class Scorer, class Operands>
 at::Tensor all_pairs(const Kernels& kernels, const PackedBranch& branch, const Operands& operands) {
     const int64_t queries = operands.a.size(0), passages = operands.b.size(0), pairs = queries * passages;
     at::Tensor z = at::empty({queries, passages}, at::kFloat);
@@ -36,7 +39,34 @@ at::Tensor all_pairs(const Kernels& kernels, const PackedBranch& branch, const O
 at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
                       const at::Tensor& out_weight, const at::Tensor& out_bias) {
     const Operands operands{rows_of(a), rows_of(b)};
-    return all_pairs(kernels(), pack(kernels(), rows_kind(a), weight, bias, out_weight, out_bias), operands);
+    return all_pairs<Scorer>(kernels(), pack(kernels(), rows_kind(a), weight, bias, out_weight, out_bias), operands);
+}
+
+ByteOperands byte_operands(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale) {
+    const at::Tensor wide = a.contiguous();
+    const int64_t queries = a.size(0), features = a.size(1);
+    ByteOperands operands{at::empty({queries, features}, at::kShort), at::empty({queries}, at::kFloat), rows_of(b),
+                          scale.contiguous()};
+    const float* from = wide.const_data_ptr<float>();
+    int16_t* to = operands.a.mutable_data_ptr<int16_t>();
+    for (int64_t i = 0; i < queries; ++i, from += features, to += features) {
+        float top = 0, poison = 0;
+        for (int64_t k = 0; k < features; ++k) {
+            top = std::max(top, std::abs(from[k]));
+            poison += from[k] * 0;
+        }
+        operands.top.mutable_data_ptr<float>()[i] = top + poison;
+        const float step = top / 32767 + poison;
+        for (int64_t k = 0; k < features; ++k)
+            to[k] = step > 0 && std::isfinite(step) ? std::nearbyint(from[k] / step) : 0;
+    }
+    return operands;
+}
+
+at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const at::Tensor& weight,
+                           const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias) {
+    const PackedBranch branch = pack_int8(kernels(), weight, bias, out_weight, out_bias);
+    return all_pairs<ByteScorer>(kernels(), branch, byte_operands(a, b, scale));
 }
 
 std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,

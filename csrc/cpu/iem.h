@@ -20,6 +20,16 @@ std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tenso
                                             const at::Tensor& bias, const at::Tensor& out_weight,
                                             const at::Tensor& out_bias, int64_t k);
 
+// The same in int8 for passages b (Np, F) int8 with scale (Np,) float; all other tensors are float.
+at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const at::Tensor& weight,
+                           const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias);
+
+// The best k, by scores in float, of the best `candidates` by scores in int8.
+std::tuple<at::Tensor, at::Tensor> iem_topk_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale,
+                                                 const at::Tensor& weight, const at::Tensor& bias,
+                                                 const at::Tensor& out_weight, const at::Tensor& out_bias, int64_t k,
+                                                 int64_t candidates);
+
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,

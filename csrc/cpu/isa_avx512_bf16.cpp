@@ -1,11 +1,11 @@
-// Kernels for AVX-512 with BF16.
+// Kernels for AVX-512 with BF16 and VNNI.
 #include "kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
 
 // From here on, and not for the headers above, whose inline functions other files share.
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")
 
 #define D2LLM_LANES 16
 
@@ -20,11 +20,13 @@ constexpr int kPanel = 8, kColumns = 3, kTokens = 3;
 // Bfloat16 first: the pooling builds on it.
 // clang-format off
 #include "iem_bf16.h"
+#include "iem_vnni.h"
 #include "pool_bf16.h"
 // clang-format on
 
 typedef Pairs PoolBf16;
 typedef Bfloat16 PeakBf16;
+typedef Bytes4 ScoreInt8;
 constexpr auto score_bf16 = score_pairs;
 
 #include "table.h"

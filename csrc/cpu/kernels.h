@@ -21,9 +21,10 @@ constexpr int64_t kLinearDepth = 512;
 // One branch of the IEM, its weights packed in panels of output features, zeros past F (pack.h).
 struct Branch {
     int64_t features;    // F
-    const void* weight;  // (panels, units, panel, unit) float or bfloat16
+    const void* weight;  // (panels, units, panel, unit) float, bfloat16 or int8
     const float* bias;   // (panels * panel,)
     const float* out;    // (panels * panel,) out_weight
+    const float* scale;  // (panels * panel,) of the rows of int8 weights, else null
     float out_bias;
 };
 
@@ -34,6 +35,21 @@ struct Strip {
     float* scratch;
     float* z;         // (strip,) out
     float* features;  // (strip, F) out, or null
+};
+
+// How a pair's int8 row b and int16 row a come to one unit: a * row_a / 2^15 + b * row_b / 2^7 counts units.
+struct Gauge {
+    int16_t row_a, row_b;
+    float unit;
+};
+
+// A Strip whose passages are int8.
+struct ByteStrip {
+    const int16_t* const* a;  // (strip,) rows of F
+    const int8_t* const* b;   // (strip,) rows of F
+    const Gauge* gauge;       // (strip,)
+    float* scratch;           // (strip, 2 * F + 64), all 0 before the first strip
+    float* z;                 // (strip,) out
 };
 
 // What a strip of the backward reads and adds to. Lanes past the last pair have dz 0 and da null.
@@ -88,8 +104,10 @@ struct Kernels {
     int64_t strip;      // pairs in a Strip, and the padding of rows that tiles of the backward read
     int64_t panel;      // output features in a panel
     int64_t unit_bf16;  // input features side by side in weights for bfloat16 rows; 1: they are floats
+    int64_t unit_int8;  // the same in int8 weights: 4 bytes, or 2 that were widened to int16
     void (*score_f32)(const Branch&, const Strip&);
     void (*score_bf16)(const Branch&, const Strip&);
+    void (*score_int8)(const Branch&, const ByteStrip&);
     void (*differentiate)(const Branch&, const float* transposed, const StripGradient&, Rows);
     // Queries u (H, D) of the kind of the rows, as `products` reads them, in slabs that cover D.
     void (*pack_queries)(Rows, const void* u, int64_t heads, int64_t width, int64_t slab, float* packed);
@@ -109,12 +127,14 @@ struct Kernels {
     void (*linear)(const Linear&);
     double (*peak_f32)(int64_t rounds);
     double (*peak_bf16)(int64_t rounds);
+    double (*peak_int8)(int64_t rounds);
 };
 
 // The tables; null where the compiler or the processor's family has no such instructions.
 extern const Kernels* const kBaseline;
 extern const Kernels* const kAvx2;
 extern const Kernels* const kAvx512;
+extern const Kernels* const kAvx512Vnni;
 extern const Kernels* const kAvx512Bf16;
 
 }  // namespace d2llm

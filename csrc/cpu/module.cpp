@@ -30,8 +30,11 @@ pybind11::dict build_info() {
 // Operations a second of all threads together, products and sums counted apart.
 double peak(const std::string& kind, int64_t rounds) {
     const d2llm::Kernels& table = d2llm::kernels();
-    double (*measure)(int64_t) = kind == "float32" ? table.peak_f32 : kind == "bfloat16" ? table.peak_bf16 : nullptr;
-    if (!measure) throw std::invalid_argument("kind: expected 'float32' or 'bfloat16', got '" + kind + "'");
+    double (*measure)(int64_t) = kind == "float32"    ? table.peak_f32
+                                 : kind == "bfloat16" ? table.peak_bf16
+                                 : kind == "int8"     ? table.peak_int8
+                                                      : nullptr;
+    if (!measure) throw std::invalid_argument("kind: expected 'float32', 'bfloat16' or 'int8', got '" + kind + "'");
     const int64_t threads = at::get_num_threads();
     double operations = 0;
     const auto start = std::chrono::steady_clock::now();

@@ -26,6 +26,12 @@ TORCH_LIBRARY(d2llm_cpu, m) {
         "iem_topk(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, int k)"
         " -> (Tensor, Tensor)");
     m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+    m.def(
+        "iem_scores_int8(Tensor a, Tensor b, Tensor scale, Tensor weight, Tensor bias, Tensor out_weight,"
+        " Tensor out_bias) -> Tensor");
+    m.def(
+        "iem_topk_int8(Tensor a, Tensor b, Tensor scale, Tensor weight, Tensor bias, Tensor out_weight,"
+        " Tensor out_bias, int k, int candidates) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
@@ -37,4 +43,6 @@ TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
     m.impl("iem_pairs_backward", d2llm::iem_pairs_backward);
     m.impl("iem_topk", d2llm::iem_topk);
     m.impl("linear", d2llm::linear);
+    m.impl("iem_scores_int8", d2llm::iem_scores_int8);
+    m.impl("iem_topk_int8", d2llm::iem_topk_int8);
 }

@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace d2llm {
@@ -16,18 +17,18 @@ int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step
 
 // (panels, units, panel, kUnit) of T from rows of `source` (F, F) with strides, in the order of `to`. What lies past F
 // is left as it is.
-template <class T, int kUnit>
-void fill_panels(const T* source, int64_t row, int64_t column, int64_t features, int64_t panel, T* to) {
+template <int kUnit, class S, class T>
+void fill_panels(const S* source, int64_t row, int64_t column, int64_t features, int64_t panel, T* to) {
     const int64_t units = (features + kUnit - 1) / kUnit, panels = (features + panel - 1) / panel;
     at::parallel_for(0, panels, 1, [=](int64_t begin, int64_t end) {
         for (int64_t p = begin; p < end; ++p) {
             const int64_t rows = std::min(panel, features - p * panel);
-            const T* from = source + p * panel * row;
+            const S* from = source + p * panel * row;
             T* at = to + p * panel * units * kUnit;
             for (int64_t u = 0; u < units; ++u, at += panel * kUnit)
                 for (int64_t r = 0; r < rows; ++r)
                     for (int64_t i = 0, k = u * kUnit; i < kUnit && k < features; ++i, ++k)
-                        at[r * kUnit + i] = from[r * row + k * column];
+                        at[r * kUnit + i] = static_cast<T>(from[r * row + k * column]);
         }
     });
 }
@@ -46,6 +47,20 @@ at::Tensor padded(const at::Tensor& values, int64_t length) {
     return out;
 }
 
+// Rows of the weight (F, F), changed to whole steps of their scales. A row that holds NaN or infinity has such a scale.
+void round_rows(int64_t features, float* weight, float* scale) {
+    for (int64_t n = 0; n < features; ++n, weight += features) {
+        float top = 0, poison = 0;
+        for (int64_t k = 0; k < features; ++k) {
+            top = std::max(top, std::abs(weight[k]));
+            poison += weight[k] * 0;
+        }
+        scale[n] = top / 127 + poison;
+        for (int64_t k = 0; k < features; ++k)
+            weight[k] = scale[n] > 0 && std::isfinite(scale[n]) ? std::nearbyint(weight[k] / scale[n]) : 0;
+    }
+}
+
 }  // namespace
 
 PackedBranch pack(const Kernels& kernels, Rows rows, const at::Tensor& weight, const at::Tensor& bias,
@@ -61,14 +76,44 @@ PackedBranch pack(const Kernels& kernels, Rows rows, const at::Tensor& weight, c
     float* to = packed.weight.mutable_data_ptr<float>();
     if (unit == 2) {
         const at::Tensor half = weight.contiguous();
-        fill_panels<uint16_t, 2>(static_cast<const uint16_t*>(half.const_data_ptr()), features, 1, features, panel,
-                                 reinterpret_cast<uint16_t*>(to));
+        fill_panels<2>(static_cast<const uint16_t*>(half.const_data_ptr()), features, 1, features, panel,
+                       reinterpret_cast<uint16_t*>(to));
     } else {
         const at::Tensor wide = weight.to(at::kFloat).contiguous();
-        fill_panels<float, 1>(wide.const_data_ptr<float>(), features, 1, features, panel, to);
+        fill_panels<1>(wide.const_data_ptr<float>(), features, 1, features, panel, to);
     }
-    packed.view = {features, packed.weight.const_data_ptr(), packed.bias.const_data_ptr<float>(),
-                   packed.out.const_data_ptr<float>(), out_bias.item().toFloat()};
+    packed.view = {features,
+                   packed.weight.const_data_ptr(),
+                   packed.bias.const_data_ptr<float>(),
+                   packed.out.const_data_ptr<float>(),
+                   nullptr,
+                   out_bias.item().toFloat()};
+    return packed;
+}
+
+PackedBranch pack_int8(const Kernels& kernels, const at::Tensor& weight, const at::Tensor& bias,
+                       const at::Tensor& out_weight, const at::Tensor& out_bias) {
+    const int64_t features = weight.size(0), panel = kernels.panel, unit = kernels.unit_int8;
+    const int64_t length = round_up(features, panel);
+    PackedBranch packed;
+    packed.bias = padded(bias, length);
+    packed.out = padded(out_weight, length);
+    packed.scale = at::zeros({length}, at::kFloat);
+    packed.weight = at::zeros({length * round_up(features, unit) / unit}, at::kFloat);
+    at::Tensor whole = weight.contiguous().clone();
+    float* rows = whole.mutable_data_ptr<float>();
+    round_rows(features, rows, packed.scale.mutable_data_ptr<float>());
+    float* to = packed.weight.mutable_data_ptr<float>();
+    if (unit == 4)
+        fill_panels<4>(rows, features, 1, features, panel, reinterpret_cast<int8_t*>(to));
+    else
+        fill_panels<2>(rows, features, 1, features, panel, reinterpret_cast<int16_t*>(to));
+    packed.view = {features,
+                   to,
+                   packed.bias.const_data_ptr<float>(),
+                   packed.out.const_data_ptr<float>(),
+                   packed.scale.const_data_ptr<float>(),
+                   out_bias.item().toFloat()};
     return packed;
 }
 
@@ -76,8 +121,8 @@ at::Tensor pack_transposed(const Kernels& kernels, const at::Tensor& weight) {
     const int64_t features = weight.size(0);
     at::Tensor packed = at::zeros({round_up(features, kernels.panel) * features}, at::kFloat);
     const at::Tensor wide = weight.to(at::kFloat).contiguous();
-    fill_panels<float, 1>(wide.const_data_ptr<float>(), 1, features, features, kernels.panel,
-                          packed.mutable_data_ptr<float>());
+    fill_panels<1>(wide.const_data_ptr<float>(), 1, features, features, kernels.panel,
+                   packed.mutable_data_ptr<float>());
     return packed;
 }
 

@@ -9,13 +9,17 @@ namespace d2llm {
 
 // A branch and the memory behind it.
 struct PackedBranch {
-    at::Tensor weight, bias, out;
+    at::Tensor weight, bias, out, scale;
     Branch view;
 };
 
 // weight (F, F), bias (F,), out_weight (1, F), out_bias (1,), float or bfloat16, for products with rows of that kind.
 PackedBranch pack(const Kernels&, Rows, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
                   const at::Tensor& out_bias);
+
+// The same in float, with each row of the weight rounded to whole steps of 1/127 of its largest value.
+PackedBranch pack_int8(const Kernels&, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
+                       const at::Tensor& out_bias);
 
 // The transposed weight in panels of floats, for the backward.
 at::Tensor pack_transposed(const Kernels&, const at::Tensor& weight);

@@ -1,9 +1,9 @@
 // What the arithmetic units can do at most: independent sums in registers, nothing else.
 
-template <class Unit>
+template <class Unit, class Sum = Vector>
 static double peak(int64_t rounds) {
-    Vector acc[kPanel][kColumns];
-    fill(acc, Vector{});
+    Sum acc[kPanel][kColumns];
+    fill(acc, Sum{});
     Vector right[kColumns] = {};
     float left[kPanel] = {};
     for (int64_t i = 0; i < rounds; ++i) {

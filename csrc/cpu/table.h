@@ -1,5 +1,5 @@
 // The table of one instruction set, included inside its namespace after its kernels. The includer says with which
-// units it multiplies: for scores of bfloat16 rows and for tokens of bfloat16.
+// units it multiplies: for scores of bfloat16 rows, for tokens of bfloat16 and for int8.
 
 static void pool_queries(Rows rows, const void* u, int64_t heads, int64_t width, int64_t slab, float* packed) {
     rows == Rows::f32 ? pack_queries<Wide, float>(u, heads, width, slab, packed)
@@ -40,8 +40,10 @@ static const Kernels kTable = {
     kStrip,
     kPanel,
     PoolBf16::kProducts,
+    ScoreInt8::kProducts,
     score<float>,
     score_bf16,
+    score_bytes<ScoreInt8>,
     differentiate_rows,
     pool_queries,
     pool_products,
@@ -55,4 +57,5 @@ static const Kernels kTable = {
     linear,
     peak<Float32>,
     peak<PeakBf16>,
+    peak<ScoreInt8, Integers>,
 };

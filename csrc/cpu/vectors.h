@@ -35,6 +35,8 @@ D2LLM_INLINE Vector load(const T* from, int64_t count) {
 
 D2LLM_INLINE void store(float* to, Vector v) { __builtin_memcpy(to, &v, sizeof v); }
 
+D2LLM_INLINE void store(float* to, Integers v) { __builtin_memcpy(to, &v, sizeof v); }
+
 D2LLM_INLINE void store(float* to, Vector v, int64_t count) {
     if (count >= kLanes) return store(to, v);
     for (int64_t i = 0; i < count; ++i) to[i] = v[i];
@@ -104,10 +106,10 @@ struct Float32 {
     D2LLM_INLINE Vector add(Vector acc, Vector right, const float* left) { return acc + broadcast(*left) * right; }
 };
 
-// acc[r][v] += sum over k of left[k * left_k + r * left_r] times right[k * right_k + v * lanes].
-template <class Unit, int R, int V>
+// acc[r][v], floats or integers, += sum over k of left[k * left_k + r * left_r] times right[k * right_k + v * lanes].
+template <class Unit, class Sum, int R, int V>
 D2LLM_INLINE void multiply(const float* left, int64_t left_k, int64_t left_r, const float* right, int64_t right_k,
-                           int64_t depth, Vector (&acc)[R][V]) {
+                           int64_t depth, Sum (&acc)[R][V]) {
     for (int64_t k = 0; k < depth; ++k) {
         Vector column[V];
 #pragma GCC unroll 4
@@ -132,8 +134,8 @@ D2LLM_INLINE Vector held(Vector v) {
 }
 
 // The same value in every row and vector of a tile.
-template <int R, int V>
-D2LLM_INLINE void fill(Vector (&acc)[R][V], Vector value) {
+template <class Sum, int R, int V>
+D2LLM_INLINE void fill(Sum (&acc)[R][V], Sum value) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
@@ -143,8 +145,8 @@ D2LLM_INLINE void fill(Vector (&acc)[R][V], Vector value) {
 
 // Rows of the tile to memory. Tiles are indexed by unrolled loops alone: a variable index would put them in memory for
 // good, and every product behind a store.
-template <int R, int V>
-D2LLM_INLINE void store(float* to, int64_t stride, const Vector (&tile)[R][V]) {
+template <class Sum, int R, int V>
+D2LLM_INLINE void store(float* to, int64_t stride, const Sum (&tile)[R][V]) {
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4

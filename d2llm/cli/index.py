@@ -22,7 +22,7 @@ def index(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its SHA-256.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index of other content.")] = False,
-    dtype: Annotated[str, typer.Option(help="Stored number type: bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Stored number type: bfloat16, float16, float32 or int8.")] = "bfloat16",
     keep_vectors: Annotated[bool, typer.Option(help="Also store what search --mode cosine needs.")] = True,
     batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
 ) -> None:

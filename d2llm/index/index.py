@@ -26,8 +26,9 @@ from d2llm.index.model import (
     weights_digest,
     width,
 )
-from d2llm.index.segment import DTYPES, FileRecord
+from d2llm.index.segment import FileRecord
 from d2llm.index.snapshot import Snapshot, save_deleted
+from d2llm.index.stored import DTYPES
 from d2llm.index.writer import SEGMENTS, collect, shards, write_lock, write_shards
 from d2llm.tasks import ASYM, task_index
 
@@ -85,7 +86,8 @@ class Index:
             path: folder of the index.
             ids: N distinct strings; by default "0", "1" and so on.
             vectors: (N, D) floating array, memory-mapped array or tensor; the texts are then not encoded.
-            dtype: how the projected passages are stored, "bfloat16", "float16" or "float32".
+            dtype: how the projected passages are stored, "bfloat16", "float16", "float32" or "int8". int8 takes half
+                the room of bfloat16 and is searched faster; of the exact 100 best it finds more than 99.
             keep_vectors: store unit vectors too (D float16 a passage), for ``mode="cosine"``.
             shard_size: passages a segment, the most that a kill can lose.
             batch_size: texts encoded at a time.

@@ -1,20 +1,22 @@
 """Exact ranking over chunks of passages: only the k best so far are kept."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from d2llm.bm25 import top_indices
+from d2llm.index.stored import Int8Rows, Rows
 from d2llm_kernels import IEM
 
 #: Passages scored at a time: 16384 x 512 float32 values are 32 MB.
 CHUNK = 16384
 
 #: Positions (n,) int64, ascending, and the n stored vectors at them.
-Chunk = tuple[Tensor, Tensor]
-#: Takes stored vectors (n, .) and k <= n; gives scores and rows, both (Nq, k), the lower row first among equals.
-Scorer = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+Chunk = tuple[Tensor, Rows]
+#: Takes n stored vectors and k <= n; gives scores and rows, both (Nq, k), the lower row first among equals.
+Scorer = Callable[[Any, int], tuple[Tensor, Tensor]]
 
 
 def best(chunks: Iterable[Chunk], scorer: Scorer, k: int) -> tuple[Tensor, Tensor]:
@@ -44,7 +46,10 @@ def best(chunks: Iterable[Chunk], scorer: Scorer, k: int) -> tuple[Tensor, Tenso
 def iem_scorer(head: IEM, queries: Tensor, task: int) -> Scorer:
     """Rank by IEM (paper section 3), given projected queries (Nq, F)."""
 
-    def score(projected: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def score(projected: Rows, k: int) -> tuple[Tensor, Tensor]:
+        if isinstance(projected, Int8Rows):
+            values, scale, centre = (part.to(queries.device) for part in projected.tensors().values())
+            return head.topk(queries + centre, values, k, task, scale)
         return head.topk(queries, projected.to(queries.device, queries.dtype), k, task)
 
     return score
@@ -82,7 +87,7 @@ def rerank(
     return torch.cat(scores), torch.cat(found)
 
 
-def split(positions: Tensor, vectors: Tensor) -> Iterator[Chunk]:
+def split(positions: Tensor, vectors: Rows) -> Iterator[Chunk]:
     """Cut one segment's positions and vectors into chunks of at most ``CHUNK``; an empty segment gives none."""
     for start in range(0, len(positions), CHUNK):
         yield positions[start : start + CHUNK], vectors[start : start + CHUNK]

@@ -1,6 +1,7 @@
 """One immutable segment: a folder with the vectors and the texts of some passages.
 
-``vectors.safetensors`` holds ``projected`` (n, F), the passages behind IEM's first layer; ``unit``
+``vectors.safetensors`` holds ``projected`` (n, F), the passages behind IEM's first layer; in int8 also
+``scale`` (n,) and ``centre`` (F,) float32, so that they are projected * scale + centre; ``unit``
 (n, D) float16, their unit vectors, where the index keeps them; and ``offsets`` (n + 1,) int64,
 where each line of ``passages.jsonl`` ({"id": ..., "text": ...}) starts. ``segment.json`` records
 the size and SHA-256 of both. All is mapped, nothing is read before it is asked for.
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from d2llm.errors import FormatError, MissingError
 from d2llm.files import atomic_path, read_json, sha256, write_json
+from d2llm.index.stored import DTYPES, Int8Rows, Rows
 
 VECTORS, PASSAGES, RECORD = "vectors.safetensors", "passages.jsonl", "segment.json"
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def write_segment(
-    folder: Path, projected: Tensor, unit: Tensor | None, ids: Sequence[str], texts: Sequence[str] | None
+    folder: Path, projected: Rows, unit: Tensor | None, ids: Sequence[str], texts: Sequence[str] | None
 ) -> SegmentRecord:
     """Write a segment as a whole or not at all.
 
     Args:
-        projected: (n, F) in the dtype to store.
+        projected: n rows as they are to be stored.
         unit: (n, D) float16, or None.
         ids: n ids.
         texts: n texts, or None.
@@ -116,7 +117,8 @@ def write_segment(
                 # A lone surrogate has no UTF-8 form; ASCII escapes keep every Python string.
                 handle.write(json.dumps(row).encode("ascii") + b"\n")
                 offsets.append(handle.tell())
-        tensors = {"projected": projected.contiguous(), "offsets": torch.tensor(offsets, dtype=torch.int64)}
+        tensors = projected.tensors() if isinstance(projected, Int8Rows) else {"projected": projected.contiguous()}
+        tensors["offsets"] = torch.tensor(offsets, dtype=torch.int64)
         if unit is not None:
             tensors["unit"] = unit.contiguous()
         write_tensors(tensors, scratch / VECTORS)
@@ -156,6 +158,8 @@ class Segment:
             file.check_size(self.folder)
         path = self.folder / VECTORS
         expected = {"projected": (self.rows, hidden, DTYPES[dtype]), "offsets": (self.rows + 1, torch.int64)}
+        if dtype == "int8":
+            expected |= {"scale": (self.rows, torch.float32), "centre": (hidden, torch.float32)}
         if unit:
             expected["unit"] = (self.rows, dim, torch.float16)
         try:
@@ -166,7 +170,9 @@ class Segment:
         for name, tensor in tensors.items():
             if (*tensor.shape, tensor.dtype) != expected[name]:
                 raise FormatError(f"{path}: {name}: expected {expected[name]}, got {(*tensor.shape, tensor.dtype)}")
-        self.projected: Tensor = tensors["projected"]
+        self.projected: Rows = tensors["projected"]
+        if dtype == "int8":
+            self.projected = Int8Rows(tensors["projected"], tensors["scale"], tensors["centre"])
         self.unit: Tensor | None = tensors.get("unit")
         self._offsets: Tensor = tensors["offsets"]
         # Unlike mmap.mmap, this mapping keeps no file descriptor open: an index may have thousands of segments.

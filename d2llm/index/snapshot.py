@@ -15,6 +15,7 @@ from d2llm.files import atomic_path
 from d2llm.index.manifest import Manifest
 from d2llm.index.ranking import Chunk, split
 from d2llm.index.segment import FileRecord, Segment, write_tensors
+from d2llm.index.stored import Int8Rows, Rows
 from d2llm.index.writer import SEGMENTS
 
 
@@ -92,19 +93,19 @@ class Snapshot:
     def chunks(self, stored: str) -> Iterator[Chunk]:
         """Live positions and what is stored of them, ``"projected"`` or ``"unit"``, in ascending order."""
         for segment, start in zip(self.segments, self.starts[:-1].tolist(), strict=True):
-            vectors: Tensor = getattr(segment, stored)
+            vectors: Rows = getattr(segment, stored)
             rows = self.deleted[start : start + segment.rows].logical_not().nonzero().squeeze(1)
             yield from split(rows + start, vectors if len(rows) == segment.rows else vectors[rows])
 
     def gather(self, positions: Tensor) -> Tensor:
-        """Projected passages (C, F) at ascending positions (C,)."""
+        """Projected passages (C, F), floating, at ascending positions (C,)."""
         cuts = torch.searchsorted(positions, self.starts).tolist()
         pieces = [
             segment.projected[positions[low:high] - start]
             for segment, start, low, high in zip(self.segments, self.starts[:-1], cuts[:-1], cuts[1:], strict=True)
             if low < high
         ]
-        return torch.cat(pieces)
+        return torch.cat([piece.widened() if isinstance(piece, Int8Rows) else piece for piece in pieces])
 
 
 def save_deleted(root: Path, deleted: Tensor, generation: int) -> FileRecord:

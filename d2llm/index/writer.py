@@ -21,7 +21,8 @@ from d2llm.errors import InputError
 from d2llm.index.inputs import Corpus, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, encode, head_of, project
-from d2llm.index.segment import DTYPES, SegmentRecord, finished_segment, write_segment
+from d2llm.index.segment import SegmentRecord, finished_segment, write_segment
+from d2llm.index.stored import DTYPES, Int8Rows, Rows
 
 SEGMENTS = "segments"
 #: Texts handed to the model at a time: enough to sort by length, few enough to see progress.
@@ -125,18 +126,19 @@ def _vectors(part: Corpus, model: Model, dim: int, batch_size: int, bar: Any) ->
 
 
 @torch.inference_mode()
-def _stored(vectors: Tensor, model: Model, manifest: Manifest) -> tuple[Tensor, Tensor | None]:
-    """(projected (n, F), unit vectors (n, D) float16 or None) as they go to the disk."""
+def _stored(vectors: Tensor, model: Model, manifest: Manifest) -> tuple[Rows, Tensor | None]:
+    """(projected passages, unit vectors (n, D) float16 or None) as they go to the disk."""
     exact = project(head_of(model), vectors, "passage").cpu()
-    projected = exact.to(DTYPES[manifest.dtype])
-    if not projected.isfinite().all():
+    rounded = exact if manifest.dtype == "int8" else exact.to(DTYPES[manifest.dtype])
+    if not rounded.isfinite().all():
         raise InputError(
             f"dtype: {manifest.dtype!r} cannot hold projected values as large as {exact.abs().max():g}; try 'bfloat16'"
         )
-    return projected, torch.nn.functional.normalize(vectors, dim=1).half() if manifest.unit else None
+    unit = torch.nn.functional.normalize(vectors, dim=1).half() if manifest.unit else None
+    return Int8Rows.of(exact) if manifest.dtype == "int8" else rounded, unit
 
 
-def _write(folder: Path, projected: Tensor, unit: Tensor | None, part: Corpus) -> SegmentRecord:
+def _write(folder: Path, projected: Rows, unit: Tensor | None, part: Corpus) -> SegmentRecord:
     try:
         return write_segment(folder, projected, unit, part.ids, part.texts)
     except OSError as error:

@@ -36,7 +36,7 @@ def bad(value: float) -> np.ndarray:
         (None, {"vectors": GOOD[:0]}, "empty corpus"),
         (None, {"vectors": bad(np.nan)}, r"vectors\[1\]: expected finite values"),
         (None, {"vectors": bad(-np.inf)}, r"vectors\[1\]: expected finite values"),
-        (["a"], {"dtype": "int8"}, "dtype: expected one of .*bfloat16.*, got 'int8'"),
+        (["a"], {"dtype": "int4"}, "dtype: expected one of .*int8.*, got 'int4'"),
         (["a"], {"shard_size": 0}, "shard_size: expected an integer, at least 1, got 0"),
         (["a"], {"batch_size": 1.5}, "batch_size: expected an integer"),
         (None, {"vectors": GOOD * 1e9, "dtype": "float16"}, "dtype: 'float16' cannot hold .*try 'bfloat16'"),

@@ -22,7 +22,9 @@ inline Gauge gauge_of(float top, float scale) {
     const float unit = (top + 128 * scale) / 32767;
     // Without a finite unit nothing can be counted in it; it makes the score NaN where it is not 0.
     if (!(unit > 0 && std::isfinite(unit))) return {0, 0, unit};
-    const auto factor = [](float value) { return static_cast<int16_t>(std::clamp(std::nearbyint(value), 0.0f, 32767.0f)); };
+    const auto factor = [](float value) {
+        return static_cast<int16_t>(std::clamp(std::nearbyint(value), 0.0f, 32767.0f));
+    };
     return {factor(top / 32767 / unit * 32768), factor(scale / unit * 128), unit};
 }
 

@@ -24,7 +24,7 @@ struct Shorts2 {
     }
 };
 
-// Rounded value * factor / 2^15, which is one instruction in vectors of int16.
+// Rounded value * factor / 2^15, in the form that the compiler knows as one instruction on vectors of int16.
 D2LLM_INLINE int16_t scaled(int16_t value, int16_t factor) { return ((value * factor >> 14) + 1) >> 1; }
 
 // row (F) = relu(a + b) of one pair in steps; returns the step. `wide` (F) is overwritten.
@@ -44,7 +44,7 @@ D2LLM_INLINE float form_steps(const int16_t* __restrict a, const int8_t* __restr
     return gauge.unit * (32768.0f / factor);
 }
 
-// h (units, strip) of kLanes lanes from their rows of `padded` values.
+// h (units, strip) of kLanes lanes from their rows, `stride` units each.
 D2LLM_INLINE void turn(const float* rows, int64_t stride, int64_t units, float* h) {
     for (int64_t u = 0; u < units; u += kLanes) {
         Vector block[kLanes];
@@ -60,7 +60,11 @@ D2LLM_INLINE void turn(const float* rows, int64_t stride, int64_t units, float* 
 // A product that is rounded before it is added to, on every instruction set: the compiler may not fuse the two.
 D2LLM_INLINE Vector product(Vector one, Vector other) {
     Vector result = one * other;
+#if defined(__SSE__)
     asm("" : "+x"(result));
+#else
+    asm("" : "+m"(result));
+#endif
     return result;
 }
 

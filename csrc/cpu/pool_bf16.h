@@ -20,9 +20,7 @@ struct Pairs {
         return (Vector)_mm512_dpbf16_ps((__m512)acc, (__m512bh)x, (__m512bh)query);
     }
 
-    D2LLM_INLINE Vector round(Vector weight) {
-        return (Vector)(__builtin_convertvector(rounded(weight), Integers) << 16);
-    }
+    D2LLM_INLINE Vector round(Vector weight) { return (Vector)(__builtin_convertvector(rounded(weight), Bits) << 16); }
 
     // ds and weights of each token side by side in bfloat16, as the sides are.
     D2LLM_INLINE void join(const TokenGradient& s) {
@@ -39,8 +37,8 @@ struct Pairs {
 
     // Lane by lane, `low` in the lower half of the bits and `high` in the upper.
     D2LLM_INLINE Vector pairs_of(Vector low, Vector high) {
-        const Integers lower = __builtin_convertvector(rounded(low), Integers);
-        return (Vector)(lower | (__builtin_convertvector(rounded(high), Integers) << 16));
+        const Bits lower = __builtin_convertvector(rounded(low), Bits);
+        return (Vector)(lower | (__builtin_convertvector(rounded(high), Bits) << 16));
     }
 
     // The weights of H heads for pairs of tokens; a last token without a partner goes with a weight and a row of 0.

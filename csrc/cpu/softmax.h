@@ -17,7 +17,7 @@ D2LLM_INLINE Vector exponential(Vector x) {
     p = p * r + broadcast(5.0000001201e-1f);
     p = p * r * r + r + broadcast(1.0f);
     // The low bits of `shifted` hold n; 2^n is made in the exponent.
-    const Vector power = (Vector)(((Integers)shifted << 23) + (Integers)broadcast(1.0f));
+    const Vector power = (Vector)(((Bits)shifted << 23) + (Bits)broadcast(1.0f));
     return x < broadcast(-87.3f) ? Vector{} : p * power;
 }
 

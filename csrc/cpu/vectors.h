@@ -3,8 +3,9 @@
 // Included after the target has been set, inside that target's namespace; it includes nothing itself.
 
 typedef float Vector __attribute__((vector_size(4 * D2LLM_LANES)));
-// Unsigned, since sums of bits may run over: of lanes whose result is then not taken.
-typedef uint32_t Integers __attribute__((vector_size(4 * D2LLM_LANES)));
+typedef int32_t Integers __attribute__((vector_size(4 * D2LLM_LANES)));
+// The bits of floats: unsigned, since sums of them may run over in lanes whose result is then not taken.
+typedef uint32_t Bits __attribute__((vector_size(4 * D2LLM_LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * D2LLM_LANES)));
 
 #define D2LLM_INLINE static inline __attribute__((always_inline))
@@ -21,7 +22,7 @@ D2LLM_INLINE Vector load(const float* from) {
 D2LLM_INLINE Vector load(const uint16_t* from) {
     Halves half;
     __builtin_memcpy(&half, from, sizeof half);
-    return (Vector)(__builtin_convertvector(half, Integers) << 16);
+    return (Vector)(__builtin_convertvector(half, Bits) << 16);
 }
 
 // The first `count` values, the rest 0: memory behind them is not touched.
@@ -47,7 +48,7 @@ D2LLM_INLINE Halves rounded(Vector v) {
 #ifdef __AVX512BF16__
     return (Halves)_mm512_cvtneps_pbh((__m512)v);
 #else
-    const Integers bits = (Integers)v, even = (bits >> 16) & 1;
+    const Bits bits = (Bits)v, even = (bits >> 16) & 1;
     return __builtin_convertvector((v == v ? bits + 0x7fff + even : bits | 0x400000) >> 16, Halves);
 #endif
 }

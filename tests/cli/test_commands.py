@@ -132,9 +132,12 @@ def test_eval_of_pairs(
     assert rows["BM25"][metric] > 0.8
 
 
-def test_index_build_append_delete_verify_search(run: Run, student_folder: Path, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_index_build_append_delete_verify_search(
+    run: Run, student_folder: Path, corpus: Path, tmp_path: Path, dtype: str
+) -> None:
     path, more = tmp_path / "x.index", tmp_path / "more.txt"
-    built = run("index", student_folder, corpus, path)
+    built = run("index", student_folder, corpus, path, "--dtype", dtype)
     assert built.exit_code == 0 and "3 passages" in built.output, built.output
     more.write_text("send z\n")
     assert "4 passages" in run("index", student_folder, more, path, "--append").output

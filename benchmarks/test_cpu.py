@@ -218,6 +218,26 @@ def test_topk(benchmark, table, arithmetic, dtype):
     record(benchmark, table, topk, f"iem_topk 1 x {passages}", dtype, floor, scores=scores)
 
 
+@torch.no_grad()
+def test_topk_of_bytes(benchmark, table, arithmetic):
+    torch.manual_seed(0)
+    passages, k = 1_000_000, 100
+    a, weights = torch.randn(1, F), branch(torch.float32)
+    b = torch.randn(passages, F, dtype=torch.bfloat16)
+    stored, scale = dk.int8.quantize(b)
+    ours = partial(dk.int8.iem_topk, a, stored, scale, *weights, k, backend="cpu")
+    half = [a.bfloat16(), b, *(tensor.bfloat16() for tensor in weights)]
+    # The values of what was found are those of the stored passages, and what was found is the best of them.
+    values, indices = ours()
+    rows = stored[indices[0]].float() * scale[indices[0], None]
+    assert_near(values, dk.functional.iem_scores(a, rows, *weights, backend="folded"), torch.float32)
+    found = set(indices[0].tolist()) & set(dk.functional.iem_topk(*half, k, backend="cpu")[1][0].tolist())
+    assert len(found) >= 0.9 * k
+    floor = passages * PAIR / cpu.module().peak("int8")
+    bfloat16 = partial(dk.functional.iem_topk, *half, k, backend="cpu")
+    record(benchmark, table, ours, f"iem_topk 1 x {passages}", torch.int8, floor, bfloat16=bfloat16)
+
+
 @pytest.mark.parametrize(
     ("rows", "depth", "outputs"), ((8192, 576, F), (1024, 4096, F), (32, 1024, 1024), (32, 4096, 4096))
 )

@@ -68,11 +68,15 @@ def memory(table) -> float:
 
 
 def assert_near(got: Outputs, expected: Outputs, dtype: torch.dtype) -> None:
-    """Within the rounding of sums in ``dtype``; the contract proper is in the tests."""
-    bound = 1e-4 if dtype == torch.float32 else 3e-2
+    """Within the rounding of sums in ``dtype``, by the norm; the contract proper is in the tests.
+
+    Not entry by entry: of a hundred million hidden values some are so near 0 that the backends differ about the sign,
+    and so in one pair's part of a gradient.
+    """
+    bound = 1e-4 if dtype == torch.float32 else 2e-2
     pairs = ((got, expected),) if isinstance(got, Tensor) else zip(got, expected, strict=True)
     for one, other in pairs:
-        assert (one.double() - other.double()).abs().max() <= bound * other.double().abs().max()
+        assert (one.double() - other.double()).norm() <= bound * other.double().norm()
 
 
 def branch(dtype: torch.dtype) -> list[Tensor]:
@@ -144,7 +148,7 @@ def test_scores_backward(benchmark, table, arithmetic, dtype):
 @torch.no_grad()
 def test_scores_against_the_literal_form(benchmark, table, arithmetic):
     torch.manual_seed(0)
-    dim, queries, passages = 4096, 64, 256
+    dim, queries, passages = 4096, 64, 1024
     ours, literal = (dk.IEM(dim, F, init="xavier", backend=name) for name in ("cpu", "reference"))
     literal.load_state_dict(ours.state_dict())
     q, p = torch.randn(queries, dim), torch.randn(passages, dim)

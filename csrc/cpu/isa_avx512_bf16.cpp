@@ -26,6 +26,7 @@ constexpr int kPanel = 8, kColumns = 3, kTokens = 3;
 
 typedef Pairs PoolBf16;
 typedef Bfloat16 PeakBf16;
+typedef Doubles GradientBf16;
 typedef Bytes4 ScoreInt8;
 constexpr auto score_bf16 = score_pairs;
 

@@ -20,6 +20,7 @@ constexpr int kPanel = 8, kColumns = 3, kTokens = 3;
 
 typedef Wide PoolBf16;
 typedef Float32 PeakBf16;
+typedef Singles<uint16_t> GradientBf16;
 typedef Bytes4 ScoreInt8;
 constexpr auto score_bf16 = score<uint16_t>;
 

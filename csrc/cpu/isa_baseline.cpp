@@ -13,6 +13,7 @@ constexpr int kPanel = 6, kColumns = 2, kTokens = 1;
 
 typedef Wide PoolBf16;
 typedef Float32 PeakBf16;
+typedef Singles<uint16_t> GradientBf16;
 typedef Shorts2 ScoreInt8;
 constexpr auto score_bf16 = score<uint16_t>;
 

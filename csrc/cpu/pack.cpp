@@ -117,12 +117,18 @@ PackedBranch pack_int8(const Kernels& kernels, const at::Tensor& weight, const a
     return packed;
 }
 
-at::Tensor pack_transposed(const Kernels& kernels, const at::Tensor& weight) {
-    const int64_t features = weight.size(0);
-    at::Tensor packed = at::zeros({round_up(features, kernels.panel) * features}, at::kFloat);
-    const at::Tensor wide = weight.to(at::kFloat).contiguous();
-    fill_panels<1>(wide.const_data_ptr<float>(), 1, features, features, kernels.panel,
-                   packed.mutable_data_ptr<float>());
+at::Tensor pack_transposed(const Kernels& kernels, Rows rows, const at::Tensor& weight) {
+    const int64_t features = weight.size(0), panel = kernels.panel, unit = rows == Rows::f32 ? 1 : kernels.unit_bf16;
+    at::Tensor packed = at::zeros({round_up(features, panel) * (round_up(features, unit) / unit)}, at::kFloat);
+    float* to = packed.mutable_data_ptr<float>();
+    if (unit == 2) {
+        const at::Tensor half = weight.contiguous();
+        fill_panels<2>(static_cast<const uint16_t*>(half.const_data_ptr()), 1, features, features, panel,
+                       reinterpret_cast<uint16_t*>(to));
+    } else {
+        const at::Tensor wide = weight.to(at::kFloat).contiguous();
+        fill_panels<1>(wide.const_data_ptr<float>(), 1, features, features, panel, to);
+    }
     return packed;
 }
 

@@ -21,8 +21,8 @@ PackedBranch pack(const Kernels&, Rows, const at::Tensor& weight, const at::Tens
 PackedBranch pack_int8(const Kernels&, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
                        const at::Tensor& out_bias);
 
-// The transposed weight in panels of floats, for the backward.
-at::Tensor pack_transposed(const Kernels&, const at::Tensor& weight);
+// The transposed weight in panels like those of `pack`, for the backward.
+at::Tensor pack_transposed(const Kernels&, Rows, const at::Tensor& weight);
 
 // Units of D in a slab of packed queries.
 int64_t slab_of(int64_t width, int64_t unit);

@@ -35,12 +35,6 @@ struct Pairs {
         multiply<Bfloat16>(s.g + first * 2 * s.half, 1, 2 * s.half, s.sides + d, s.stride, s.heads, acc);
     }
 
-    // Lane by lane, `low` in the lower half of the bits and `high` in the upper.
-    D2LLM_INLINE Vector pairs_of(Vector low, Vector high) {
-        const Bits lower = __builtin_convertvector(rounded(low), Bits);
-        return (Vector)(lower | (__builtin_convertvector(rounded(high), Bits) << 16));
-    }
-
     // The weights of H heads for pairs of tokens; a last token without a partner goes with a weight and a row of 0.
     // Rows of weights are read as whole vectors, beyond H and beyond the last row (kHeadStride floats at most).
     template <int H>

@@ -5,6 +5,14 @@ static void token_gradients(const TokenGradient& s) {
     Unit::join(s);
     for (int64_t d = 0; d < s.width; d += kStrip) {
         for (int64_t first = 0; first < s.count; first += kPanel) {
+            // The lines are fetched for writing while the sums are made.
+#pragma GCC unroll 12
+            for (int r = 0; r < kPanel; ++r) {
+                if (first + r >= s.count) continue;
+#pragma GCC unroll 4
+                for (int v = 0; v < kColumns; ++v)
+                    __builtin_prefetch(static_cast<T*>(s.dx[first + r]) + d + v * kLanes, 1);
+            }
             Vector acc[kPanel][kColumns];
             fill(acc, Vector{});
             Unit::spread(s, first, d, acc);

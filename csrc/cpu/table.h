@@ -32,7 +32,8 @@ static void token_rows(const TokenGradient& s, Rows rows) {
 }
 
 static void differentiate_rows(const Branch& branch, const float* transposed, const StripGradient& s, Rows rows) {
-    rows == Rows::f32 ? differentiate<float>(branch, transposed, s) : differentiate<uint16_t>(branch, transposed, s);
+    rows == Rows::f32 ? differentiate<Singles<float>>(branch, transposed, s)
+                      : differentiate<GradientBf16>(branch, transposed, s);
 }
 
 static const Kernels kTable = {

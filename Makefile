@@ -11,15 +11,20 @@ PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editab
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format bench kernels sanitize gpu-report tune clean
+.PHONY: demo test suite interpret lint format bench kernels sanitize gpu-report tune clean
 
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
 
-# The second line runs the Triton kernels in the interpreter. ARGS names tests of the first.
-test: $(VENV)/.dev $(VENV)/.kernels $(VENV)/.triton-3.6
+# ARGS names tests of the suite; the interpreter is then left out.
+test: suite $(if $(ARGS),,interpret)
+
+suite: $(VENV)/.dev $(VENV)/.kernels $(VENV)/.triton-3.6
 	$(BIN)/python -m pytest -q $(ARGS)
-	$(if $(ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/gpu)
+
+# The Triton kernels without a GPU.
+interpret: $(VENV)/.dev
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ struct Singles {
         form(reinterpret_cast<const T* const*>(s.a), reinterpret_cast<const T* const*>(s.b), features, h);
     }
 
-    // 16 columns from `k` on of the hidden layer of a pair, 0 past F.
+    // A vector of columns from `k` on of the hidden layer of a pair, 0 past F.
     D2LLM_INLINE Vector part(const StripGradient& s, int64_t lane, int64_t k, int64_t features) {
         if (k >= features) return Vector{};
         const T *a = static_cast<const T*>(s.a[lane]), *b = static_cast<const T*>(s.b[lane]);

@@ -33,7 +33,8 @@ def run(base_model: str, output: Path, kill_at: int = -1, resume: bool = False) 
     trainer = DistillationTrainer(student, config, make_examples(), callbacks=[KillAt(kill_at)])
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
-    print("rank", trainer.rank, student.fingerprint())
+    # A file each: what processes print to one pipe interleaves.
+    (output / f"fingerprint-{trainer.rank}").write_text(student.fingerprint())
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import torch
 import triton
 from tqdm import tqdm
 
-from benchmarks.gpu_report.problems import Interaction, Pool, Verdict
-from benchmarks.gpu_report.timing import GpuTimer, Timer
+from d2llm.bench.problems import Interaction, Pool, Verdict
+from d2llm.bench.timing import GpuTimer, Timer
 from d2llm_kernels.backends import interpreted
 from d2llm_kernels.triton import table
 

@@ -8,7 +8,6 @@ Steps run in order of priority until time is up; the files are written after eac
 """
 
 import argparse
-import itertools
 import os
 import sys
 import threading
@@ -20,20 +19,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu_report import (
-    ceilings,
-    end_to_end,
-    in_batch_cases,
-    interaction_cases,
-    machine,
-    pooling_cases,
-    writing,
-)
-from benchmarks.gpu_report.case import COMPILED, Case, dtype_name, kernels_here, measure, measure_compiled
-from benchmarks.gpu_report.timing import GpuTimer, Timer
+from benchmarks.gpu_report import end_to_end, parity, writing
+from benchmarks.gpu_report.rows import cases
+from d2llm.bench import ceilings, machine
+from d2llm.bench.case import COMPILED, Case, compare, dtype_name, kernels_for, measure, measure_variant
+from d2llm.bench.timing import GpuTimer, Timer
 from d2llm_kernels.backends import interpreted
 
-_FOLDER = machine.ROOT / "benchmarks" / "results"
+_FOLDER = parity.ROOT / "benchmarks" / "results"
 # After its time the program waits this long for the step in hand, then ends: a kernel that hangs would never return.
 _GRACE_S = 40.0
 # Share of the time that the parity tests may take.
@@ -55,7 +48,7 @@ class Report:
     def __init__(self, timer: Timer, folder: Path | None, minutes: float, smoke: bool, only: str) -> None:
         self.timer, self.smoke, self.only = timer, smoke, only
         self.start, self.seconds = time.monotonic(), 60 * minutes
-        could_not_run = machine.build()
+        could_not_run = parity.build()
         self.values: dict[str, Any] = {
             "machine": machine.facts(timer.device),
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -68,7 +61,7 @@ class Report:
             "could_not_run": could_not_run,
             "dropped": [],
         }
-        self.folder = folder or _FOLDER / machine.slug(self.values["machine"]["device"])
+        self.folder = folder or _FOLDER / machine.slug(self.values["machine"])
         self.ceilings: ceilings.Ceilings | None = None
 
     @property
@@ -79,7 +72,7 @@ class Report:
     def run(self) -> None:
         """Take every step that there is time for."""
         steps = sorted(self._steps(), key=lambda step: step.priority)
-        if not kernels_here():
+        if not kernels_for(self.timer.device, torch.float32):
             self.values["could_not_run"].append("no backend with kernels is available: only plain torch is timed")
         for number, step in enumerate(steps):
             if self.left < step.seconds:
@@ -123,8 +116,7 @@ class Report:
             steps.append(Step("parity tests", 0, 20, partial(self._tests, paths)))
             size = end_to_end.SMOKE if self.smoke else end_to_end.FULL
             steps.append(Step("end to end", 1.5, 30, partial(self._end_to_end, size)))
-        found = (module.cases(self.smoke) for module in (pooling_cases, interaction_cases, in_batch_cases))
-        for case in itertools.chain.from_iterable(found):
+        for case in cases(self.smoke):
             if self.only not in case.name:
                 continue
             steps.append(Step(case.name, case.priority, 5, partial(self._row, case)))
@@ -138,12 +130,13 @@ class Report:
         self.values["ceilings"] = self.ceilings.as_json()
 
     def _tests(self, paths: list[str]) -> None:
-        self.values["tests"] = machine.tests(paths, _TESTS_SHARE * self.seconds, self.timer.device.type == "cuda")
+        self.values["tests"] = parity.tests(paths, _TESTS_SHARE * self.seconds, self.timer.device.type == "cuda")
 
     def _row(self, case: Case) -> None:
         if self.ceilings is None:
             raise RuntimeError("without ceilings there is nothing to hold it against")
-        row = measure(case, self.timer, self.ceilings, kernels_here())
+        variants = [name for name in case.variants(self.timer.device) if name != COMPILED]
+        row = measure(case, self.timer, self.ceilings, variants)
         self.values["rows"].append(row)
         for name, found in row["variants"].items():
             said = (
@@ -156,7 +149,9 @@ class Report:
             if (row["operation"], row["shape"], row["dtype"]) == (case.operation, case.shape, dtype_name(case.dtype)):
                 # Inductor builds C++ on a CPU, which takes longer than all the rest of a smoke run.
                 wrap = partial(torch.compile, backend="eager") if self.smoke else torch.compile
-                measure_compiled(case, self.timer, row, wrap)
+                prepared = case.prepare(self.timer.device)
+                row["variants"][COMPILED] = measure_variant(prepared, COMPILED, self.timer, row["floor_s"], wrap)
+                compare(row, case.target)
 
     def _end_to_end(self, size: end_to_end.Size) -> None:
         self.values["end_to_end"] = end_to_end.measure(self.timer, size)
@@ -196,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tests: {tests['outcome']}, {tests['summary']}")
     print(f"written to {report.folder}")
     variants = [found for row in report.values["rows"] for found in row["variants"].values()]
-    wrong = any("limit" in found and "failure" in found for found in variants)
+    wrong = any(found.get("failure", "").startswith("wrong") for found in variants)
     return int(wrong or (tests or {}).get("outcome") == "failed")
 
 

@@ -1,48 +1,39 @@
 """Rows of the losses over all pairs of a batch. The literal form holds several tensors of B x K x B."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_report.case import Call, Case, Prepared, Wrap
-from benchmarks.gpu_report.problems import Verdict, judge
+from d2llm.bench.case import Call, Case, Prepared, Wrap
+from d2llm.bench.problems import Verdict, judge
 from d2llm_kernels import functional, reference
 
 # Rows of the batch that checks use: the reference in float64 then fits beside the row's own tensors.
 _CHECKED = 512
 
 
-def cases(smoke: bool) -> Iterator[Case]:
-    """The rows, or a tiny one."""
-    if smoke:
-        yield _losses(1, 18, 2)
-        return
-    yield _losses(2, 8192, 8)
-    yield _losses(3, 4096, 8)
-
-
 class _Batch:
     """Scores of a batch with hard negatives, and the teacher's probabilities for all of them."""
 
     def __init__(self, device: torch.device, size: int, hard: int) -> None:
-        self.student = [torch.randn(shape, device=device) for shape in ((size, size), (size, hard))]
-        self.teacher = [torch.rand(shape, device=device) for shape in ((size, hard), (size, size))]
+        self.z, self.z_hard = (torch.randn(shape, device=device) for shape in ((size, size), (size, hard)))
+        self.s, self.s_hard = (torch.rand(shape, device=device) for shape in ((size, size), (size, hard)))
 
     def run(self, backend: str) -> tuple[Tensor, ...]:
         """Both sums of each row, and their gradients."""
-        leaves = [tensor.requires_grad_() for tensor in self.student]
-        terms = functional.in_batch_terms(*leaves, *self.teacher, backend=backend)
+        leaves = (self.z.requires_grad_(), self.z_hard.requires_grad_())
+        terms = functional.in_batch_terms(*leaves, self.s_hard, self.s, backend=backend)
         return (*terms, *torch.autograd.grad([term.sum() for term in terms], leaves))
 
     def literal(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The same from the formulas."""
-        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in self.student]
-        terms = reference.in_batch_terms(*leaves, *(tensor.to(dtype) for tensor in self.teacher))
+        z, z_hard = leaves = [t.detach().to(dtype).requires_grad_() for t in (self.z, self.z_hard)]
+        terms = reference.in_batch_terms(z, z_hard, self.s_hard.to(dtype), self.s.to(dtype))
         return (*terms, *torch.autograd.grad([term.sum() for term in terms], leaves))
 
 
-def _losses(priority: int, size: int, hard: int) -> Case:
+def losses(size: int, hard: int, priority: int = 2) -> Case:
+    """A row of ``in_batch_terms`` in float32, forward and backward, for B = ``size`` and K = ``hard``."""
+
     def prepare(device: torch.device) -> Prepared:
         batch, small = _Batch(device, size, hard), _Batch(device, min(size, _CHECKED), hard)
 

@@ -34,4 +34,4 @@ def differentiated(forward: Callable[[], object], leaves: list[torch.Tensor], pa
 
 
 def _outputs(value: object) -> list[torch.Tensor]:
-    return list(value) if isinstance(value, tuple) else [value]
+    return [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, torch.Tensor)]

@@ -8,16 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from d2llm_kernels import functional, reference
+from d2llm_kernels import functional, int8, reference
+from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.ops import attn_pool_backward, iem_pairs_backward, iem_scores_backward
 
 # What rounding of the operands alone explains; more must be what the reference loses too.
 LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4, torch.float64: 1e-10}
 _FACTOR = 2.0
+# Passages that are handled at a time where all of them could be too many.
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,26 @@ class Pool:
         return pooled, lse, dx, du
 
 
+class Texts(NamedTuple):
+    """Projected queries and passages, and the weights of a branch."""
+
+    a: Tensor
+    b: Tensor
+    weight: Tensor
+    bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+
+    @property
+    def branch(self) -> Branch:
+        """The weights."""
+        return Branch(*self[2:])
+
+    def to(self, dtype: torch.dtype) -> "Texts":
+        """All of them in a dtype, detached."""
+        return Texts(*(tensor.detach().to(dtype) for tensor in self))
+
+
 class Interaction:
     """Texts to score: all pairs of ``queries`` and ``passages``, or with ``paired`` the pairs of equal index.
 
@@ -142,7 +166,7 @@ class Interaction:
         tensors = [torch.randn(*shape, device=device, dtype=dtype) for shape in shapes]
         for index in (2, 4):
             tensors[index] /= math.sqrt(hidden)
-        self.tensors = tuple(tensors)
+        self.tensors = Texts(*tensors)
         self.rows, self.columns = (
             torch.cat([torch.arange(min(edge, size)), torch.arange(min(size, max(edge, size - edge)), size)]).to(device)
             for size, edge in ((queries, self._EDGE), (passages, 16 * self._EDGE))
@@ -194,12 +218,14 @@ class Interaction:
 
     def _answer(self, dtype: torch.dtype, slopes: Sequence[Tensor] = ()) -> tuple[list[Tensor], list[Tensor]]:
         """The reference's outputs at the corner and, given ``slopes``, its gradients of the whole tensors."""
-        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in self.tensors]
-        a, b = leaves[0][self.rows], leaves[1][self.rows if self.paired else self.columns]
+        leaves = self.tensors.to(dtype)
+        for leaf in leaves:
+            leaf.requires_grad_()
+        a, b = leaves.a[self.rows], leaves.b[self.rows if self.paired else self.columns]
         if self.paired:
-            outputs = list(reference.iem_pairs(a, b, *leaves[2:]))[: 2 if self.features else 1]
+            outputs = list(reference.iem_pairs(a, b, *leaves.branch))[: 2 if self.features else 1]
         else:
-            outputs = [reference.iem_scores(a, b, *leaves[2:])]
+            outputs = [reference.iem_scores(a, b, *leaves.branch)]
         if not slopes:
             return [output.detach() for output in outputs], []
         corner = [slope[self._corner].to(dtype) for slope in slopes]
@@ -207,10 +233,9 @@ class Interaction:
 
 
 class TopK:
-    """The k best of many passages."""
+    """The k best of many passages. Checks take only the first passages, as many as the reference has time for."""
 
-    # Pairs that the reference scores at a time.
-    _PAIRS = 1 << 16
+    _CHECKED = 1 << 17
 
     def __init__(
         self, device: torch.device, dtype: torch.dtype, queries: int, passages: int, hidden: int, k: int
@@ -222,22 +247,89 @@ class TopK:
         """Values and indices."""
         return functional.iem_topk(*self.problem.tensors, self.k, backend=backend)
 
-    def check(self, backend: str) -> Verdict:
-        """Judge the values of the first query, and that no passage left out is better by more than rounding."""
-        values, indices = (tensor[0] for tensor in self.forward(backend))
-        dtype = self.problem.dtype
-        exact, same = self._scores(torch.float64), self._scores(dtype)
-        if indices.unique().numel() != self.k or not (values[:-1] >= values[1:]).all():
-            return Verdict(math.nan, LIMITS[dtype])
-        verdict = judge([values], [same[indices]], [exact[indices]], dtype)
-        best = exact.topk(self.k).values
-        return max(verdict, judge([exact[indices].sort(descending=True).values], [best], [best], dtype), key=_severity)
+    def peer(self, name: str) -> object:
+        """All scores, for "iem_scores"."""
+        assert name == "iem_scores"
+        return functional.iem_scores(*self.problem.tensors)
 
-    def _scores(self, dtype: torch.dtype) -> Tensor:
-        a, b, *weights = self.problem.tensors
-        weights = [weight.to(dtype) for weight in weights]
-        parts = [reference.iem_scores(a[:1].to(dtype), part.to(dtype), *weights)[0] for part in b.split(self._PAIRS)]
-        return torch.cat(parts)
+    def literal_texts(self, passages: int) -> Texts:
+        """a, the first passages and the weights for the literal form."""
+        texts = self.problem.tensors
+        return texts._replace(b=texts.b[:passages])
+
+    def check(self, name: str) -> Verdict:
+        """Judge the values of the first query, and that no passage left out is better by more than rounding."""
+        texts = self._first()
+        if name == "iem_scores":
+            exact, same = self._both()
+            return judge(
+                [functional.iem_scores(texts.a[:1], texts.b, *texts.branch)[0]], [same], [exact], texts.b.dtype
+            )
+        values, indices = functional.iem_topk(*texts, self.k, backend=name)
+        return best_of(values[0], indices[0], *self._both(), texts.b.dtype)
+
+    def _first(self) -> Texts:
+        return self.literal_texts(self._CHECKED)
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        """Scores of the first query in float64 and in the dtype of the texts, by the literal formula."""
+        texts = self._first()
+        return reference_scores(texts.to(torch.float64)), reference_scores(texts)
+
+
+class BytesTopK(TopK):
+    """The k best of passages stored in int8, among as many in bfloat16 as a peer; queries and weights are float32."""
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, queries: int, passages: int, hidden: int, k: int
+    ) -> None:
+        super().__init__(device, torch.bfloat16, queries, passages, hidden, k)
+        # A block at a time: in float32 all of them could be more than there is room for.
+        parts = [int8.quantize(part) for part in self.problem.tensors.b.split(_BLOCK)]
+        self.stored, self.scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+    def forward(self, backend: str) -> tuple[Tensor, ...]:
+        return self._topk(len(self.stored), backend)
+
+    def peer(self, name: str) -> object:
+        """The k best with passages, queries and weights in bfloat16, for "bfloat16"."""
+        assert name == "bfloat16"
+        return super().forward("auto")
+
+    def literal_texts(self, passages: int) -> Texts:
+        rows = self.stored[:passages].float() * self.scale[:passages, None]
+        return self.problem.tensors._replace(b=rows).to(torch.float32)
+
+    def check(self, name: str) -> Verdict:
+        """As for floats, against the scores of what is stored: candidates are chosen in 8 bits, values are exact."""
+        if name == "bfloat16":
+            texts = TopK.literal_texts(self, self._CHECKED)
+            values, indices = functional.iem_topk(*texts, self.k)
+            exact, same = reference_scores(texts.to(torch.float64)), reference_scores(texts)
+            return best_of(values[0], indices[0], exact, same, texts.b.dtype)
+        values, indices = self._topk(self._CHECKED, name)
+        return best_of(values[0], indices[0], *self._both(), torch.float32)
+
+    def _topk(self, passages: int, backend: str) -> tuple[Tensor, Tensor]:
+        branch = self.problem.tensors.to(torch.float32).branch
+        stored, scale = self.stored[:passages], self.scale[:passages]
+        return int8.iem_topk(self.problem.tensors.a.float(), stored, scale, *branch, self.k, backend)
+
+
+def reference_scores(texts: Texts) -> Tensor:
+    """Scores (Np,) of the first query by the literal formula, a block of passages at a time."""
+    parts = [reference.iem_scores(texts.a[:1], part, *texts.branch)[0] for part in texts.b.split(_BLOCK)]
+    return torch.cat(parts)
+
+
+def best_of(values: Tensor, indices: Tensor, exact: Tensor, same: Tensor, dtype: torch.dtype) -> Verdict:
+    """Judge the k best (values and indices) of one query's scores, given them all in float64 and in ``dtype``."""
+    k = len(values)
+    if indices.unique().numel() != k or not (values[:-1] >= values[1:]).all():
+        return Verdict(math.nan, LIMITS[dtype])
+    verdict = judge([values], [same[indices]], [exact[indices]], dtype)
+    best = exact.topk(k).values
+    return max(verdict, judge([exact[indices].sort(descending=True).values], [best], [best], dtype), key=_severity)
 
 
 def _severity(verdict: Verdict) -> float:

@@ -1,4 +1,4 @@
-"""How long a call takes: by events on a GPU, with a cold L2 cache; by the host's clock in a smoke run."""
+"""How long a call takes: by the host's clock on a CPU, by events with a cold L2 cache on a GPU."""
 
 import math
 import statistics
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from d2llm.bench import memory
 
 Function = Callable[[], object]
 
@@ -17,11 +19,20 @@ _MOST_FLUSHES = 40
 
 @dataclass(frozen=True)
 class Sample:
-    """Times of one call in seconds: the median, the deciles around it, and the host's own time to issue the call."""
+    """Times of one call in seconds.
+
+    Args:
+        median_s, low_s, high_s: the median and the deciles around it. p99_s: the 99th percentile, or the longest of
+            fewer than a hundred runs.
+        runs: how many.
+        host_s: the host's own time to issue the call.
+        peak_bytes: most memory that the call held at once, None where nobody counts.
+    """
 
     median_s: float
     low_s: float
     high_s: float
+    p99_s: float
     runs: int
     host_s: float
     peak_bytes: int | None
@@ -46,26 +57,35 @@ class Timer:
         self.seconds, self.fewest, self.most = seconds, fewest, most
 
     def sample(self, call: Function) -> Sample:
-        """Warm up, count memory, then time ``call`` as often as its share of time allows."""
-        call()
-        self.synchronize()
-        peak = self.peak(call)
+        """Warm up and count memory, then time ``call`` as often as its share of time allows."""
+        peak = self.warm_up(call)
         host, once = self._once(call)
         runs = max(self.fewest, min(self.most, int(self.seconds / max(once, 1e-6))))
-        times = sorted(self._series(call, runs, host))
-        tenth = len(times) // 10
-        return Sample(statistics.median(times), times[tenth], times[-1 - tenth], runs, host, peak)
+        times = sorted(self.series(call, runs, host))
+        tenth, last = runs // 10, len(times) - 1
+        return Sample(
+            statistics.median(times),
+            times[tenth],
+            times[last - tenth],
+            times[min(last, math.ceil(0.99 * runs))],
+            runs,
+            host,
+            peak,
+        )
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
 
-    def peak(self, call: Function) -> int | None:
-        """Most bytes allocated at once by ``call``, beside what there was before; None where nobody counts."""
-        call()
-        return None
+    def warm_up(self, call: Function) -> int | None:
+        """Make ``call`` once; most bytes that it held at once, beside what there was before."""
+        return memory.peak_bytes(call)
 
     def free(self) -> None:
         """Give unused memory back to the device."""
+
+    def series(self, call: Function, runs: int, host: float) -> list[float]:
+        """Seconds of each of ``runs`` calls, which the host needs ``host`` seconds to issue."""
+        return [self._once(call)[1] for _ in range(runs)]
 
     def _once(self, call: Function) -> tuple[float, float]:
         """Seconds that the host needs to issue one call, and seconds until it is done."""
@@ -75,9 +95,6 @@ class Timer:
         issued = time.perf_counter()
         self.synchronize()
         return issued - start, time.perf_counter() - start
-
-    def _series(self, call: Function, runs: int, host: float) -> list[float]:
-        return [self._once(call)[1] for _ in range(runs)]
 
 
 class GpuTimer(Timer):
@@ -99,7 +116,9 @@ class GpuTimer(Timer):
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
-    def peak(self, call: Function) -> int | None:
+    def warm_up(self, call: Function) -> int | None:
+        # The first call may allocate what libraries keep.
+        call()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -111,7 +130,7 @@ class GpuTimer(Timer):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
-    def _series(self, call: Function, runs: int, host: float) -> list[float]:
+    def series(self, call: Function, runs: int, host: float) -> list[float]:
         flushes = min(_MOST_FLUSHES, 1 + math.ceil(1.5 * host / self._flush_s))
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
         for start, end in events:

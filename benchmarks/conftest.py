@@ -1,32 +1,86 @@
-"""A table of the ratios after the run; ``--benchmark-json FILE`` keeps the same figures."""
+"""The suite's wiring into pytest-benchmark: one test for each variant of each row, and one table at the end.
 
-import platform
+A test module names its rows in ``cases(full)``; the tests of a row follow each other, so that its tensors are made
+once. ``--benchmark-json FILE`` keeps pytest-benchmark's own record beside the report.
+"""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-ROWS = pytest.StashKey[list[dict[str, object]]]()
+from benchmarks.report import Report
+from d2llm.bench.case import Case
+from d2llm.bench.timing import Function, Timer
+
+REPORT = pytest.StashKey[Report]()
+_CPU = torch.device("cpu")
+_FEWEST, _MOST = 3, 100
+
+
+class BenchmarkTimer(Timer):
+    """Times by pytest-benchmark's rounds."""
+
+    def __init__(self, benchmark: Any, seconds: float) -> None:
+        super().__init__(seconds, _FEWEST, _MOST)
+        self._benchmark = benchmark
+
+    def series(self, call: Function, runs: int, host: float) -> list[float]:
+        self._benchmark.pedantic(call, rounds=runs)
+        return list(self._benchmark.stats.stats.data)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("d2llm")
+    group.addoption("--full", action="store_true", help="every shape, in an hour or so; without it a selection")
+    group.addoption("--out", type=Path, help="folder of the report (default: .benchmarks/last)")
+    group.addoption("--resume", action="store_true", help="go on with the report that is there")
+    group.addoption("--seconds", type=float, default=0.5, help="time for the runs of one variant (default: 0.5)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
+    folder = config.getoption("--out") or config.rootpath / ".benchmarks" / "last"
+    config.stash[REPORT] = Report(folder, config.getoption("--resume"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "variant" not in metafunc.fixturenames:
+        return
+    cases: list[Case] = list(metafunc.module.cases(metafunc.config.getoption("--full")))
+    report = metafunc.config.stash[REPORT]
+    rows = [(case, name) for case in cases for name in case.variants(_CPU) if not report.has(case, name)]
+    metafunc.parametrize(("case", "variant"), rows, ids=[f"{case.name}, {name}" for case, name in rows])
 
 
 @pytest.fixture(scope="session")
-def table(request: pytest.FixtureRequest) -> list[dict[str, object]]:
-    """Rows to print after the run."""
-    return request.config.stash[ROWS]
+def report(request: pytest.FixtureRequest) -> Report:
+    """What this run finds."""
+    return request.config.stash[REPORT]
+
+
+@pytest.fixture
+def outcome(benchmark: Any, request: pytest.FixtureRequest, report: Report, case: Case, variant: str) -> dict[str, Any]:
+    """What was found of a variant; with "failure" where it is wrong or does not run."""
+    benchmark.group = case.name
+    found = report.measure(case, variant, BenchmarkTimer(benchmark, request.config.getoption("--seconds")))
+    benchmark.extra_info.update(found)
+    return found
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["d2llm"] = config.stash[REPORT].values["machine"]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    report = session.config.stash[REPORT]
+    if any(report.tables()):
+        report.finish()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
-    if not rows:
-        return
-    terminalreporter.section("rows")
-    terminalreporter.write_line(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
-    for names in dict.fromkeys(tuple(row) for row in rows):
-        alike = [row for row in rows if tuple(row) == names]
-        widths = {name: max(len(name), *(len(str(row[name])) for row in alike)) for name in names}
-        terminalreporter.write_line("")
-        for line in ({name: name for name in names}, *alike):
-            terminalreporter.write_line("  ".join(str(line[name]).rjust(widths[name]) for name in names))
+    report = config.stash[REPORT]
+    if any(report.tables()):
+        terminalreporter.section("report")
+        terminalreporter.write_line(report.text())
+        terminalreporter.write_line(f"\nwritten to {report.folder}")

@@ -1,7 +1,7 @@
 """What a row is made of, and how one is measured: judged first, timed only if right."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,10 @@ class Case:
         """Operation, shape and dtype."""
         return f"{self.operation} {self.shape} {dtype_name(self.dtype)}"
 
+    def without_literal(self) -> "Case":
+        """The same row without the literal form."""
+        return replace(self, literal=False, compiled=False)
+
     def variants(self, device: torch.device) -> list[str]:
         """What the row times on a device, in the order of the table: backends, peers, the literal form."""
         backends = [*kernels_for(device, self.dtype), FOLDED] if self.backends is None else list(self.backends)
@@ -127,12 +131,15 @@ def identity(function: Function) -> Function:
     return function
 
 
-def measure(case: Case, timer: Timer, ceilings: Ceilings, variants: list[str]) -> dict[str, Any]:
-    """The row of a case: every variant judged, then timed."""
+def measure(
+    case: Case, timer: Timer, ceilings: Ceilings, variants: list[str], done: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """The row of a case: every variant judged, then timed; ``done`` is called after each."""
     prepared = case.prepare(timer.device)
     row = empty_row(case, prepared, ceilings)
     for name in variants:
         row["variants"][name] = measure_variant(prepared, name, timer, row["floor_s"])
+        done()
     compare(row, case.target)
     return row
 

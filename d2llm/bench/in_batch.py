@@ -31,7 +31,7 @@ class _Batch:
         return (*terms, *torch.autograd.grad([term.sum() for term in terms], leaves))
 
 
-def losses(size: int, hard: int, priority: int = 2) -> Case:
+def losses(size: int, hard: int, priority: int = 2, literal: bool = True) -> Case:
     """A row of ``in_batch_terms`` in float32, forward and backward, for B = ``size`` and K = ``hard``."""
 
     def prepare(device: torch.device) -> Prepared:
@@ -41,7 +41,7 @@ def losses(size: int, hard: int, priority: int = 2) -> Case:
             exact, same = small.literal(torch.float64), small.literal(torch.float32)
             return judge(small.run(backend), same, exact, torch.float32)
 
-        def literal(wrap: Wrap) -> Call:
+        def call_literal(wrap: Wrap) -> Call:
             return Call(wrap(lambda: batch.literal(torch.float32)))
 
         triples = hard * size**2
@@ -51,10 +51,11 @@ def losses(size: int, hard: int, priority: int = 2) -> Case:
             # z and s in both passes, dz in one.
             traffic=5 * 4 * size**2,
             kernel=lambda backend: Call(lambda: batch.run(backend)),
-            literal=literal,
+            literal=call_literal,
             check=check,
             # The gap, the margin, its logarithm and their product.
             literal_bytes=4 * 4 * triples,
         )
 
-    return Case("in_batch_terms forward+backward", f"B={size} K={hard}", torch.float32, priority, prepare)
+    shape = f"B={size} K={hard}"
+    return Case("in_batch_terms forward+backward", shape, torch.float32, priority, prepare, literal=literal)

@@ -22,6 +22,8 @@ _TASKS = 2
 _LITERAL_BYTES = 1 << 28
 # Pairs that the literal top k is given.
 _LITERAL_PAIRS = 1 << 17
+# Queries, and rows of passages, that a module is checked on.
+_CHECKED = 16
 # Products of F x F with a row for each pair: one forward; backward the same once more, and two for the gradients.
 _PRODUCTS = {"f": 1, "b": 3, "fb": 4}
 
@@ -156,41 +158,66 @@ def topk(
 
 def score_all(queries: int, passages: int, hidden: int, width: int, compiled: bool = False) -> Case:
     """A row of ``IEM.score_all`` in float32, projections included; arguments are those of :func:`scores`."""
+    shape = f"{queries} x {passages} F={hidden} D={width}"
+    shapes = (queries, width), (passages, width)
+    return _module(
+        "IEM.score_all", shape, hidden, shapes, queries * passages, lambda m, q, p: m.score_all(q, p, 1), compiled
+    )
+
+
+def groups(queries: int, group: int, hidden: int, width: int) -> Case:
+    """A row of ``IEM`` in float32 on passages of each query's own, as hard negatives come, projections included.
+
+    Args:
+        queries, group: Nq and the passages of each. hidden, width: F and D.
+    """
+    shape = f"{queries} queries x {group} passages each, F={hidden} D={width}"
+    shapes = (queries, 1, width), (queries, group, width)
+    return _module("IEM groups", shape, hidden, shapes, queries * group, lambda m, q, p: m(q, p, 1))
+
+
+def _module(
+    operation: str,
+    shape: str,
+    hidden: int,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    count: int,
+    score: Callable[[dk.IEM, torch.Tensor, torch.Tensor], torch.Tensor],
+    compiled: bool = False,
+) -> Case:
+    width = shapes[0][-1]
 
     def prepare(device: torch.device) -> Prepared:
         literal = dk.IEM(width, hidden, init="xavier", backend="reference").to(device)
-        q, p = (torch.randn(size, width, device=device) for size in (queries, passages))
-        pairs = queries * passages
+        q, p = (torch.randn(shape, device=device) for shape in shapes)
+        texts = (q.numel() + p.numel()) // width
 
-        def module(backend: str) -> dk.IEM:
-            made = dk.IEM(width, hidden, init="xavier", backend=backend).to(device)
+        def copy(backend: str, dtype: torch.dtype = torch.float32) -> dk.IEM:
+            made = dk.IEM(width, hidden, init="xavier", backend=backend).to(device, dtype)
             made.load_state_dict(literal.state_dict())
             return made
 
         def kernel(backend: str) -> Call:
-            made = module(backend)
-            return Call(differentiated(lambda: made.score_all(q, p, 1), [], "f"))
+            made = copy(backend)
+            return Call(differentiated(lambda: score(made, q, p), [], "f"))
 
+        @torch.no_grad()
         def check(backend: str) -> Verdict:
-            exact = dk.IEM(width, hidden, init="xavier", backend="reference").to(device, torch.float64)
-            exact.load_state_dict(literal.state_dict())
-            a, b = q[:16], p[:16]
-            with torch.no_grad():
-                got, same = (each.score_all(a, b, 1) for each in (module(backend), literal))
-                return judge([got], [same], [exact.score_all(a.double(), b.double(), 1)], torch.float32)
+            some = q[:_CHECKED], p[:_CHECKED]
+            exact = score(copy("reference", torch.float64), *(part.double() for part in some))
+            return judge([score(copy(backend), *some)], [score(literal, *some)], [exact], torch.float32)
 
         return Prepared(
-            pairs * (2 * hidden**2 + 4 * hidden) + 2 * (queries + passages) * width * hidden,
-            4 * ((queries + passages) * width + pairs + 2 * width * hidden),
+            count * (2 * hidden**2 + 4 * hidden) + 2 * texts * width * hidden,
+            4 * (texts * width + count + 2 * width * hidden),
             kernel,
-            lambda wrap: Call(differentiated(wrap(lambda: literal.score_all(q, p, 1)), [], "f")),
+            lambda wrap: Call(differentiated(wrap(lambda: score(literal, q, p)), [], "f")),
             check,
-            literal_bytes(pairs, width, hidden, 4),
-            items=("pairs", pairs),
+            literal_bytes(count, width, hidden, 4),
+            items=("pairs", count),
         )
 
-    shape = f"{queries} x {passages} F={hidden} D={width}"
-    return Case("IEM.score_all", shape, torch.float32, 2, prepare, compiled=compiled)
+    return Case(operation, shape, torch.float32, 2, prepare, compiled=compiled)
 
 
 def linear(rows: int, depth: int, outputs: int) -> Case:

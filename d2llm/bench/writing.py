@@ -143,7 +143,7 @@ def _line(row: dict[str, Any], name: str, found: dict[str, Any]) -> list[str]:
             f"x {title}": f"{ratios[other]:.3g}" if other in ratios else ""
             for title, other in (("reference", LITERAL), ("compiled", COMPILED), ("folded", FOLDED))
         },
-        "% of limit": f"{found['percent']:.0f} % {row['bound']}",
+        "% of limit": f"{found['percent']:.2g} % {row['bound']}",
         "peak MB": megabytes(found["peak_bytes"]),
         "rate": rate(row["items"][1], found["median_s"], row["items"][0]) if row["items"] else "",
         "p99": duration(found["p99_s"]) if row["items"] and row["items"][0] == "queries" else "",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from d2llm.cli import demo, doctor, evaluate, index, mine, search, teach, train
+from d2llm.cli import bench, demo, doctor, evaluate, index, mine, search, teach, train
 from d2llm.cli.failures import GuardedGroup
 
 _HELP = """Semantic search with the judgement of an LLM at the cost of a bi-encoder.
@@ -15,6 +15,7 @@ _HELP = """Semantic search with the judgement of an LLM at the cost of a bi-enco
 See it work:          d2llm demo
 Search something:     d2llm search parse a date from a string
 Is all in place?      d2llm doctor
+How fast is it here?  d2llm bench
 
 \b
 On your own data (JSON lines with "query" and "positive"):
@@ -56,6 +57,8 @@ def _root(
 ) -> None:
     # Advice of transformers to its own callers is no news to someone at a command line.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # So is every start and stop of torch's profiler, which counts memory; it asks once, when torch is loaded.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "3")
 
 
 app.command()(demo.demo)
@@ -65,6 +68,7 @@ app.command()(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command()(index.index)
 app.command()(search.search)
+app.command()(bench.bench)
 app.command()(doctor.doctor)
 
 

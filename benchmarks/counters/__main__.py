@@ -1,0 +1,150 @@
+"""Count, and compare with the baseline.
+
+    make gate                    # fails where something executes, allocates or multiplies more than it did
+    make gate ARGS=--update      # what is counted now becomes the baseline
+
+Of the C++ kernels: instructions of one thread, for each instruction set that this processor has. Of every public
+function: bytes allocated and the most held at once, forward and backward. Of the folded forms: floating point
+operations. All of it is the same on every run of the same build; timing has no part in it.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from benchmarks.counters import cases, instructions
+from d2llm.bench.memory import allocations, peak_bytes
+from d2llm.files import read_json, write_json
+from d2llm_kernels import backends, cpu
+
+BASELINE = Path(__file__).with_name("baseline.json")
+#: Share of the baseline by which a counter may move: memory addresses decide a few branches.
+TOLERANCE = {"instructions": 0.02, "allocated bytes": 0.01, "peak bytes": 0.01, "FLOPs": 0.0}
+_ISA = "D2LLM_KERNELS_ISA"
+# Sets that are counted: the oldest with vectors, the newest without bfloat16, and the newest.
+_SETS = ("avx2", "avx512", "avx512_bf16")
+
+Counts = dict[str, dict[str, int]]
+
+
+def count_instructions() -> Counts:
+    """Of the kernels with the instruction set that this process runs on."""
+    torch.manual_seed(0)
+    kind = f"instructions, {cpu.module().build_info()['instruction_set']}"
+    with tempfile.TemporaryDirectory() as folder:
+        counter = instructions.Counter(Path(folder))
+        return {kind: {case.name: counter.count(case.run) for case in cases.native()}}
+
+
+def count_memory() -> Counts:
+    """Of every backend for CPUs."""
+    found: Counts = {}
+    for backend in ("cpu", "folded"):
+        if backends.missing(backend):
+            continue
+        torch.manual_seed(0)
+        for case in cases.allocated(backend):
+            # Gradients are allocated once and added to from then on.
+            case.run()
+            changes = allocations(case.run)
+            found.setdefault(f"allocated bytes, {backend}", {})[case.name] = sum(each for each in changes if each > 0)
+            found.setdefault(f"peak bytes, {backend}", {})[case.name] = peak_bytes(case.run)
+    return found
+
+
+def count_operations() -> Counts:
+    """Of the folded forms."""
+    found = {}
+    for case in cases.multiplied():
+        with FlopCounterMode(display=False) as counter:
+            case.run()
+        found[case.name] = counter.get_total_flops()
+    return {"FLOPs, folded": found}
+
+
+def count() -> tuple[Counts, list[str]]:
+    """All that can be counted here, and why the rest cannot."""
+    torch.set_num_threads(1)
+    found, notes = {**count_memory(), **count_operations()}, []
+    reason = cpu.missing() or instructions.missing()
+    if reason:
+        return found, [f"no instructions: {reason}"]
+    sets = [name for name in _SETS if name in cpu.module().build_info()["available"]]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in tqdm(sets, desc="instructions", unit="set"):
+            # The set is chosen when the library is loaded.
+            file = Path(folder) / f"{name}.json"
+            environment = {**os.environ, _ISA: name, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "benchmarks.counters", "--instructions", str(file)]
+            subprocess.run(command, env=environment, check=True)
+            found |= read_json(file)
+    return found, notes
+
+
+def built_with() -> dict[str, str | None]:
+    """What counters depend on beside the sources."""
+    compiler = None if cpu.missing() else cpu.module().build_info()["compiler"]
+    return {"torch": torch.__version__.split("+")[0], "compiler": compiler}
+
+
+def compare(baseline: dict[str, Any], counts: Counts, built: dict[str, str | None]) -> tuple[list[str], list[str]]:
+    """What grew, and what else is to be said."""
+    worse, notes = [], []
+    for kind, found in counts.items():
+        name = kind.split(",")[0]
+        key = "compiler" if name == "instructions" else "torch"
+        if baseline["built_with"][key] != built[key]:
+            notes.append(
+                f"{kind}: not compared, the baseline is of {baseline['built_with'][key]}, this is {built[key]}"
+            )
+            continue
+        known = baseline["counts"].get(kind)
+        if known is None:
+            notes.append(f"{kind}: not in the baseline")
+            continue
+        for case, value in found.items():
+            before = known.get(case)
+            if before is None:
+                notes.append(f"{kind}, {case}: {value:,}, not in the baseline")
+            elif value > before * (1 + TOLERANCE[name]):
+                worse.append(f"{kind}, {case}: {before:,} -> {value:,} ({100 * (value / before - 1):+.1f} %)")
+            elif value < before * (1 - TOLERANCE[name]):
+                notes.append(f"{kind}, {case}: {before:,} -> {value:,}, better; --update keeps it")
+    return worse, notes
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; 1 if a counter grew."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counters", description=__doc__.splitlines()[0])
+    parser.add_argument("--update", action="store_true", help="write the baseline")
+    parser.add_argument("--instructions", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.instructions:
+        torch.set_num_threads(1)
+        write_json(options.instructions, count_instructions())
+        return 0
+    counts, notes = count()
+    if options.update:
+        write_json(BASELINE, {"built_with": built_with(), "counts": counts})
+        print(f"written to {BASELINE}")
+        return 0
+    worse, more = compare(read_json(BASELINE), counts, built_with())
+    for line in (*notes, *more):
+        print(line)
+    for line in worse:
+        print(f"GREW: {line}")
+    compared = sum(map(len, counts.values()))
+    print(f"{compared} counters, {len(worse)} grew")
+    return int(bool(worse))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""A whole training step: forward, five losses, backward and optimizer, of the student and of its heads alone."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import backend, corpus
+from d2llm.bench.case import Case, Prepared
+from d2llm.bench.problems import LIMITS, Verdict, distance
+from d2llm.data.example import Example
+from d2llm.demo.recipe import DISTIL, Phase
+from d2llm.student import D2LLM
+from d2llm.training import DistillationTrainer
+from d2llm.training.vectors import TextVectors
+
+_NEGATIVES = 8
+
+
+def cases(full: bool) -> Iterator[Case]:
+    """The rows."""
+    yield _heads(DISTIL.batch_size)
+    if full:
+        yield _whole(8, 2)
+
+
+def _heads(batch: int) -> Case:
+    """The interaction module on embeddings made before, as the demonstration trains it."""
+
+    def prepare(device: torch.device) -> Prepared:
+        student, examples = _fresh_student(), _examples(2 * batch, _NEGATIVES)
+        vectors = TextVectors(
+            *(
+                (texts, torch.randn(len(texts), student.dim))
+                for texts in (
+                    [example.query for example in examples],
+                    list(dict.fromkeys(text for example in examples for text in example.passages)),
+                )
+            )
+        )
+        pairs = batch * batch + batch * (1 + _NEGATIVES)
+        hidden = student.iem.hidden
+        flops = 4 * pairs * (2 * hidden**2 + 4 * hidden) + 3 * 2 * batch * (2 + _NEGATIVES) * student.dim * hidden
+        heads = sum(parameter.numel() for parameter in student.iem.parameters())
+        return _prepared(student, examples, DISTIL, flops, 4 * 5 * heads, pairs, "pairs", vectors)
+
+    return Case("training step, heads alone", f"B={batch} K={_NEGATIVES}", torch.float32, 1, prepare)
+
+
+def _whole(batch: int, negatives: int) -> Case:
+    """LoRA and heads, through the LLM."""
+
+    def prepare(device: torch.device) -> Prepared:
+        student, examples = _fresh_student(), _examples(2 * batch, negatives)
+        phase = Phase(steps=1, lr=1e-4, batch_size=batch, negatives=negatives)
+        with FlopCounterMode(display=False) as counter:
+            one = torch.ones(1, student.config.passage_length, dtype=torch.int64)
+            student.backbone(one, use_cache=False).last_hidden_state.sum().backward()
+        student.zero_grad()
+        weights = sum(p.numel() * p.element_size() for p in student.backbone.parameters())
+        texts = batch * (2 + negatives)
+        return _prepared(student, examples, phase, counter.get_total_flops() * texts, 2 * weights, texts, "texts")
+
+    return Case("training step, LoRA and heads", f"B={batch} K={negatives}", torch.bfloat16, 1, prepare)
+
+
+def _prepared(
+    student: D2LLM,
+    examples: list[Example],
+    phase: Phase,
+    flops: float,
+    traffic: float,
+    count: int,
+    items: str,
+    vectors: TextVectors | None = None,
+) -> Prepared:
+    folder = Path(tempfile.gettempdir()) / "d2llm-benchmark"
+    trainer = DistillationTrainer(
+        student, phase.config(student.config.base_model, str(folder)), examples, vectors=vectors
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    # A rate of 0: every run of the step starts from the same weights.
+    optimizer = torch.optim.AdamW((p for p in student.parameters() if p.requires_grad), lr=0.0)
+
+    def gradients() -> Tensor:
+        optimizer.zero_grad()
+        trainer.compute_loss(student, dict(batch)).backward()
+        return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+    def step() -> None:
+        gradients()
+        optimizer.step()
+
+    def check(name: str) -> Verdict:
+        got, exact = (backend.under(each, gradients) for each in (name, "reference"))
+        return Verdict(distance(got, exact), LIMITS[torch.float32 if vectors else torch.bfloat16])
+
+    return Prepared(flops, traffic, backend.kernel(step), backend.literal(step), check, items=(items, count))
+
+
+def _fresh_student() -> D2LLM:
+    """The shipped student, not the one that other rows encode with."""
+    return corpus.student.__wrapped__().train()
+
+
+def _examples(count: int, negatives: int) -> list[Example]:
+    """Pairs with other pairs' functions as hard negatives, and a teacher's logits for all of them."""
+    pairs = corpus.pairs()
+    functions = list(dict.fromkeys(pair.positive for pair in pairs))
+    examples = []
+    for number, pair in enumerate(pairs[:count]):
+        start = count + number * negatives
+        others = tuple(text for text in functions[start : start + negatives + 1] if text != pair.positive)[:negatives]
+        scores = ((2.0, -1.0), *((-1.0 - place, 1.0) for place in range(len(others))))
+        examples.append(Example(pair.query, pair.positive, others, pair.task, scores))
+    return examples
+
+
+def test_training(outcome):
+    assert "failure" not in outcome, outcome["failure"]

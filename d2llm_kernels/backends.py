@@ -15,6 +15,8 @@ from d2llm_kernels.errors import ArgumentError, BackendError
 
 ENVIRONMENT = "D2LLM_KERNELS_BACKEND"
 NAMES = ("auto", "reference", "folded", "cpu", "triton", "cuda")
+#: Backends with kernels of their own.
+KERNELS = ("cuda", "triton", "cpu")
 OPERATIONS = ("attn_pool", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms")
 #: What "auto" takes for tensors of a device type, where it takes their dtype.
 FASTEST = {"cpu": "cpu", "cuda": "triton"}

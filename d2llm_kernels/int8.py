@@ -109,8 +109,7 @@ def iem_topk(
     require(0 < k <= passages, "k", f"between 1 and the number of passages, {passages}", k)
     chosen = select(backend, b.device.type, torch.float32)
     if chosen == "cpu":
-        # Of trained scores 2 k candidates held the best 100 of each query; the rest is margin.
-        return cpu.iem_topk_int8(queries, b, scale, branch, k, min(max(4 * k, k + 128), passages))
+        return cpu.iem_topk_int8(queries, b, scale, branch, k, candidates(k, passages))
     values, indices = queries.new_empty(a.shape[0], 0), torch.empty(a.shape[0], 0, dtype=torch.int64, device=b.device)
     for number, block in enumerate(_widened(b, scale)):
         best, rows = functional.iem_topk(queries, block, *branch, min(k, block.shape[0]), chosen)
@@ -118,6 +117,14 @@ def iem_topk(
         values, order = reference.topk(torch.cat([values, best], 1), min(k, values.shape[1] + best.shape[1]))
         indices = torch.cat([indices, rows + number * _BLOCK], 1).gather(1, order)
     return values, indices
+
+
+def candidates(k: int, passages: int) -> int:
+    """How many passages to keep by rough scores so that the best k by exact ones are among them.
+
+    Of trained scores 2 k in 8 bits held the best 100 of each query; the rest is margin.
+    """
+    return min(max(4 * k, k + 128), passages)
 
 
 def _check(a: Tensor, b: Tensor, scale: Tensor, *layers: Tensor) -> tuple[Tensor, Branch]:

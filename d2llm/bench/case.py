@@ -9,11 +9,9 @@ import torch
 from d2llm.bench.ceilings import Ceilings
 from d2llm.bench.problems import Verdict, judge
 from d2llm.bench.timing import Function, Sample, Timer
-from d2llm_kernels.backends import unsupported
+from d2llm_kernels.backends import KERNELS, unsupported
 
 LITERAL, COMPILED, FOLDED = "reference", "reference compiled", "folded"
-#: Backends with kernels, the fastest first.
-KERNELS = ("cuda", "triton", "cpu")
 
 Wrap = Callable[[Function], Function]
 

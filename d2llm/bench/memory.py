@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch.profiler import ProfilerActivity, profile
 
+
 def allocations(function: Callable[[], object]) -> list[int]:
     """Bytes of every tensor that ``function`` allocates (positive) or frees (negative), in order of time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:

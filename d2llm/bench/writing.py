@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from d2llm.bench.case import COMPILED, FOLDED, KERNELS, LITERAL
+from d2llm.bench.case import COMPILED, FOLDED, LITERAL
+from d2llm_kernels.backends import KERNELS
 
 #: What the columns say, for those who meet them for the first time.
 LEGEND = (

@@ -310,7 +310,7 @@ class Index:
         projected = project(self._head, vectors, "query")
         if mode == "exact":
             chunks = tqdm(snapshot.chunks("projected"), desc="search", unit="chunk", delay=2)
-            return ranking.best(chunks, ranking.iem_scorer(self._head, projected, task), k)
+            return ranking.best(chunks, ranking.fast_scorer(self._head, projected, task), k)
         count = min(candidates, len(self))
         if mode == "bm25":
             found = snapshot.live[torch.from_numpy(snapshot.bm25.search(texts, count)[1])]

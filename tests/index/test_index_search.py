@@ -35,6 +35,21 @@ def test_exact_search_is_brute_force(model, index, task, chunk, monkeypatch):
     assert all(hit.text == texts[int(hit.id)] and hit.rank == i for row in found for i, hit in enumerate(row, 1))
 
 
+@pytest.mark.parametrize("k", [1, 20, 400])
+def test_a_first_look_in_bfloat16_changes_nothing(model, tmp_path, k):
+    torch.manual_seed(0)
+    vectors, queries = torch.randn(700, DIM), torch.randn(3, DIM)
+    path = tmp_path / "ix"
+    index = Index.build(model.iem, None, path, vectors=vectors, dtype="bfloat16", keep_vectors=False, progress=False)
+    with torch.no_grad():
+        rows = model.iem.project_passages(vectors).bfloat16().float()
+        values, order = model.iem.topk(model.iem.project_queries(queries), rows, k, 1)
+    found = index.search_vectors(queries, k)
+    assert ids(found) == [[str(i) for i in row] for row in order.tolist()]
+    scores = torch.tensor([[hit.score for hit in row] for row in found])
+    torch.testing.assert_close(scores, values, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["bm25", "cosine"])
 def test_two_stages_over_all_candidates_are_exact(index, mode):
     assert ids(index.search(QUERIES, 10, mode=mode, candidates=50)) == ids(index.search(QUERIES, 10))

@@ -38,8 +38,9 @@ def quantize(b: Tensor) -> tuple[Tensor, Tensor]:
     """
     require(b.dim() == 2 and b.is_floating_point(), "b", "a floating point tensor of shape (Np, F)", shape(b))
     wide = b.detach().float()
-    require(bool(wide.isfinite().all()), "b", "values that are finite in float32", "NaN or infinity")
     scale = wide.abs().amax(1) / 127 if b.shape[1] else wide.new_zeros(b.shape[0])
+    # The largest of a row is NaN or infinite where any of it is.
+    require(bool(scale.isfinite().all()), "b", "values that are finite in float32", "NaN or infinity")
     # A row of zeros, or of values so small that their scale is 0, becomes zeros.
     values = torch.round(wide / scale.where(scale > 0, 1)[:, None])
     return values.clamp(-127, 127).to(torch.int8), scale

@@ -104,11 +104,15 @@ def check_vectors(name: str, vectors: Any, dim: int, first: int = 0) -> Tensor:
     if len(shape) != 2 or shape[1] != dim:
         raise InputError(f"{name}: expected an array (N, {dim}), got {_what(vectors)}")
     checked = torch.as_tensor(vectors).detach().to("cpu", torch.float32)
-    finite = checked.isfinite().all(dim=1)
-    if not finite.all():
-        row = first + int(finite.logical_not().nonzero()[0])
+    if not all_finite(checked):
+        row = first + int(checked.isfinite().all(dim=1).logical_not().nonzero()[0])
         raise InputError(f"{name}[{row}]: expected finite values, got NaN or infinity")
     return checked
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity; in one pass, where ``isfinite`` takes several and makes tensors."""
+    return not values.numel() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
 def check_count(name: str, value: int, low: int, high: int | None = None) -> int:

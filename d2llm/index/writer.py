@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from d2llm.errors import InputError
-from d2llm.index.inputs import Corpus, check_vectors
+from d2llm.index.inputs import Corpus, all_finite, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, encode, head_of, project
 from d2llm.index.segment import SegmentRecord, finished_segment, write_segment
@@ -130,7 +130,7 @@ def _stored(vectors: Tensor, model: Model, manifest: Manifest) -> tuple[Rows, Te
     """(projected passages, unit vectors (n, D) float16 or None) as they go to the disk."""
     exact = project(head_of(model), vectors, "passage").cpu()
     rounded = exact if manifest.dtype == "int8" else exact.to(DTYPES[manifest.dtype])
-    if not rounded.isfinite().all():
+    if not all_finite(rounded):
         raise InputError(
             f"dtype: {manifest.dtype!r} cannot hold projected values as large as {exact.abs().max():g}; try 'bfloat16'"
         )

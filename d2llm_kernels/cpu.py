@@ -110,6 +110,37 @@ def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tens
     return _ops().iem_topk(*_promoted(a, b, *branch), k)
 
 
+def in_batch_terms(
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Forward of ``functional.in_batch_terms``, in float32."""
+    scores = _single(z_in_batch, z_hard, s_hard, s_in_batch)
+    return _ops().in_batch_terms(*scores, _flags(duplicates), temperature)
+
+
+def in_batch_terms_backward(
+    dcross_entropy: Tensor | None,
+    dpairwise: Tensor | None,
+    z_in_batch: Tensor,
+    z_hard: Tensor,
+    s_hard: Tensor,
+    s_in_batch: Tensor | None,
+    duplicates: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``in_batch_terms`` with respect to z_in_batch and z_hard; None stands for a gradient of 0."""
+    scores = _single(z_in_batch, z_hard, s_hard, s_in_batch)
+    slopes = _single(dcross_entropy, dpairwise)
+    gradients = _ops().in_batch_terms_backward(*slopes, *scores, _flags(duplicates), temperature)
+    dz_in_batch, dz_hard = _cast(gradients, (z_in_batch, z_hard))
+    return dz_in_batch, dz_hard
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Forward of the operator behind ``functional.linear``, in float32."""
     return _ops().linear(x, weight, bias)
@@ -144,6 +175,14 @@ def _promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _cast(gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
+
+
+def _single(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.float() for tensor in tensors)
+
+
+def _flags(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.bool()
 
 
 def _layout(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

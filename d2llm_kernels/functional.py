@@ -221,7 +221,7 @@ def in_batch_terms(
         duplicates: (B, B) bool or int, nonzero at columns to leave out of a row. The diagonal always takes part in
             the cross-entropy and never in the pairs.
         temperature: of the cross-entropy.
-        backend: one of ``backends.NAMES``; "cpu" has no kernel of its own here and means "folded".
+        backend: one of ``backends.NAMES``.
 
     Returns:
         cross_entropy (B,), CE(z_i,: / temperature, i), and pairwise (B,),

@@ -18,8 +18,7 @@ from d2llm_kernels.iem_folded import Branch
 # Modules with the functions of each backend; imported at the first call that needs them.
 _POOLING = {"folded": "pool_folded", "cpu": "cpu", "triton": "triton"}
 _INTERACTION = {"folded": "iem_folded", "cpu": "cpu", "triton": "triton"}
-# The C++ library has no kernel for the losses: for them "cpu" means "folded".
-_IN_BATCH = {"folded": "in_batch_folded", "cpu": "in_batch_folded", "triton": "triton"}
+_IN_BATCH = {"folded": "in_batch_folded", "cpu": "cpu", "triton": "triton"}
 
 
 @cache

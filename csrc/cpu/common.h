@@ -11,5 +11,7 @@
 #include "pool_f32.h"
 #include "pool_gradient.h"
 #include "softmax.h"
+#include "in_batch_row.h"
+#include "in_batch_gradient.h"
 #include "peaks.h"
 // clang-format on

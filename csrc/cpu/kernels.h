@@ -18,6 +18,9 @@ constexpr int64_t kHeadStride = 16;
 // Terms of a linear layer's sums that are taken at a time, so that a strip's share of them stays in L2.
 constexpr int64_t kLinearDepth = 512;
 
+// Columns of a batch's row that are taken together at most.
+constexpr int64_t kBatchBlock = 64;
+
 // One branch of the IEM, its weights packed in panels of output features, zeros past F (pack.h).
 struct Branch {
     int64_t features;    // F
@@ -99,6 +102,27 @@ struct Linear {
     float* scratch;  // (kLinearDepth + outputs) * strip floats
 };
 
+// A row of the batch and its hard negatives, for the losses over all pairs.
+struct BatchRow {
+    const float* z;           // (size,)
+    const float* s;           // (size,) or null; NaN counts as 0
+    const uint8_t* left_out;  // (size,) or null, nonzero where a column takes no part
+    int64_t size;             // B
+    int64_t own;              // the column of the row's own passage
+    const float* z_hard;      // (hard,)
+    const float* s_hard;      // (hard,), NaN where one takes no part
+    int64_t hard;             // K
+    float slope;              // 1 / temperature
+    float* scratch;           // 3 * (size + kBatchBlock) + (4 + strip) * (hard + strip) floats
+};
+
+// Zero stands for a term without a gradient.
+struct BatchRowGradient {
+    float dcross_entropy, dpairwise;
+    float* dz;       // (size,) out
+    float* dz_hard;  // (hard,) out
+};
+
 struct Kernels {
     const char* name;
     int64_t strip;      // pairs in a Strip, and the padding of rows that tiles of the backward read
@@ -125,6 +149,8 @@ struct Kernels {
                              const float* dlse, float* g);
     void (*token_gradients)(const TokenGradient&, Rows);
     void (*linear)(const Linear&);
+    void (*in_batch)(const BatchRow&, float* cross_entropy, float* pairwise);
+    void (*in_batch_gradient)(const BatchRow&, const BatchRowGradient&);
     double (*peak_f32)(int64_t rounds);
     double (*peak_bf16)(int64_t rounds);
     double (*peak_int8)(int64_t rounds);

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "iem.h"
+#include "in_batch.h"
 #include "linear.h"
 #include "pool.h"
 
@@ -25,6 +26,12 @@ TORCH_LIBRARY(d2llm_cpu, m) {
     m.def(
         "iem_topk(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, int k)"
         " -> (Tensor, Tensor)");
+    m.def(
+        "in_batch_terms(Tensor z_in_batch, Tensor z_hard, Tensor s_hard, Tensor? s_in_batch, Tensor? duplicates,"
+        " float temperature) -> (Tensor, Tensor)");
+    m.def(
+        "in_batch_terms_backward(Tensor? dcross_entropy, Tensor? dpairwise, Tensor z_in_batch, Tensor z_hard,"
+        " Tensor s_hard, Tensor? s_in_batch, Tensor? duplicates, float temperature) -> (Tensor, Tensor)");
     m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
     m.def(
         "iem_scores_int8(Tensor a, Tensor b, Tensor scale, Tensor weight, Tensor bias, Tensor out_weight,"
@@ -42,6 +49,8 @@ TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
     m.impl("iem_pairs", d2llm::iem_pairs);
     m.impl("iem_pairs_backward", d2llm::iem_pairs_backward);
     m.impl("iem_topk", d2llm::iem_topk);
+    m.impl("in_batch_terms", d2llm::in_batch_terms);
+    m.impl("in_batch_terms_backward", d2llm::in_batch_terms_backward);
     m.impl("linear", d2llm::linear);
     m.impl("iem_scores_int8", d2llm::iem_scores_int8);
     m.impl("iem_topk_int8", d2llm::iem_topk_int8);

@@ -56,6 +56,8 @@ static const Kernels kTable = {
     softmax_gradient,
     token_rows,
     linear,
+    in_batch,
+    in_batch_gradient,
     peak<Float32>,
     peak<PeakBf16>,
     peak<ScoreInt8, Integers>,

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import backends, cpu, ops
+from d2llm_kernels import backends, cpu
 from tests.kernels.test_attn_pool import inputs as pool_inputs
 from tests.kernels.test_iem_scores import inputs as pair_inputs
+from tests.kernels.test_in_batch import inputs as in_batch_inputs
 
 needs_library = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
@@ -48,8 +49,12 @@ def test_forward_is_bit_equal_for_any_number_of_threads(dtype):
 @needs_library
 @pytest.mark.parametrize("name", cpu.module().build_info()["available"] if cpu.missing() is None else ())
 def test_every_instruction_set_keeps_the_contract(name):
-    tests = ["tests/kernels/test_attn_pool.py::test_parity", "tests/kernels/test_iem_scores.py::test_scores_parity"]
-    options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-k", "cpu and 2threads"]
+    tests = [
+        "tests/kernels/test_attn_pool.py::test_parity",
+        "tests/kernels/test_iem_scores.py::test_scores_parity",
+        "tests/kernels/test_in_batch.py",
+    ]
+    options = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-k", "cpu and (2threads or not threads)"]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, env={**os.environ, "D2LLM_KERNELS_ISA": name}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,12 +101,33 @@ def test_mixed_dtypes_are_promoted_and_gradients_come_in_the_inputs_dtypes():
         assert [g.dtype for g in gradients] == [t.dtype for t in (a, b, *rest)]
 
 
-def test_the_losses_have_no_kernel_of_their_own_and_fold():
-    z = torch.randn(4, 4)
-    one, other = (
-        ops.in_batch_terms(z, z.new_empty(4, 0), z.new_empty(4, 0), None, None, 1.0, name) for name in ("cpu", "folded")
-    )
-    assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+@needs_library
+def test_losses_are_bit_equal_for_any_number_of_threads():
+    """Their gradients too: a row is the work of one thread, whoever that is."""
+    (z_in_batch, z_hard), teacher = in_batch_inputs(301, 5, dtype=torch.float32)
+    leaves = (z_in_batch.requires_grad_(), z_hard.requires_grad_())
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4, 4):
+            torch.set_num_threads(threads)
+            terms = dk.functional.in_batch_terms(*leaves, *teacher, backend="cpu")
+            results.append((*terms, *torch.autograd.grad(terms[0].sum() + terms[1].sum(), leaves)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+@needs_library
+def test_losses_of_mixed_dtypes_are_those_of_float32():
+    (z_in_batch, z_hard), (s_hard, s_in_batch, duplicates) = in_batch_inputs(9, 3, dtype=torch.float32)
+    leaves = (z_in_batch.bfloat16().requires_grad_(), z_hard.requires_grad_())
+    got = dk.functional.in_batch_terms(*leaves, s_hard.half(), s_in_batch, duplicates.long(), backend="cpu")
+    wide = (leaves[0].float(), z_hard, s_hard.half().float(), s_in_batch, duplicates)
+    expected = dk.functional.in_batch_terms(*wide, backend="cpu")
+    assert all(torch.equal(one, two) for one, two in zip(got, expected, strict=True))
+    gradients = torch.autograd.grad(got[0].sum() + got[1].sum(), leaves)
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32]
 
 
 def test_a_library_for_another_torch_is_named_and_passed_by(tmp_path: Path, monkeypatch):

@@ -11,7 +11,7 @@ PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editab
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # torch's profiler, which counts memory, tells of every start and stop otherwise.
-export KINETO_LOG_LEVEL ?= 3
+export KINETO_LOG_LEVEL ?= 99
 
 .PHONY: demo test suite interpret lint format bench bench-full gate kernels sanitize gpu-report tune clean
 

@@ -26,20 +26,20 @@ def _texts(queries: int, passages: int, hidden: int) -> tuple[Tensor, Tensor, Br
 
 
 def native() -> Iterator[Counted]:
-    """Calls of the C++ kernels, each of some ten thousand instructions."""
+    """Calls of the C++ kernels, each of some hundred thousand instructions."""
     ops = torch.ops.d2llm_cpu
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        x, u = torch.randn(1, 32, _D).to(dtype), torch.randn(_H, _D).to(dtype)
+        x, u = torch.randn(1, 64, _D).to(dtype), torch.randn(_H, _D).to(dtype)
         pooled, _ = ops.attn_pool(x, u, None, None)
         yield Counted(f"attn_pool {name}", partial(ops.attn_pool, x, u, None, None))
         yield Counted(
             f"attn_pool_backward {name}",
             partial(ops.attn_pool_backward, torch.randn_like(pooled), None, x, u, None, None),
         )
-        a, b, branch = _texts(2, 32, _F)
-        texts = [tensor.to(dtype) for tensor in (a, b, *branch)]
-        yield Counted(f"iem_scores {name}", partial(ops.iem_scores, *texts))
+        a, b, branch = _texts(2, 128, _F)
+        yield Counted(f"iem_scores {name}", partial(ops.iem_scores, *(tensor.to(dtype) for tensor in (a, b, *branch))))
+        texts = [tensor.to(dtype) for tensor in (a, b[:32], *branch)]
         yield Counted(f"iem_scores_backward {name}", partial(ops.iem_scores_backward, torch.randn(2, 32), *texts))
         yield Counted(f"iem_topk {name}", partial(ops.iem_topk, *texts, 4))
     a, b, branch = _texts(2, 32, _F)

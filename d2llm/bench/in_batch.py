@@ -46,8 +46,9 @@ def losses(size: int, hard: int, priority: int = 2, literal: bool = True) -> Cas
 
         triples = hard * size**2
         return Prepared(
-            # A difference, a product and a sum for each triple, forward and backward; exponentials not counted.
-            flops=6 * triples,
+            # Products, sums and quotients of a triple where every gap differs: 25 forward, most of them for a
+            # logarithm, and 8 backward (docs/kernels.md). Exponentials are taken once a column and a hard negative.
+            flops=33 * triples,
             # z and s in both passes, dz in one.
             traffic=5 * 4 * size**2,
             kernel=lambda backend: Call(lambda: batch.run(backend)),

@@ -58,7 +58,7 @@ def _root(
     # Advice of transformers to its own callers is no news to someone at a command line.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # So is every start and stop of torch's profiler, which counts memory; it asks once, when torch is loaded.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "3")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 app.command()(demo.demo)

@@ -17,6 +17,7 @@ from d2llm.bench.timing import Function, Timer
 REPORT = pytest.StashKey[Report]()
 _CPU = torch.device("cpu")
 _FEWEST, _MOST = 3, 100
+_ORDER = ("pooling", "interaction", "in_batch", "training", "encode", "index", "growth", "cost")
 
 
 class BenchmarkTimer(Timer):
@@ -42,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--out") or config.rootpath / ".benchmarks" / "last"
     config.stash[REPORT] = Report(folder, config.getoption("--resume"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Operations before whole programs; last what fills the memory.
+    items.sort(key=lambda item: _ORDER.index(item.path.stem.removeprefix("test_")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

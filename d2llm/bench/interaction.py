@@ -115,6 +115,7 @@ def topk(
     priority: int = 1,
     target: Target | None = None,
     peers: tuple[str, ...] = (),
+    backends: tuple[str, ...] | None = None,
 ) -> Case:
     """A row of ``iem_topk``; the literal form sorts the reference's scores of projected texts, made block by block.
 
@@ -122,7 +123,7 @@ def topk(
         queries, passages, hidden, k: Nq, Np, F and k.
         dtype: that of the texts; ``torch.int8`` stores passages so, and queries are float32.
         peers: "iem_scores", all scores on the fastest backend without a sort; for int8 "bfloat16", the same top k.
-        priority, target: see :class:`Case`.
+        priority, target, backends: see :class:`Case`.
     """
 
     def prepare(device: torch.device) -> Prepared:
@@ -153,7 +154,7 @@ def topk(
         )
 
     shape = f"{queries} x {passages} F={hidden} k={k}"
-    return Case("iem_topk", shape, dtype, priority, prepare, target or Target(), peers=peers)
+    return Case("iem_topk", shape, dtype, priority, prepare, target or Target(), peers=peers, backends=backends)
 
 
 def score_all(queries: int, passages: int, hidden: int, width: int, compiled: bool = False) -> Case:

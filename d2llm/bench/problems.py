@@ -287,6 +287,8 @@ class BytesTopK(TopK):
         # A block at a time: in float32 all of them could be more than there is room for.
         parts = [int8.quantize(part) for part in self.problem.tensors.b.split(_BLOCK)]
         self.stored, self.scale = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        self._query = self.problem.tensors.a.float()
+        self._branch = Branch(*(weight.float() for weight in self.problem.tensors.branch))
 
     def forward(self, backend: str) -> tuple[Tensor, ...]:
         return self._topk(len(self.stored), backend)
@@ -311,9 +313,8 @@ class BytesTopK(TopK):
         return best_of(values[0], indices[0], *self._both(), torch.float32)
 
     def _topk(self, passages: int, backend: str) -> tuple[Tensor, Tensor]:
-        branch = self.problem.tensors.to(torch.float32).branch
         stored, scale = self.stored[:passages], self.scale[:passages]
-        return int8.iem_topk(self.problem.tensors.a.float(), stored, scale, *branch, self.k, backend)
+        return int8.iem_topk(self._query, stored, scale, *self._branch, self.k, backend)
 
 
 def reference_scores(texts: Texts) -> Tensor:

@@ -3,8 +3,6 @@
 python -m benchmarks.plots benchmarks/results/cpu-…/report.json docs/benchmarks
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.cost import SIZES
 from d2llm.bench.case import FOLDED, LITERAL
-from d2llm.files import atomic_path, read_json
+from d2llm.files import atomic_path
 from d2llm_kernels.backends import KERNELS
 
 _COLORS = {"cpu": "#1b6ca8", "triton": "#1b6ca8", "cuda": "#1b6ca8", FOLDED: "#e08e0b", LITERAL: "#8a8a8a"}
@@ -139,18 +137,3 @@ def draw(report: Report, folder: Path) -> list[Path]:
 def _seen(report: Report) -> list[str]:
     names = dict.fromkeys(name for row in report["rows"] for name in row["variants"])
     return [name for name in names if name in _COLORS]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__.splitlines()[0])
-    parser.add_argument("report", type=Path, help="report.json")
-    parser.add_argument("folder", type=Path, help="where the pictures go")
-    options = parser.parse_args(arguments)
-    for path in draw(read_json(options.report), options.folder):
-        print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,7 +28,7 @@ def markdown(report: dict[str, Any]) -> str:
         *(f"- {failure}" for failure in (tests or {}).get("failures", ())),
         "",
         f"Backends: {'; '.join(f'{name}: {state}' for name, state in machine['backends'].items())}. "
-        f"Tiles: {', '.join(machine['tiles']) or 'of an older architecture'}.",
+        f"Tiles: {', '.join(machine.get('tiles', ())) or 'of an older architecture'}.",
         "",
     ]
     if report["ceilings"]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from d2llm_kernels import backends, cpu
-from d2llm_kernels.triton import table
 
 _PACKAGES = ("d2llm", "torch", "triton", "transformers", "numpy")
 _SOURCE = Path(__file__).parents[2]
@@ -20,7 +19,6 @@ _SOURCE = Path(__file__).parents[2]
 def facts(device: torch.device) -> dict[str, Any]:
     """Processor, memory, versions, revision, backends and the tiles of their kernels, as plain values."""
     on_gpu = device.type == "cuda"
-    arch = table.architecture(device)
     status = git("status", "--porcelain")
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
@@ -30,8 +28,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "revision": git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "backends": {name: backends.missing(name) or "available" for name in backends.NAMES[1:]},
-        "tiles": sorted({row["source"] for row in table.rows() if arch in row["archs"]}) if installed("triton") else [],
-        **(_gpu(device, arch) if on_gpu else _cpu()),
+        **(_gpu(device) if on_gpu else _cpu()),
     }
 
 
@@ -73,10 +70,15 @@ def output(*command: str) -> str | None:
         return None
 
 
-def _gpu(device: torch.device, arch: str) -> dict[str, Any]:
+def _gpu(device: torch.device) -> dict[str, Any]:
+    # Only where there is a GPU is Triton sure to be there.
+    from d2llm_kernels.triton import table
+
+    arch = table.architecture(device)
     properties = torch.cuda.get_device_properties(device)
     return {
         "architecture": arch,
+        "tiles": sorted({row["source"] for row in table.rows() if arch in row["archs"]}),
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
         "l2_bytes": getattr(properties, "L2_cache_size", None),

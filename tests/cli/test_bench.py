@@ -1,6 +1,8 @@
 """d2llm bench at tiny shapes."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -31,6 +33,13 @@ def test_one_part_without_the_literal_form(run: Run) -> None:
     result = run("bench", "pool", *TINY, "--forward", "--no-literal", "--kind", "packed", "--seconds", 0.01)
     assert result.exit_code == 0 and "packed" in result.output
     assert "backward" not in result.output and "x reference" not in result.output.split("\ntime:")[0]
+
+
+def test_triton_need_not_be_installed() -> None:
+    program = "import sys; sys.modules['triton'] = None; from d2llm.cli import main; main()"
+    arguments = [str(argument) for argument in ("bench", "pool", *TINY, "--forward", "--seconds", 0.01)]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0 and "attn_pool" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

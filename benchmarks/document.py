@@ -1,0 +1,68 @@
+"""Bring docs/benchmarks.md up to a report: its tables between their marks, and the pictures beside it.
+
+python -m benchmarks.document benchmarks/results/cpu-…/report.json
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cost, growth
+from benchmarks.plots import draw
+from d2llm.bench import writing
+from d2llm.files import atomic_path, read_json
+from d2llm_kernels.backends import KERNELS
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+_COLUMNS = ("operation", "shape", "dtype", "time", "+-", "x reference", "x folded", "% of limit", "peak MB", "rate")
+
+
+def blocks(report: dict[str, Any]) -> dict[str, list[str]]:
+    """The lines that belong between the marks of each name."""
+    after = report["ceilings_after"]
+    return {
+        "machine": [
+            writing.machine_line(report),
+            "",
+            writing.ceilings_line(report["ceilings"]),
+            *([f"At the end of the run: {writing.ceilings_line(after)}"] if after else []),
+        ],
+        "kernels": writing.markdown(writing.table([_kernels_of(row) for row in report["rows"]], _COLUMNS)),
+        "cost": writing.markdown(cost.table(report["cost"])),
+        "growth": writing.markdown(growth.table(report["growth"])),
+        "legend": [f"- {sentence}." for sentence in writing.LEGEND],
+    }
+
+
+def filled(text: str, report: dict[str, Any]) -> str:
+    """The document with the report's figures in place of those that it has."""
+    for name, lines in blocks(report).items():
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        body = "\n".join(lines)
+        text, count = mark.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
+        if count != 1:
+            raise ValueError(f"{DOCUMENT.name}: expected the marks of {name!r} once, found them {count} times")
+    return text
+
+
+def _kernels_of(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"variants": {name: found for name, found in row["variants"].items() if name in KERNELS}}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.document", description=__doc__.splitlines()[0])
+    parser.add_argument("report", type=Path, help="report.json")
+    report = read_json(parser.parse_args(arguments).report)
+    text = filled(DOCUMENT.read_text(encoding="utf-8"), report)
+    with atomic_path(DOCUMENT) as path:
+        path.write_text(text, encoding="utf-8")
+    for path in (DOCUMENT, *draw(report, DOCUMENT.with_suffix(""))):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

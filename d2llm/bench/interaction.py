@@ -18,8 +18,8 @@ from d2llm.bench.problems import BytesTopK, Interaction, TopK, Verdict, judge
 Sizes = tuple[int, int, int, int]
 
 _TASKS = 2
-# Bytes of the concatenated pairs that the literal form is given.
-_LITERAL_BYTES = 1 << 28
+# Bytes of the concatenated pairs that the literal form is given: enough to fill the device.
+_LITERAL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 # Pairs that the literal top k is given.
 _LITERAL_PAIRS = 1 << 17
 # Queries, and rows of passages, that a module is checked on.
@@ -55,7 +55,7 @@ def scores(
         traffic = once * {"f": 1, "b": 2, "fb": 3}[passes]
 
         def literal(wrap: Wrap) -> Call:
-            some = max(1, _LITERAL_BYTES // (2 * width * item))
+            some = max(1, _LITERAL_BYTES[device.type] // (2 * width * item))
             tall = min(queries, max(1, math.isqrt(some)))
             wide = min(passages, max(1, some // tall))
             module = dk.IEM(width, hidden, init="xavier", backend="reference").to(device, dtype)
@@ -87,7 +87,7 @@ def pairs(passes: str, dtype: torch.dtype, count: int, hidden: int, width: int, 
         traffic = (item * 3 * count * hidden + 4 * count) * {"f": 1, "fb": 3}[passes]
 
         def literal(wrap: Wrap) -> Call:
-            some = min(count, max(1, _LITERAL_BYTES // (2 * width * item)))
+            some = min(count, max(1, _LITERAL_BYTES[device.type] // (2 * width * item)))
             module = dk.IEM(width, hidden, init="xavier", backend="reference").to(device, dtype)
             q, p = (torch.randn(some, width, device=device, dtype=dtype) for _ in range(2))
             forward = wrap(lambda: module(q, p, 1, return_features=True))
@@ -134,7 +134,7 @@ def topk(
 
         def literal(wrap: Wrap) -> Call:
             texts = problem.literal_texts(some)
-            block = max(1, _LITERAL_BYTES // (4 * queries * hidden * texts.a.element_size()))
+            block = max(1, _LITERAL_BYTES[device.type] // (4 * queries * hidden * texts.a.element_size()))
 
             def run() -> object:
                 parts = [dk.reference.iem_scores(texts.a, part, *texts.branch) for part in texts.b.split(block)]

@@ -112,7 +112,8 @@ def checked_out(revision: str) -> Iterator[Path]:
             for part in _QUESTIONS:
                 shutil.rmtree(tree / part, ignore_errors=True)
                 shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("results", "__pycache__"))
-            subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree, check=True)
+            command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+            subprocess.run(command, cwd=tree, check=True, stdout=subprocess.DEVNULL)
             yield tree
         finally:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)

@@ -34,7 +34,9 @@ class BenchmarkTimer(Timer):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("d2llm")
-    group.addoption("--full", action="store_true", help="every shape, in three quarters of an hour; without it a selection")
+    group.addoption(
+        "--full", action="store_true", help="every shape, in three quarters of an hour; without it a selection"
+    )
     group.addoption("--out", type=Path, help="folder of the report (default: .benchmarks/last)")
     group.addoption("--resume", action="store_true", help="go on with the report that is there")
     group.addoption("--seconds", type=float, default=0.5, help="time for the runs of one variant (default: 0.5)")

@@ -13,13 +13,13 @@ export TOKENIZERS_PARALLELISM ?= false
 # torch's profiler, which counts memory, tells of every start and stop otherwise.
 export KINETO_LOG_LEVEL ?= 99
 
-.PHONY: demo test suite interpret lint format bench bench-full gate kernels sanitize gpu-report tune clean
+.PHONY: demo test suite interpret emulate lint format bench bench-full gate kernels sanitize gpu-report tune clean
 
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
 
-# ARGS names tests of the suite; the interpreter is then left out.
-test: suite $(if $(ARGS),,interpret)
+# ARGS names tests of the suite; the interpreter and the emulation are then left out.
+test: suite $(if $(ARGS),,interpret emulate)
 
 suite: $(VENV)/.dev $(VENV)/.kernels $(VENV)/.triton-3.6
 	$(BIN)/python -m pytest -q $(ARGS)
@@ -28,16 +28,20 @@ suite: $(VENV)/.dev $(VENV)/.kernels $(VENV)/.triton-3.6
 interpret: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/gpu
 
+# The CUDA kernels without a GPU; without a compiler there is nothing to do.
+emulate: $(VENV)/.emulation
+	if [ -e $(EMULATION) ]; then D2LLM_KERNELS_CUDA_LIBRARY=$(EMULATION) $(BIN)/python -m pytest -q tests/gpu; fi
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format -i
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
 
 # A selection of the benchmarks; all of them; and what they draw. ARGS goes to pytest.
 BENCH = $(BIN)/python -m pytest -q --benchmark-quiet benchmarks
@@ -70,7 +74,7 @@ tune:
 	$(REPORT_PYTHON) -m tools.tune $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info d2llm_kernels/_cpu.*
+	rm -rf $(VENV) build *.egg-info d2llm_kernels/_cpu.* d2llm_kernels/_cuda.*
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -98,9 +102,14 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(PACKAGE) '.[demo,dev,kernels,bench]'
 	touch $@
 
+TORCH_VERSION := $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
+EMULATION := $(CURDIR)/$(VENV)/emulation/_cuda.so
+$(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* tests/emulation/*)
+	if command -v g++ >/dev/null; then $(BIN)/python -m tests.emulation.build $(EMULATION); fi
+	touch $@
+
 # The C++ kernels, beside the sources of the package, for the torch that is installed; without a compiler there is
 # nothing to do.
-TORCH_VERSION := $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
 $(VENV)/.kernels: $(VENV)/.demo setup.py $(TORCH_VERSION) $(wildcard csrc/cpu/*)
 	@$(COMPILE)
 	@touch $@

@@ -1,7 +1,9 @@
-"""Adds the C++ kernels of ``csrc/cpu`` where torch and GCC are there; all else is declared in pyproject.toml.
+"""Adds the C++ kernels of ``csrc/cpu`` where torch and GCC are there, and the CUDA kernels of ``csrc/cuda`` where torch
+has CUDA and nvcc is there too; all else is declared in pyproject.toml.
 
 ``D2LLM_KERNELS_BUILD``: ``auto`` builds what can be built, says nothing where it cannot, and one line where it does not
-compile; ``cpu`` insists, ``none`` builds nothing. ``D2LLM_KERNELS_FLAGS`` are added to the compiler's.
+compile; ``cpu`` and ``cuda`` insist on the one and leave out the other, ``none`` builds nothing.
+``D2LLM_KERNELS_FLAGS`` are added to the C++ compiler's, ``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for.
 """
 
 import os
@@ -20,7 +22,7 @@ from setuptools.errors import CompileError, LinkError
 # Torch would take c++ and setuptools the compiler of Python itself: one for all.
 os.environ["CXX"] = os.environ.get("CXX") or "g++"
 
-NAME = "d2llm_kernels._cpu"
+CPU, CUDA = "d2llm_kernels._cpu", "d2llm_kernels._cuda"
 CHOICES = ("auto", "cpu", "cuda", "none")
 FLAGS = [
     "-O3",
@@ -30,6 +32,8 @@ FLAGS = [
     "-Wno-maybe-uninitialized",
     *os.environ.get("D2LLM_KERNELS_FLAGS", "").split(),
 ]
+# Code for Ampere runs on every GPU since, and what is newer than all of these compiles its PTX.
+ARCHITECTURES = "8.0+PTX;9.0a;10.0a;12.0a"
 
 
 def _compiler() -> str | None:
@@ -57,41 +61,105 @@ def _obstacle() -> str | None:
     return None
 
 
-def _extension(optional: bool) -> dict[str, Any]:
+def _no_cuda() -> str | None:
+    """Why the CUDA kernels cannot be built here, or None."""
+    obstacle = _obstacle()
+    if obstacle is not None:
+        return obstacle
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, is_ninja_available
+    from torch.utils.cpp_extension import CUDA_HOME
 
-    class Build(BuildExtension):
-        def run(self) -> None:
-            # An older library must not pass for the result; where there is none, ninja says what to compile again.
-            for path in (self.get_ext_fullpath(NAME), Path(self.build_lib, self.get_ext_filename(NAME))):
-                Path(path).unlink(missing_ok=True)
-            super().run()
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if CUDA_HOME is None:
+        return "there is no nvcc; install the CUDA toolkit or set CUDA_HOME"
+    return None
 
-        def build_extensions(self) -> None:
-            print("Compiling the C++ kernels, a minute or two", file=sys.stderr)
-            try:
-                super().build_extensions()
-            except (CompileError, LinkError, RuntimeError) as error:
-                if not optional:
-                    raise CompileError(str(error)) from error
-                self.extensions.clear()
-                reason = f"did not compile ({error}".partition("\n")[0]
-                advice = "D2LLM_KERNELS_BUILD=cpu shows why"
-                print(f"d2llm: the C++ kernels are left out, they {reason}); {advice}", file=sys.stderr)
+
+def _architectures() -> str:
+    """TORCH_CUDA_ARCH_LIST, by default the GPU that is here, else all that are known."""
+    import torch
+
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return listed
+    if not torch.cuda.is_available():
+        return ARCHITECTURES
+    major, minor = torch.cuda.get_device_capability()
+    # What the letter adds, such as wgmma, is only had by asking for it.
+    return f"{major}.{minor}" + ("a" if major >= 9 else "")
+
+
+def _cpu_extension() -> Any:
+    import torch
+    from torch.utils.cpp_extension import CppExtension
 
     defines = {"TORCH_VERSION": torch.__version__, "COMPILER": _compiler(), "FLAGS": " ".join(FLAGS)}
-    extension = CppExtension(
-        NAME,
-        sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
-        depends=sorted(str(path) for path in Path("csrc/cpu").glob("*.h")),
-        define_macros=[(f"D2LLM_{name}", f'"{value}"') for name, value in defines.items()],
+    return CppExtension(
+        CPU,
+        _files("csrc/cpu", "*.cpp"),
+        depends=_files("csrc/cpu", "*.h"),
+        define_macros=_macros(defines),
         extra_compile_args=FLAGS,
         # OpenMP comes from torch's own copy: a second runtime would have threads of its own.
         extra_link_args=[flag for flag in FLAGS if flag != "-fopenmp"],
     )
-    options = {"use_ninja": is_ninja_available()}
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build.with_options(**options)}}
+
+
+def _cuda_extension() -> Any:
+    import torch
+    from torch.utils.cpp_extension import CUDAExtension
+
+    os.environ["TORCH_CUDA_ARCH_LIST"] = _architectures()
+    defines = {"TORCH_VERSION": torch.__version__, "COMPILER": f"nvcc {torch.version.cuda}"}
+    defines["ARCHITECTURES"] = os.environ["TORCH_CUDA_ARCH_LIST"]
+    return CUDAExtension(
+        CUDA,
+        _files("csrc/cuda", "**/*.cu") + _files("csrc/cuda", "*.cpp"),
+        depends=_files("csrc/cuda", "**/*.cuh") + _files("csrc/cuda", "**/*.h"),
+        define_macros=_macros(defines),
+        extra_compile_args={"cxx": ["-O2", "-g0"], "nvcc": ["-O3", "-lineinfo"]},
+    )
+
+
+def _files(folder: str, pattern: str) -> list[str]:
+    return sorted(str(path) for path in Path(folder).glob(pattern))
+
+
+def _macros(defines: dict[str, str | None]) -> list[tuple[str, str]]:
+    return [(f"D2LLM_{name}", f'"{value}"') for name, value in defines.items()]
+
+
+def _arguments(extensions: list[Any], optional: bool) -> dict[str, Any]:
+    from torch.utils.cpp_extension import BuildExtension, is_ninja_available
+
+    class Build(BuildExtension):
+        def run(self) -> None:
+            # An older library must not pass for the result; where there is none, ninja says what to compile again.
+            for extension in self.extensions:
+                place = Path(self.build_lib, self.get_ext_filename(extension.name))
+                for path in (self.get_ext_fullpath(extension.name), place):
+                    Path(path).unlink(missing_ok=True)
+            super().run()
+
+        def build_extension(self, extension: Any) -> None:
+            kind = "CUDA" if extension.name == CUDA else "C++"
+            print(f"Compiling the {kind} kernels, a minute or two", file=sys.stderr)
+            try:
+                super().build_extension(extension)
+            except (CompileError, LinkError, RuntimeError) as error:
+                if not optional:
+                    raise CompileError(str(error)) from error
+                self.left_out.append(extension)
+                reason = f"did not compile ({error}".partition("\n")[0]
+                advice = f"D2LLM_KERNELS_BUILD={extension.name.partition('._')[2]} shows why"
+                print(f"d2llm: the {kind} kernels are left out, they {reason}); {advice}", file=sys.stderr)
+
+        def build_extensions(self) -> None:
+            self.left_out: list[Any] = []
+            super().build_extensions()
+            self.extensions = [extension for extension in self.extensions if extension not in self.left_out]
+
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": Build.with_options(use_ninja=is_ninja_available())}}
 
 
 def kernels() -> dict[str, Any]:
@@ -99,16 +167,19 @@ def kernels() -> dict[str, Any]:
     asked = os.environ.get("D2LLM_KERNELS_BUILD") or "auto"
     if asked not in CHOICES:
         raise SystemExit(f"D2LLM_KERNELS_BUILD: expected one of {CHOICES}, got {asked!r}")
-    if asked == "cuda":
-        raise SystemExit("D2LLM_KERNELS_BUILD: there are no CUDA kernels to build yet; expected auto, cpu or none")
     if asked == "none":
         return {}
-    obstacle = _obstacle()
-    if obstacle is None:
-        return _extension(optional=asked == "auto")
-    if asked == "cpu":
-        raise SystemExit(f"D2LLM_KERNELS_BUILD=cpu: the C++ kernels cannot be built: {obstacle}")
-    return {}
+    insisted = {"cpu": _obstacle, "cuda": _no_cuda}.get(asked)
+    obstacle = insisted() if insisted else None
+    if obstacle is not None:
+        names = {"cpu": "C++", "cuda": "CUDA"}
+        raise SystemExit(f"D2LLM_KERNELS_BUILD={asked}: the {names[asked]} kernels cannot be built: {obstacle}")
+    extensions = []
+    if asked != "cuda" and _obstacle() is None:
+        extensions.append(_cpu_extension())
+    if asked != "cpu" and _no_cuda() is None:
+        extensions.append(_cuda_extension())
+    return _arguments(extensions, optional=asked == "auto") if extensions else {}
 
 
 setup(**kernels())

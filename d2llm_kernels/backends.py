@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from d2llm_kernels import cpu
+from d2llm_kernels.cuda import library
 from d2llm_kernels.errors import ArgumentError, BackendError
 
 ENVIRONMENT = "D2LLM_KERNELS_BACKEND"
@@ -18,8 +19,9 @@ NAMES = ("auto", "reference", "folded", "cpu", "triton", "cuda")
 #: Backends with kernels of their own.
 KERNELS = ("cuda", "triton", "cpu")
 OPERATIONS = ("attn_pool", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms")
-#: What "auto" takes for tensors of a device type, where it takes their dtype.
-FASTEST = {"cpu": "cpu", "cuda": "triton"}
+#: What "auto" takes for tensors of a device type: the first of these that is there and takes their dtype. No shape is
+#: known on which the CUDA kernels are faster than Triton's.
+FASTEST = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 _OLDEST_TRITON = (3, 5)
 # Tensor cores that multiply bfloat16 came with Ampere.
@@ -38,7 +40,7 @@ def missing(name: str) -> str | None:
     if name == "cpu":
         return cpu.missing()
     if name == "cuda":
-        return "the CUDA extension is not built in this installation"
+        return library.missing()
     return _no_triton() if name == "triton" else None
 
 
@@ -49,6 +51,8 @@ def unsupported(name: str, device: str, dtype: torch.dtype) -> str | None:
         return reason
     if name == "cpu":
         return cpu.unsupported(device, dtype)
+    if name == "cuda":
+        return library.unsupported(device, dtype)
     return _beyond_triton(device, dtype) if name == "triton" else None
 
 
@@ -126,8 +130,8 @@ def select(backend: str, device: str, dtype: torch.dtype) -> str:
     """
     name, source = _requested(backend)
     if name == "auto":
-        fastest = FASTEST.get(device)
-        return fastest if fastest and unsupported(fastest, device, dtype) is None else "folded"
+        fitting = (kernel for kernel in FASTEST.get(device, ()) if unsupported(kernel, device, dtype) is None)
+        return next(fitting, "folded")
     reason = unsupported(name, device, dtype)
     if reason is not None:
         raise BackendError(f"{source}={name!r}: {reason}; use 'auto', 'folded' or 'reference'")

@@ -68,6 +68,20 @@ def packed_bounds(cu_seqlens: Tensor, total: int) -> list[tuple[int, int]]:
     return list(pairwise(offsets))
 
 
+def rising_offsets(cu_seqlens: Tensor, x: Tensor) -> Tensor:
+    """The offsets of packed x (T, D) beside it, in an order that no kernel loses its way in.
+
+    Offsets on a device are not looked at from the host. Should they fall, their running maximum still keeps every
+    kernel inside the batch and lets it come to an end.
+
+    Raises:
+        ArgumentError: if offsets that lie on the host do not rise from 0 to T.
+    """
+    if cu_seqlens.device.type == "cpu":
+        packed_bounds(cu_seqlens, x.shape[0])
+    return cu_seqlens.to(x.device).cummax(0).values
+
+
 def check_interaction(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, rank: int | None
 ) -> None:

@@ -3,59 +3,37 @@
 Where the library is missing or was built for another torch, ``missing`` says so and nothing else is affected.
 """
 
-import importlib.util
-import mmap
-import os
-import re
-from collections.abc import Sequence
-from functools import cache, reduce
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from d2llm_kernels import extension
 from d2llm_kernels.checks import packed_bounds
 from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.promotion import cast_like, promoted, promotion
 
 #: Another file to load in place of the installed library.
 LIBRARY = "D2LLM_KERNELS_LIBRARY"
 DTYPES = (torch.float32, torch.bfloat16)
-_MARKER = re.compile(rb"d2llm_kernels built for torch ([^\n\0]{1,64})\n")
+_EXTENSION = extension.Extension("_cpu", LIBRARY)
 
 
 @cache
 def missing() -> str | None:
     """Why the library cannot be used, or None once it is loaded."""
-    path = _library()
-    if path is None:
-        return "the C++ extension is not built in this installation; pip install --no-build-isolation builds it"
-    built = _built_for(path)
-    if built != torch.__version__:
-        return f"{path.name} was built for torch {built or 'unknown'}, found {torch.__version__}; install d2llm again"
-    try:
-        module()
-    except (ImportError, OSError) as error:
-        return f"{path.name} cannot be loaded: {error}"
-    return None
+    return extension.missing(_EXTENSION)
 
 
-@cache
 def module() -> ModuleType:
     """The extension's module; importing it registers the operators.
 
     Raises:
         ImportError: if there is none, or it does not fit.
     """
-    path = _library()
-    spec = None if path is None else importlib.util.spec_from_file_location("d2llm_kernels._cpu", path)
-    if spec is None or spec.loader is None:
-        raise ImportError("d2llm_kernels._cpu: not built")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return extension.load(_EXTENSION)
 
 
 def unsupported(device: str, dtype: torch.dtype) -> str | None:
@@ -69,45 +47,45 @@ def unsupported(device: str, dtype: torch.dtype) -> str | None:
 
 def attn_pool(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """Forward of ``functional.attn_pool``."""
-    return _ops().attn_pool(*_promoted(x, u), *_layout(x, mask, cu_seqlens))
+    return _ops().attn_pool(*promoted(x, u), *_layout(x, mask, cu_seqlens))
 
 
 def attn_pool_backward(
     dpooled: Tensor, dlse: Tensor | None, x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``attn_pool`` for x and u."""
-    gradients = _ops().attn_pool_backward(dpooled, dlse, *_promoted(x, u), *_layout(x, mask, cu_seqlens))
-    dx, du = _cast(gradients, (x, u))
+    gradients = _ops().attn_pool_backward(dpooled, dlse, *promoted(x, u), *_layout(x, mask, cu_seqlens))
+    dx, du = cast_like(gradients, (x, u))
     return dx, du
 
 
 def iem_scores(a: Tensor, b: Tensor, branch: Branch) -> Tensor:
     """Forward of ``functional.iem_scores``."""
-    return _ops().iem_scores(*_promoted(a, b, *branch))
+    return _ops().iem_scores(*promoted(a, b, *branch))
 
 
 def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
     """Gradients of ``iem_scores`` for its six tensors."""
-    return _cast(_ops().iem_scores_backward(dz, *_promoted(a, b, *branch)), (a, b, *branch))
+    return cast_like(_ops().iem_scores_backward(dz, *promoted(a, b, *branch)), (a, b, *branch))
 
 
 def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tuple[Tensor, Tensor]:
     """Forward of ``functional.iem_pairs`` on rows."""
-    z, features = _ops().iem_pairs(*_promoted(a, b, *branch), return_features)
-    return z, features.to(_promotion(a, b, branch.weight))
+    z, features = _ops().iem_pairs(*promoted(a, b, *branch), return_features)
+    return z, features.to(promotion(a, b, branch.weight))
 
 
 def iem_pairs_backward(
     dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch
 ) -> tuple[Tensor, ...]:
     """Gradients of ``iem_pairs`` for its six tensors."""
-    gradients = _ops().iem_pairs_backward(dz, dfeatures, *_promoted(a, b, *branch))
-    return _cast(gradients, (a, b, *branch))
+    gradients = _ops().iem_pairs_backward(dz, dfeatures, *promoted(a, b, *branch))
+    return cast_like(gradients, (a, b, *branch))
 
 
 def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tensor]:
     """Forward of ``functional.iem_topk``: O(k) memory for each query."""
-    return _ops().iem_topk(*_promoted(a, b, *branch), k)
+    return _ops().iem_topk(*promoted(a, b, *branch), k)
 
 
 def in_batch_terms(
@@ -137,7 +115,7 @@ def in_batch_terms_backward(
     scores = _single(z_in_batch, z_hard, s_hard, s_in_batch)
     slopes = _single(dcross_entropy, dpairwise)
     gradients = _ops().in_batch_terms_backward(*slopes, *scores, _flags(duplicates), temperature)
-    dz_in_batch, dz_hard = _cast(gradients, (z_in_batch, z_hard))
+    dz_in_batch, dz_hard = cast_like(gradients, (z_in_batch, z_hard))
     return dz_in_batch, dz_hard
 
 
@@ -163,20 +141,6 @@ def _ops() -> Any:
     return torch.ops.d2llm_cpu
 
 
-def _promotion(*tensors: Tensor) -> torch.dtype:
-    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-
-
-def _promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the widest dtype among them: the kernels take one dtype."""
-    dtype = _promotion(*tensors)
-    return tuple(tensor.to(dtype) for tensor in tensors)
-
-
-def _cast(gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
-
-
 def _single(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if tensor is None else tensor.float() for tensor in tensors)
 
@@ -191,21 +155,3 @@ def _layout(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[
         packed_bounds(cu_seqlens, x.shape[0])
         return None, cu_seqlens.to("cpu", torch.int64).contiguous()
     return None if mask is None else mask.bool().contiguous(), None
-
-
-def _library() -> Path | None:
-    if named := os.environ.get(LIBRARY):
-        return Path(named)
-    # An editable installation may hold libraries for several Pythons.
-    names = (Path(__file__).with_name(f"_cpu{suffix}") for suffix in EXTENSION_SUFFIXES)
-    return next(filter(Path.exists, names), None)
-
-
-def _built_for(path: Path) -> str | None:
-    """The version of torch that the library's own bytes name; loading it could already fail."""
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = _MARKER.search(content)
-            return found[1].decode("ascii", "replace") if found else None
-    except (OSError, ValueError):
-        return None

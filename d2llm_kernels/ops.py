@@ -16,9 +16,10 @@ from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 
 # Modules with the functions of each backend; imported at the first call that needs them.
-_POOLING = {"folded": "pool_folded", "cpu": "cpu", "triton": "triton"}
-_INTERACTION = {"folded": "iem_folded", "cpu": "cpu", "triton": "triton"}
-_IN_BATCH = {"folded": "in_batch_folded", "cpu": "cpu", "triton": "triton"}
+_POOLING = {"folded": "pool_folded", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
+_INTERACTION = {"folded": "iem_folded", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
+# There are no losses in CUDA C++.
+_IN_BATCH = {"folded": "in_batch_folded", "cpu": "cpu", "triton": "triton", "cuda": "in_batch_folded"}
 
 
 @cache

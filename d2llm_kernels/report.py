@@ -55,9 +55,9 @@ def _choice(device: str, dtype: torch.dtype) -> str:
         chosen = select("auto", device, dtype)
     except KernelError as error:
         return f"none: {error}"
-    fastest = FASTEST[device]
-    reason = unsupported(fastest, device, dtype)
-    return f"{chosen:<8} (not {fastest}: {reason})" if chosen == "folded" and reason else chosen
+    passed_over = FASTEST[device][: FASTEST[device].index(chosen)] if chosen in FASTEST[device] else FASTEST[device]
+    reasons = "; ".join(f"not {name}: {unsupported(name, device, dtype)}" for name in passed_over)
+    return f"{chosen:<8} ({reasons})" if reasons else chosen
 
 
 def _tiles(arch: str) -> list[str]:

@@ -1,31 +1,19 @@
 """Interaction scores, backward, in tiles: no tensor of the size of all pairs times F, no float atomic.
 
-Pairs are taken in chunks of at most ``_CHUNK``. For each chunk three matrix products follow one another, as in the
-literal formulas, each in a kernel of its own that makes relu(a + b) again where it needs it:
-
-1. *slopes*: pre = W h + c, and from it dpre = (dz w2 + dfeatures) [pre > 0], the one thing that is written, with
-   the column sums that are the gradients of bias and out_weight;
-2. *inputs*: dh = dpre W [h > 0], summed over queries for db and over passages for da while still in registers;
-3. *weights*: dW = dpreᵀ h.
-
-Partial sums go to workspaces and are added in a fixed order.
+The three kernels of ``gpu_interaction``: slopes, inputs and weights.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from d2llm_kernels import gpu_interaction
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.promotion import promotion
 from d2llm_kernels.triton import table
 from d2llm_kernels.triton.interaction import branch, hidden, pair_rows
 from d2llm_kernels.triton.language import below, dot, operand, relu, store
-
-# Pairs whose dpre is held at a time: 256 MiB of half precision at F = 512.
-_CHUNK = 1 << 18
-# Programs that keep a large GPU busy. A constant, so that sums are ordered alike everywhere.
-_PROGRAMS = 256
 
 
 @triton.jit
@@ -181,12 +169,12 @@ def weights_kernel(
     tl.store(target, total, mask=written)
 
 
-class _Gradients:
-    """Gradients of one call, gathered chunk by chunk."""
+class _Kernels:
+    """The kernels with the weights and tiles of one call."""
 
     def __init__(self, a: Tensor, b: Tensor, branch: Branch) -> None:
         self.arch = table.architecture(a.device)
-        self.dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), branch.weight.dtype)
+        self.dtype = promotion(a, b, branch.weight)
         self.elements = table.elements(self.arch, self.dtype)
         self.wide = accumulate_dtype(self.dtype)
         self.width = branch.weight.shape[0]
@@ -194,35 +182,14 @@ class _Gradients:
         self.weight = branch.weight if branch.weight.stride(-1) == 1 else branch.weight.contiguous()
         tiles = self.tiles("weights")
         outputs = triton.cdiv(self.width, tiles["BLOCK_M"]) * triton.cdiv(self.width, tiles["BLOCK_N"])
-        self.dweight = a.new_zeros(max(1, _PROGRAMS // outputs), self.width, self.width, dtype=self.wide)
-        self.dbias = a.new_zeros(self.width, dtype=self.wide)
-        self.dout_weight = torch.zeros_like(self.dbias)
+        self.parts = max(1, gpu_interaction.PROGRAMS // outputs)
 
     def tiles(self, kernel: str) -> table.Tiles:
         return table.tiles(kernel, self.arch, self.dtype, F=self.width)
 
-    def add(self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, pairs: bool) -> tuple[Tensor, Tensor]:
-        """Gradients of one chunk, of a and of b; the weights' are added up."""
-        count, passages = dz.numel(), b.shape[0]
-        dpre = a.new_empty(count, self.width, dtype=self.dtype)
-        self._slopes(a, b, dz, dfeatures, dpre, pairs)
-        self._weights(a, b, dpre, pairs)
-        tiles = self.tiles("inputs")
-        tall, wide = triton.cdiv(passages, tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"])
-        queries = 1 if pairs else a.shape[0]
-        groups = min(queries, triton.cdiv(_PROGRAMS, tall * wide))
-        share = triton.cdiv(queries, groups)
-        groups = triton.cdiv(queries, share)
-        da = None if pairs else dpre.new_empty(queries, tall, self.width, dtype=self.wide)
-        db = dpre.new_empty(groups, passages, self.width, dtype=self.wide)
-        inputs_kernel[(tall, wide, groups)](
-            a, b, self.weight, dpre, da, db, queries, passages, share, a.stride(0), b.stride(0), self.weight.stride(0),
-            WIDTH=self.width, PAIRS=pairs, **self.elements, **tiles,
-        )  # fmt: skip
-        db = db.sum(0)
-        return db if da is None else da.sum(1), db
-
-    def _slopes(self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, dpre: Tensor, pairs: bool) -> None:
+    def slopes(
+        self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, dpre: Tensor, pairs: bool
+    ) -> tuple[Tensor, Tensor]:
         tiles = self.tiles("slopes" if dfeatures is None else "slopes_features")
         tall, wide = triton.cdiv(dz.numel(), tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"])
         dbias, dout_weight = dpre.new_empty(2, tall, self.width, dtype=self.wide)
@@ -231,41 +198,37 @@ class _Gradients:
             dout_weight, dz.numel(), b.shape[0], a.stride(0), b.stride(0), self.weight.stride(0), dz.stride(0),
             WIDTH=self.width, PAIRS=pairs, FEATURES=dfeatures is not None, **self.elements, **tiles,
         )  # fmt: skip
-        self.dbias += dbias.sum(0)
-        self.dout_weight += dout_weight.sum(0)
+        return dbias, dout_weight
 
-    def _weights(self, a: Tensor, b: Tensor, dpre: Tensor, pairs: bool) -> None:
+    def weights(self, a: Tensor, b: Tensor, dpre: Tensor, dweight: Tensor, pairs: bool) -> None:
         tiles = self.tiles("weights")
-        groups = self.dweight.shape[0]
-        share = triton.cdiv(triton.cdiv(dpre.shape[0], groups), tiles["BLOCK_K"]) * tiles["BLOCK_K"]
-        grid = (triton.cdiv(self.width, tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"]), groups)
+        share = triton.cdiv(triton.cdiv(dpre.shape[0], self.parts), tiles["BLOCK_K"]) * tiles["BLOCK_K"]
+        grid = (triton.cdiv(self.width, tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"]), self.parts)
         weights_kernel[grid](
-            a, b, dpre, self.dweight, dpre.shape[0], b.shape[0], share, a.stride(0), b.stride(0),
+            a, b, dpre, dweight, dpre.shape[0], b.shape[0], share, a.stride(0), b.stride(0),
             WIDTH=self.width, PAIRS=pairs, **self.elements, **tiles,
         )  # fmt: skip
 
-    def finish(self, dz: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the four tensors of the branch, in its dtypes."""
-        sums = (self.dweight.sum(0), self.dbias, self.dout_weight.view(1, -1), dz.sum(dtype=self.wide).view(1))
-        return tuple(g.to(w.dtype) for g, w in zip(sums, self.branch, strict=True))
+    def inputs(self, a: Tensor, b: Tensor, dpre: Tensor, pairs: bool) -> tuple[Tensor | None, Tensor]:
+        passages, tiles = b.shape[0], self.tiles("inputs")
+        tall, wide = triton.cdiv(passages, tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"])
+        queries = 1 if pairs else a.shape[0]
+        groups = min(queries, triton.cdiv(gpu_interaction.PROGRAMS, tall * wide))
+        share = triton.cdiv(queries, groups)
+        groups = triton.cdiv(queries, share)
+        da = None if pairs else dpre.new_empty(queries, tall, self.width, dtype=self.wide)
+        db = dpre.new_empty(groups, passages, self.width, dtype=self.wide)
+        inputs_kernel[(tall, wide, groups)](
+            a, b, self.weight, dpre, da, db, queries, passages, share, a.stride(0), b.stride(0), self.weight.stride(0),
+            WIDTH=self.width, PAIRS=pairs, **self.elements, **tiles,
+        )  # fmt: skip
+        return da, db
 
 
 def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
     """Gradients of ``iem_scores`` with respect to a, b and the four tensors of the branch, in that order."""
-    a, b = (t if t.stride(-1) == 1 else t.contiguous() for t in (a, b))
-    dz = dz if dz.stride(-1) == 1 else dz.contiguous()
-    gradients = _Gradients(a, b, branch)
-    da, db = a.new_zeros(a.shape, dtype=gradients.wide), b.new_zeros(b.shape, dtype=gradients.wide)
-    if dz.numel():
-        wide = min(b.shape[0], _CHUNK)
-        tall = max(1, _CHUNK // wide)
-        for j in range(0, b.shape[0], wide):
-            for i in range(0, a.shape[0], tall):
-                rows, columns = slice(i, i + tall), slice(j, j + wide)
-                part_a, part_b = gradients.add(a[rows], b[columns], dz[rows, columns], None, pairs=False)
-                da[rows] += part_a
-                db[columns] += part_b
-    return da.to(a.dtype), db.to(b.dtype), *gradients.finish(dz)
+    a, b, dz = (t if t.stride(-1) == 1 else t.contiguous() for t in (a, b, dz))
+    return gpu_interaction.scores_backward(_Kernels(a, b, branch), dz, a, b, branch)
 
 
 def iem_pairs_backward(
@@ -273,12 +236,4 @@ def iem_pairs_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of ``iem_pairs`` with respect to a, b and the four tensors of the branch, in that order."""
     a, b = (t if t.stride(-1) == 1 else t.contiguous() for t in (a, b))
-    dz = dz.contiguous()
-    dfeatures = None if dfeatures is None else dfeatures.contiguous()
-    gradients = _Gradients(a, b, branch)
-    da, db = torch.empty_like(a), torch.empty_like(b)
-    for start in range(0, a.shape[0], _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        some = None if dfeatures is None else dfeatures[rows]
-        da[rows], db[rows] = gradients.add(a[rows], b[rows], dz[rows], some, pairs=True)
-    return da, db, *gradients.finish(dz)
+    return gpu_interaction.pairs_backward(_Kernels(a, b, branch), dz, dfeatures, a, b, branch)

@@ -4,19 +4,17 @@ One kernel for all three (algebra: docs/algebra.md, section 2). The epilogue wor
 bias, ReLU and the dot product with the last layer's weights, so that a score is all that leaves.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from d2llm_kernels import gpu_interaction
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.promotion import promotion
 from d2llm_kernels.triton import table
 from d2llm_kernels.triton.interaction import branch, pair_rows
 from d2llm_kernels.triton.language import below, relu, store
-
-# Bytes of scores that top-k keeps at a time: large enough to fill a GPU, small beside the passages themselves.
-_TOPK_BYTES = 1 << 26
 
 
 @triton.jit
@@ -103,7 +101,7 @@ def iem_scores(a: Tensor, b: Tensor, branch: Branch) -> Tensor:
 
 def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tuple[Tensor, Tensor]:
     """Forward of ``functional.iem_pairs`` on rows: (N, F), (N, F) -> z (N,), features (N, F) or (0, F)."""
-    dtype = _promoted(a, b, branch)
+    dtype = promotion(a, b, branch.weight)
     z = a.new_empty(a.shape[0], dtype=accumulate_dtype(dtype))
     features = a.new_empty(a.shape[0] if return_features else 0, a.shape[1], dtype=dtype)
     _launch(a, b, branch, a.shape[0], 1, z=z, features=features, PAIRS=True, FEATURES=return_features)
@@ -111,28 +109,12 @@ def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tu
 
 
 def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tensor]:
-    """Forward of ``functional.iem_topk``: running best k of each query over blocks of passages.
+    """Forward of ``functional.iem_topk``."""
 
-    Score and index are one integer, so that no two are equal and any exact selection gives the one right answer.
-    """
-    queries, passages = a.shape[0], b.shape[0]
-    block = max(4 * k, _TOPK_BYTES // (8 * max(1, queries)))
-    best = torch.empty(queries, 0, dtype=torch.int64, device=a.device)
-    for start in range(0, passages if queries else 0, block):
-        part = b[start : start + block]
-        keys = best.new_empty(queries, best.shape[1] + part.shape[0])
-        keys[:, : best.shape[1]] = best
-        fresh = keys[:, best.shape[1] :]
-        _launch(a, part, branch, queries * part.shape[0], part.shape[0], keys=fresh, first_passage=start, KEYS=True)
-        best = keys.topk(min(k, keys.shape[1]), sorted=True).values
-    best = best if queries else best.new_empty(0, k)
-    ordered = (best >> 32).int()
-    values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    return values, 0xFFFFFFFF - (best & 0xFFFFFFFF)
+    def score(part: Tensor, keys: Tensor, first: int) -> None:
+        _launch(a, part, branch, keys.numel(), part.shape[0], keys=keys, first_passage=first, KEYS=True)
 
-
-def _promoted(a: Tensor, b: Tensor, branch: Branch) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), branch.weight.dtype)
+    return gpu_interaction.topk(a, b, k, score)
 
 
 def _launch(
@@ -149,7 +131,7 @@ def _launch(
     FEATURES: bool = False,
     KEYS: bool = False,
 ) -> None:
-    arch, dtype, width = table.architecture(a.device), _promoted(a, b, branch), a.shape[1]
+    arch, dtype, width = table.architecture(a.device), promotion(a, b, branch.weight), a.shape[1]
     tiles = table.tiles("features" if FEATURES else "scores", arch, dtype, F=width)
     rows = [t if t.stride(-1) == 1 else t.contiguous() for t in (a, b, branch.weight)]
     if count:

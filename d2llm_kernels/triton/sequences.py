@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from d2llm_kernels.checks import packed_bounds
+from d2llm_kernels.checks import rising_offsets
 
 
 class Batch(NamedTuple):
@@ -67,11 +67,7 @@ def describe(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Batch
     """
     x = x if x.stride(-1) == 1 else x.contiguous()
     if cu_seqlens is not None:
-        if cu_seqlens.device.type == "cpu":
-            packed_bounds(cu_seqlens, x.shape[0])
-        # Offsets on a device are not looked at from the host. Should they fall, their running maximum still keeps
-        # every kernel inside the batch and lets it come to an end.
-        offsets = cu_seqlens.to(x.device).cummax(0).values
+        offsets = rising_offsets(cu_seqlens, x)
         return Batch(x, None, offsets, cu_seqlens.shape[0] - 1, x.shape[0])
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)

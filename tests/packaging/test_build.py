@@ -24,7 +24,7 @@ def setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     "choice,message",
     [
         ("gpu", "D2LLM_KERNELS_BUILD: expected one of ('auto', 'cpu', 'cuda', 'none'), got 'gpu'"),
-        ("cuda", "D2LLM_KERNELS_BUILD: there are no CUDA kernels to build yet; expected auto, cpu or none"),
+        ("cuda", "the CUDA kernels cannot be built: CXX: expected the command of a g++, got '/nonexistent -O2'"),
         ("cpu", "CXX: expected the command of a g++, got '/nonexistent -O2', which is none or is not installed"),
     ],
 )
@@ -72,5 +72,5 @@ def test_the_source_distribution_holds_what_the_kernels_are_built_from(tmp_path)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as packed:
         names = {name.partition("/")[2] for name in packed.getnames()}
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").iterdir()}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
     assert sources | {"setup.py", "d2llm_kernels/py.typed", "d2llm_kernels/triton/table.json"} <= names

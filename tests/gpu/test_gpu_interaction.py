@@ -1,4 +1,4 @@
-"""Interaction scores in Triton: all pairs, given pairs with features, top-k; parity, gradients, determinism."""
+"""Interaction scores on GPUs, by every backend: all pairs, given pairs, top-k; parity, gradients, determinism."""
 
 import math
 from functools import partial
@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import reference
-from d2llm_kernels.triton import interaction_backward, interaction_forward
+from d2llm_kernels import gpu_interaction, reference
 from tests.contract import assert_parity, guarded, run
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -29,11 +30,11 @@ def make(device):
 
 
 def scores(*tensors):
-    return (dk.functional.iem_scores(*tensors, backend="triton"),)
+    return (dk.functional.iem_scores(*tensors),)
 
 
 def pairs(*tensors):
-    return dk.functional.iem_pairs(*tensors, return_features=True, backend="triton")
+    return dk.functional.iem_pairs(*tensors, return_features=True)
 
 
 def assert_equal(one, two):
@@ -41,13 +42,13 @@ def assert_equal(one, two):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("queries,passages,hidden", [(1, 1, 64), (3, 63, 50), (2, 130, 96)])
+@pytest.mark.parametrize("queries,passages,hidden", [(1, 3, 64), (3, 63, 50), (2, 130, 96), (9, 40, 64)])
 def test_scores_parity(make, queries, passages, hidden, dtype):
     assert_parity(scores, lambda *t: (reference.iem_scores(*t),), make(queries, passages, hidden), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows,hidden", [(1, 64), (63, 50), (100, 16)])
+@pytest.mark.parametrize("rows,hidden", [(3, 64), (63, 50), (100, 16)])
 def test_pairs_parity(make, rows, hidden, dtype):
     assert_parity(pairs, reference.iem_pairs, make(rows, rows, hidden), dtype)
 
@@ -60,7 +61,7 @@ def test_parity_at_full_width(make, dtype):
 
 
 def test_parity_over_several_chunks(make, monkeypatch):
-    monkeypatch.setattr(interaction_backward, "_CHUNK", 50)
+    monkeypatch.setattr(gpu_interaction, "_CHUNK", 50)
     for queries, passages in ((3, 70), (9, 20)):
         tensors = make(queries, passages, 48)
         assert_parity(scores, lambda *t: (reference.iem_scores(*t),), tensors, torch.float32)
@@ -74,18 +75,18 @@ def test_a_score_does_not_depend_on_place_or_neighbours(make, dtype):
     crowd = torch.cat([b.expand(70, -1), torch.randn_like(b.expand(7, -1))])
     assert torch.equal(scores(a, crowd, *weights)[0][:, :70], alone.expand(3, 70))
     assert torch.equal(scores(a[1:2], b, *weights)[0], alone[1:2])
-    one = dk.functional.iem_pairs(a[1:2], b, *weights, backend="triton")
+    one = dk.functional.iem_pairs(a[1:2], b, *weights)
     assert torch.equal(one, alone[1])
 
 
 def test_groups_broadcast_and_features_are_optional(make):
     a, b, *weights = make(4, 12, 32, torch.float32)
     groups = b.view(4, 3, 32)
-    z, features = dk.functional.iem_pairs(a[:, None], groups, *weights, return_features=True, backend="triton")
+    z, features = dk.functional.iem_pairs(a[:, None], groups, *weights, return_features=True)
     expected = reference.iem_pairs(a[:, None], groups, *weights)
     torch.testing.assert_close(z, expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(features, expected[1], rtol=1e-5, atol=1e-5)
-    assert torch.equal(z, dk.functional.iem_pairs(a[:, None], groups, *weights, backend="triton"))
+    assert torch.equal(z, dk.functional.iem_pairs(a[:, None], groups, *weights))
 
 
 def test_half_precision_index_against_float32_weights(make):
@@ -131,11 +132,11 @@ def test_gradcheck(make):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("queries,k", [(1, 1), (3, 20), (2, 300)])
 def test_topk_is_exact_and_ties_take_the_lower_index(make, monkeypatch, queries, k, dtype):
-    monkeypatch.setattr(interaction_forward, "_TOPK_BYTES", 8 * queries * 60)
+    monkeypatch.setattr(gpu_interaction, "_TOPK_BYTES", 8 * queries * 60)
     a, b, *weights = make(queries, 300, 16, dtype)
     b[100:200] = b[:100]
     b[7] = math.nan
-    values, indices = dk.functional.iem_topk(a, b, *weights, k, backend="triton")
+    values, indices = dk.functional.iem_topk(a, b, *weights, k)
     expected = reference.topk(scores(a, b, *weights)[0], k)
     assert torch.equal(values, expected[0]) and torch.equal(indices, expected[1])
 
@@ -143,7 +144,7 @@ def test_topk_is_exact_and_ties_take_the_lower_index(make, monkeypatch, queries,
 def test_nan_stays_nan(make):
     a, b, *weights = make(2, 5, 32, torch.float32)
     b[3, 7] = math.nan
-    z, features = dk.functional.iem_pairs(a[:1], b, *weights, return_features=True, backend="triton")
+    z, features = dk.functional.iem_pairs(a[:1], b, *weights, return_features=True)
     expected = reference.iem_pairs(a[:1], b, *weights)
     assert torch.equal(z.isnan(), expected[0].isnan()) and torch.equal(features.isnan(), expected[1].isnan())
     assert scores(a, b, *weights)[0][:, 3].isnan().all()
@@ -154,7 +155,7 @@ def test_topk_orders_negative_scores_and_both_zeros(make):
     weights[2].zero_()
     for bias in (0.0, -0.0, -3.5):
         weights[3].fill_(bias)
-        values, indices = dk.functional.iem_topk(a, b, *weights, 5, backend="triton")
+        values, indices = dk.functional.iem_topk(a, b, *weights, 5)
         assert torch.equal(indices, torch.arange(5, device=a.device)[None]) and (values == bias).all()
 
 
@@ -181,14 +182,14 @@ def test_peak_memory_of_training_holds_no_tensor_of_all_pairs_times_features(dev
     assert torch.cuda.max_memory_allocated() - before <= 5 * matrix + 3 * (1 << 28)
 
 
-def test_modules_on_triton_equal_the_literal_ones(device):
+def test_modules_equal_the_literal_ones(device, backend):
     torch.manual_seed(0)
     made = {}
-    for backend in ("triton", "reference"):
+    for name in (backend, "reference"):
         torch.manual_seed(0)
-        made[backend] = (
-            dk.PMA(64, 4, init="xavier", backend=backend).to(device),
-            dk.IEM(64, 32, init="xavier", backend=backend).to(device),
+        made[name] = (
+            dk.PMA(64, 4, init="xavier", backend=name).to(device),
+            dk.IEM(64, 32, init="xavier", backend=name).to(device),
         )
     x, mask = torch.randn(4, 21, 64, device=device), torch.rand(4, 21, device=device) < 0.8
     task = torch.tensor([0, 1, 1, 0], device=device)
@@ -198,7 +199,7 @@ def test_modules_on_triton_equal_the_literal_ones(device):
         z, features = iem(y, y.flip(0), task, return_features=True)
         return z, features, iem.score_all(y, y, task)
 
-    got = run(partial(step, *made["triton"]), (x,))
+    got = run(partial(step, *made[backend]), (x,))
     expected = run(partial(step, *made["reference"]), (x,))
     for one, two in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)

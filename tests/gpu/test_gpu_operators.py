@@ -1,4 +1,4 @@
-"""The Triton backend as torch.library operators: opcheck, whole graphs, lengths that change."""
+"""The backends for GPUs as torch.library operators: opcheck, whole graphs, lengths that change."""
 
 import pytest
 import torch
@@ -15,31 +15,31 @@ def branch(hidden, device):
 
 
 @pytest.mark.parametrize("packed", (False, True))
-def test_attn_pool_opcheck(device, packed):
+def test_attn_pool_opcheck(device, backend, packed):
     u = torch.randn(2, 16, device=device, requires_grad=True)
     if packed:
         x = torch.randn(9, 16, device=device, requires_grad=True)
-        args = (x, u, None, torch.tensor([0, 4, 4, 9], device=device), "triton")
+        args = (x, u, None, torch.tensor([0, 4, 4, 9], device=device), backend)
     else:
         x = torch.randn(3, 5, 16, device=device, requires_grad=True)
-        args = (x, u, torch.rand(3, 5, device=device) < 0.7, None, "triton")
+        args = (x, u, torch.rand(3, 5, device=device) < 0.7, None, backend)
     torch.library.opcheck(ops.attn_pool, args, test_utils=TESTS)
 
 
-def test_interaction_opcheck(device):
+def test_interaction_opcheck(device, backend):
     a = torch.randn(4, 16, device=device, requires_grad=True)
     b = torch.randn(6, 16, device=device, requires_grad=True)
     weights = branch(16, device)
-    torch.library.opcheck(ops.iem_scores, (a, b, *weights, "triton"), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, True, "triton"), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_scores, (a, b, *weights, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, True, backend), test_utils=TESTS)
     plain = tuple(t.detach() for t in (a, b, *weights))
-    torch.library.opcheck(ops.iem_topk, (*plain, 3, "triton"), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_topk, (*plain, 3, backend), test_utils=TESTS)
 
 
-def test_compiles_without_graph_breaks_for_any_length(device):
+def test_compiles_without_graph_breaks_for_any_length(device, backend):
     torch.manual_seed(0)
-    pma = dk.PMA(32, 4, init="xavier", backend="triton").to(device)
-    iem = dk.IEM(32, 16, init="xavier", backend="triton").to(device)
+    pma = dk.PMA(32, 4, init="xavier", backend=backend).to(device)
+    iem = dk.IEM(32, 16, init="xavier", backend=backend).to(device)
 
     def step(x, mask, cu, task):
         y = pma(x, mask) + pma(x.flatten(0, 1), cu_seqlens=cu)

@@ -1,4 +1,4 @@
-"""Attention pooling in Triton: parity, masks, packed batches, gradients, determinism, memory."""
+"""Attention pooling on GPUs, by every backend: parity, masks, packed batches, gradients, determinism, memory."""
 
 import math
 from functools import partial
@@ -9,6 +9,8 @@ import torch
 import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests.contract import assert_parity, guarded, run
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -28,7 +30,7 @@ def make(device):
 
 
 def pool(x, u, **where):
-    return dk.functional.attn_pool(x, u, backend="triton", **where)
+    return dk.functional.attn_pool(x, u, **where)
 
 
 def assert_equal(one, two):

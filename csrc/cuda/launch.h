@@ -1,0 +1,44 @@
+// What the binding calls: one function a kernel. They check what the kernels rely on and throw std::runtime_error with
+// the kernel's name and the shape where CUDA refuses.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "arguments.h"
+
+#ifdef D2LLM_EMULATED
+#include "emulation.h"
+#else
+#include <cuda_runtime_api.h>
+#endif
+
+namespace d2llm {
+
+// Rows of the workspaces that the caller provides, and blocks of a launch with one group.
+int64_t slopes_tiles(const Pairs& pairs, Element element);
+int64_t inputs_tiles(const Pairs& pairs);
+int64_t inputs_blocks(const Pairs& pairs);
+int64_t weights_blocks(int width);
+
+struct PoolLimits {
+    int forward_heads, backward_heads;  // of a launch
+    int slot;                           // tokens
+    int slice;                          // bytes of the width that a block of the backward takes
+};
+PoolLimits pool_limits(Element element);
+int64_t pool_slots(const Tokens& tokens);
+int pool_splits(int width, int size);  // of an element, in bytes
+int pool_heads(int heads);             // rounded up: the pitch of scores
+
+void iem_scores(const ScoresArguments& arguments, Element element, cudaStream_t stream);
+void iem_slopes(const SlopesArguments& arguments, Element element, cudaStream_t stream);
+void iem_inputs(const InputsArguments& arguments, Element element, cudaStream_t stream);
+void iem_weights(const WeightsArguments& arguments, Element element, cudaStream_t stream);
+void pool_forward(const PoolArguments& arguments, Element element, cudaStream_t stream);
+void pool_backward(const PoolBackwardArguments& arguments, Element element, cudaStream_t stream);
+
+std::string shape_of(const Pairs& pairs);
+std::string shape_of(const Tokens& tokens, int heads);
+
+}  // namespace d2llm

@@ -1,0 +1,87 @@
+"""The CUDA kernels in the emulation under other schedules, and the emulation itself: does it see what it should?"""
+
+import math
+
+import pytest
+import torch
+
+import d2llm_kernels as dk
+from tests.contract import run
+
+SCHEDULES = (("forward", "late"), ("reverse", "late"), ("7", "late"), ("forward", "eager"), ("reverse", "eager"))
+
+
+def everything(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Outputs and gradients of every operation."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    hidden = 80
+    weights = (random(hidden, hidden) / math.sqrt(hidden), random(hidden), random(1, hidden), random(1))
+    x, u = random(3, 70, 600), random(20, 600) / 20
+    mask = torch.rand(3, 70, generator=generator) < 0.7
+    cu = torch.tensor([0, 5, 5, 70])
+
+    def step(x, u, a, b, *weights):
+        return (
+            *dk.functional.attn_pool(x, u, mask, backend="cuda"),
+            *dk.functional.attn_pool(x[0], u, cu_seqlens=cu, backend="cuda"),
+            dk.functional.iem_scores(a, b, *weights, backend="cuda"),
+            *dk.functional.iem_pairs(a, b[:9], *weights, return_features=True, backend="cuda"),
+            dk.functional.iem_topk(a, b, *weights, 5, backend="cuda")[0],
+        )
+
+    outputs, gradients = run(step, (x, u, random(9, hidden), random(45, hidden), *weights))
+    return [*outputs, *gradients]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_the_schedule_changes_nothing(dtype, monkeypatch):
+    results = []
+    for order, copies in SCHEDULES:
+        monkeypatch.setenv("EMULATION_ORDER", order)
+        monkeypatch.setenv("EMULATION_COPIES", copies)
+        results.append(everything(dtype))
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_every_gpu_has_the_shared_memory():
+    for dtype in (torch.float32, torch.bfloat16):
+        everything(dtype)
+        x, u = torch.zeros(1, 3, 64, dtype=dtype), torch.zeros(64, 64, dtype=dtype, requires_grad=True)
+        dk.functional.attn_pool(x, u, backend="cuda")[0].sum().backward()
+    # Compute capability 8.6, 8.9 and 12.0 (CUDA programming guide, technical specifications).
+    assert 64 << 10 < torch.ops.d2llm_emulation.largest_shared() <= 99 << 10
+
+
+@pytest.mark.parametrize(
+    "fault,message",
+    [
+        ("guard", "wrote past the end of shared memory"),
+        ("barrier", "threads wait for others that never come"),
+        ("alignment", "a copy of 16 bytes is not aligned"),
+        ("spin", "a block waits for one that has not started"),
+    ],
+)
+def test_faults_are_seen(fault, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.d2llm_emulation.fault(torch.empty(64), fault)
+
+
+def test_a_race_gives_other_results_in_another_order(monkeypatch):
+    results = []
+    for order in ("forward", "reverse"):
+        monkeypatch.setenv("EMULATION_ORDER", order)
+        results.append(torch.ops.d2llm_emulation.fault(torch.empty(64), "race"))
+    assert not torch.equal(*results)
+
+
+def test_a_copy_that_is_not_waited_for_is_not_there_yet(monkeypatch):
+    source = torch.arange(64.0)
+    assert torch.ops.d2llm_emulation.fault(source, "copy").isnan().all()
+    assert torch.equal(torch.ops.d2llm_emulation.fault(source, "waited"), source)
+    monkeypatch.setenv("EMULATION_COPIES", "eager")
+    assert torch.equal(torch.ops.d2llm_emulation.fault(source, "copy"), source)

@@ -1,0 +1,56 @@
+"""Every CUDA kernel, compiled for GPUs that are not here: what the compiler says, which instructions it chose."""
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from torch.utils.cpp_extension import include_paths
+
+from tools import cuda_figures
+
+pytestmark = pytest.mark.skipif(cuda_figures.missing() is not None, reason=str(cuda_figures.missing()))
+
+# Sums along rows of scores: no matrices, nothing worth staging.
+PLAIN = ("pool_softmax_kernel",)
+MATRIX = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "float": "HMMA.1688.F32.TF32"}
+
+
+def portable(row: dict) -> None:
+    """Products on matrix units, operands by ldmatrix from what 16-byte asynchronous copies brought."""
+    label, found = f"{row['arch']} {row['kernel']}", row["instructions"]
+    element = row["kernel"].partition("<")[2].partition(",")[0]
+    # Shared memory is given at the launch: tests/gpu/test_emulation.py holds it to what every GPU has.
+    assert 0 < row["registers"] <= 255 and row["shared"] == 0, label
+    if not row["kernel"].startswith(PLAIN):
+        assert MATRIX[element] in found, f"{label}: {found}"
+        assert any(name.startswith("LDSM.16.M88") for name in found), label
+        assert any(name.startswith("LDGSTS.E.BYPASS.128") for name in found), label
+
+
+@pytest.mark.parametrize("arch", cuda_figures.ARCHS)
+@pytest.mark.parametrize("source", cuda_figures.sources(), ids=lambda source: source.name)
+def test_no_spills_and_the_instructions_that_are_meant(source, arch):
+    rows = cuda_figures.figures(source, arch)
+    assert rows
+    for row in rows:
+        label = f"{row['arch']} {row['kernel']}"
+        assert row["spills"] == 0 and row["stack"] == 0, f"{label}: {row['spills']} bytes spilled, {row['stack']} stack"
+        assert not any(name.startswith(("LDL", "STL")) for name in row["instructions"]), label
+        if source.parent.name != "hopper":
+            portable(row)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_binding_compiles_against_the_headers_of_cuda(tmp_path):
+    # What a torch with CUDA generates when it is built.
+    generated = tmp_path / "c10/cuda/impl/cuda_cmake_macros.h"
+    generated.parent.mkdir(parents=True)
+    generated.write_text("#pragma once\n")
+    toolkit = Path(shutil.which("nvcc") or "").resolve().parents[1] / "include"
+    toolkit = toolkit if (toolkit / "cuda_runtime_api.h").exists() else Path("/usr/local/cuda/include")
+    paths = [tmp_path, *include_paths(), toolkit, sysconfig.get_path("include")]
+    command = ["g++", "-std=c++20", "-fsyntax-only", *(f"-I{path}" for path in paths)]
+    done = subprocess.run([*command, str(cuda_figures.CUDA / "binding.cpp")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -55,6 +55,7 @@ class Report:
             "smoke": smoke,
             "seconds": 0.0,
             "tests": None,
+            "sanitizers": {},
             "ceilings": None,
             "rows": [],
             "end_to_end": [],
@@ -114,6 +115,8 @@ class Report:
         if not self.only:
             paths = ["--noconftest", "tests/test_files.py"] if self.smoke else ["tests/gpu"]
             steps.append(Step("parity tests", 0, 20, partial(self._tests, paths)))
+            for tool in parity.SANITIZERS if self.timer.device.type == "cuda" else ():
+                steps.append(Step(tool, 2.5, 60, partial(self._sanitize, tool)))
             size = end_to_end.SMOKE if self.smoke else end_to_end.FULL
             steps.append(Step("end to end", 1.5, 30, partial(self._end_to_end, size)))
         for case in cases(self.smoke):
@@ -131,6 +134,9 @@ class Report:
 
     def _tests(self, paths: list[str]) -> None:
         self.values["tests"] = parity.tests(paths, _TESTS_SHARE * self.seconds, self.timer.device.type == "cuda")
+
+    def _sanitize(self, tool: str) -> None:
+        self.values["sanitizers"][tool] = parity.sanitize(tool, _TESTS_SHARE * self.seconds / 2)
 
     def _row(self, case: Case) -> None:
         if self.ceilings is None:
@@ -187,12 +193,14 @@ def main(arguments: list[str] | None = None) -> int:
         for line in report.values[title]:
             print(f"{title.replace('_', ' ')}: {line}")
     tests = report.values["tests"]
-    if tests:
-        print(f"tests: {tests['outcome']}, {tests['summary']}")
+    for name, found in {"tests": tests, **report.values["sanitizers"]}.items():
+        if found:
+            print(f"{name}: {found['outcome']}, {found['summary']}")
     print(f"written to {report.folder}")
     variants = [found for row in report.values["rows"] for found in row["variants"].values()]
     wrong = any(found.get("failure", "").startswith("wrong") for found in variants)
-    return int(wrong or (tests or {}).get("outcome") == "failed")
+    checks = (tests or {}, *report.values["sanitizers"].values())
+    return int(wrong or any(check.get("outcome") == "failed" for check in checks))
 
 
 if __name__ == "__main__":

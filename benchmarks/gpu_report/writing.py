@@ -26,6 +26,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"Parity tests: {tests['outcome']}, {tests['summary']}." if tests else "Parity tests: not run.",
         *(f"- {failure}" for failure in (tests or {}).get("failures", ())),
+        *(f"{tool}: {found['outcome']}, {found['summary']}." for tool, found in report["sanitizers"].items()),
         "",
         f"Backends: {'; '.join(f'{name}: {state}' for name, state in machine['backends'].items())}. "
         f"Tiles: {', '.join(machine.get('tiles', ())) or 'of an older architecture'}.",

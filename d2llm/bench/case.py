@@ -82,7 +82,7 @@ class Case:
         compiled: whether the literal form is also timed under ``torch.compile``.
         literal: whether the literal form is timed.
         peers: other ways to the same result, timed beside the backends.
-        backends: the backends of the row; by default all that take its dtype on the device.
+        backends: the backends of the row, of which it times those that take its dtype on the device; by default all.
     """
 
     operation: str
@@ -107,7 +107,9 @@ class Case:
 
     def variants(self, device: torch.device) -> list[str]:
         """What the row times on a device, in the order of the table: backends, peers, the literal form."""
-        backends = [*kernels_for(device, self.dtype), FOLDED] if self.backends is None else list(self.backends)
+        kernels = kernels_for(device, self.dtype)
+        wanted = (*KERNELS, FOLDED) if self.backends is None else self.backends
+        backends = [name for name in wanted if name in kernels or name not in KERNELS]
         literal = [LITERAL] * self.literal + [COMPILED] * self.compiled
         return [*backends, *self.peers, *literal]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from d2llm.bench.case import Call, Case, Prepared, Wrap
+from d2llm.bench.case import FOLDED, Call, Case, Prepared, Wrap
 from d2llm.bench.problems import Verdict, judge
 from d2llm_kernels import functional, reference
 
@@ -59,4 +59,7 @@ def losses(size: int, hard: int, priority: int = 2, literal: bool = True) -> Cas
         )
 
     shape = f"B={size} K={hard}"
-    return Case("in_batch_terms forward+backward", shape, torch.float32, priority, prepare, literal=literal)
+    # There are no losses in CUDA C++.
+    backends = ("triton", "cpu", FOLDED)
+    name = "in_batch_terms forward+backward"
+    return Case(name, shape, torch.float32, priority, prepare, literal=literal, backends=backends)

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -31,6 +32,13 @@ def setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 def test_what_cannot_be_built_is_said(choice, message):
     done = setup("--version", D2LLM_KERNELS_BUILD=choice, CXX="/nonexistent -O2")
     assert done.returncode == 1 and message in done.stderr
+
+
+@needs_gcc
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has CUDA")
+def test_cuda_kernels_need_a_torch_with_cuda():
+    done = setup("--version", D2LLM_KERNELS_BUILD="cuda")
+    assert done.returncode == 1 and f"torch {torch.__version__} is built without CUDA" in done.stderr
 
 
 @needs_gcc

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu_report import end_to_end, parity, writing
+from benchmarks.gpu_report import end_to_end, experimental, parity, writing
 from benchmarks.gpu_report.rows import cases
 from d2llm.bench import ceilings, machine
 from d2llm.bench.case import COMPILED, Case, compare, dtype_name, kernels_for, measure, measure_variant
@@ -123,6 +123,10 @@ class Report:
             if self.only not in case.name:
                 continue
             steps.append(Step(case.name, case.priority, 5, partial(self._row, case)))
+            steps += [
+                Step(f"{case.name}, {name}", case.priority + 0.1, 5, partial(self._experimental, case, name))
+                for name in experimental.variants(case, self.timer.device)
+            ]
             if case.compiled:
                 steps.append(Step(f"{case.name}, {COMPILED}", case.priority + 0.9, 30, partial(self._compiled, case)))
         return steps
@@ -150,14 +154,22 @@ class Report:
             )
             print(f"          {name}: {said}", flush=True)
 
+    def _rows_of(self, case: Case) -> list[dict[str, Any]]:
+        key = (case.operation, case.shape, dtype_name(case.dtype))
+        return [row for row in self.values["rows"] if (row["operation"], row["shape"], row["dtype"]) == key]
+
+    def _experimental(self, case: Case, name: str) -> None:
+        for row in self._rows_of(case):
+            row["variants"][name] = experimental.measure(case, name, self.timer, row["floor_s"])
+            compare(row, case.target)
+
     def _compiled(self, case: Case) -> None:
-        for row in self.values["rows"]:
-            if (row["operation"], row["shape"], row["dtype"]) == (case.operation, case.shape, dtype_name(case.dtype)):
-                # Inductor builds C++ on a CPU, which takes longer than all the rest of a smoke run.
-                wrap = partial(torch.compile, backend="eager") if self.smoke else torch.compile
-                prepared = case.prepare(self.timer.device)
-                row["variants"][COMPILED] = measure_variant(prepared, COMPILED, self.timer, row["floor_s"], wrap)
-                compare(row, case.target)
+        for row in self._rows_of(case):
+            # Inductor builds C++ on a CPU, which takes longer than all the rest of a smoke run.
+            wrap = partial(torch.compile, backend="eager") if self.smoke else torch.compile
+            prepared = case.prepare(self.timer.device)
+            row["variants"][COMPILED] = measure_variant(prepared, COMPILED, self.timer, row["floor_s"], wrap)
+            compare(row, case.target)
 
     def _end_to_end(self, size: end_to_end.Size) -> None:
         self.values["end_to_end"] = end_to_end.measure(self.timer, size)

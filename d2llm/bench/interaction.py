@@ -17,6 +17,8 @@ from d2llm.bench.problems import BytesTopK, Interaction, TopK, Verdict, judge
 #: Nq, Np (or the number of pairs), F, and the width D of the literal form's vectors.
 Sizes = tuple[int, int, int, int]
 
+#: The same scores with the square layer in e4m3.
+FP8 = "fp8"
 _TASKS = 2
 # Bytes of the concatenated pairs that the literal form is given: enough to fill the device.
 _LITERAL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -49,6 +51,7 @@ def scores(
 
     def prepare(device: torch.device) -> Prepared:
         problem = Interaction(device, dtype, queries, passages, hidden)
+        ordinary = _check(problem, passes)
         pairs, item = queries * passages, problem.tensors[0].element_size()
         # Projected texts, and scores (or their gradients) in float32; their gradients once more in training.
         once = item * (queries + passages) * hidden + 4 * pairs
@@ -70,12 +73,15 @@ def scores(
             traffic,
             _kernel(problem, passes),
             literal,
-            _check(problem, passes),
+            lambda name: problem.check_fp8() if name == FP8 else ordinary(name),
             literal_bytes(pairs, width, hidden, item),
+            # For those who ask: without its kernel it is slower than all else.
+            peers={FP8: lambda: Call(problem.in_fp8)},
         )
 
     shape = f"{queries} x {passages} F={hidden} (literal: D={width})"
-    return Case(f"iem_scores {NAMES[passes]}", shape, dtype, priority, prepare, target or Target(), compiled)
+    name = f"iem_scores {NAMES[passes]}"
+    return Case(name, shape, dtype, priority, prepare, target or Target(), compiled)
 
 
 def pairs(passes: str, dtype: torch.dtype, count: int, hidden: int, width: int, priority: int = 2) -> Case:

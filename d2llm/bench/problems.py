@@ -13,13 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from d2llm_kernels import functional, int8, reference
+from d2llm_kernels import fp8, functional, int8, reference
 from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.ops import attn_pool_backward, iem_pairs_backward, iem_scores_backward
 
 # What rounding of the operands alone explains; more must be what the reference loses too.
 LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4, torch.float64: 1e-10}
 _FACTOR = 2.0
+# Sums of e4m3 products may be kept in fewer bits than float32 has.
+_FP8_LIMIT = 1e-2
 # Passages that are handled at a time where all of them could be too many.
 _BLOCK = 1 << 16
 
@@ -178,6 +180,22 @@ class Interaction:
             out = functional.iem_pairs(*self.tensors, return_features=self.features, backend=backend)
             return out if isinstance(out, tuple) else (out,)
         return (functional.iem_scores(*self.tensors, backend=backend),)
+
+    def in_fp8(self, backend: str = "auto") -> Tensor:
+        """z with the square layer in e4m3."""
+        weight, scale = self.fp8_weight
+        return fp8.iem_scores(self.tensors.a, self.tensors.b, weight, scale, *self.tensors.branch[1:], backend=backend)
+
+    @cached_property
+    def fp8_weight(self) -> tuple[Tensor, Tensor]:
+        """The weight in e4m3, and its scales."""
+        return fp8.quantize(self.tensors.branch[0])
+
+    def check_fp8(self) -> Verdict:
+        """Judge ``in_fp8`` at the corner by the same formula in plain torch: sums may be shorter than float32."""
+        a, b = self.tensors.a[self.rows], self.tensors.b[self.columns]
+        plain = fp8.iem_scores(a, b, *self.fp8_weight, *self.tensors.branch[1:], backend="folded")
+        return Verdict(distance(self.in_fp8()[self._corner], plain), _FP8_LIMIT)
 
     def backward(self, backend: str, slopes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Gradients of the six tensors, given those of the outputs."""

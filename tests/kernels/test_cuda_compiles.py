@@ -25,7 +25,9 @@ def portable(row: dict) -> None:
     assert 0 < row["registers"] <= 255 and row["shared"] == 0, label
     if not row["kernel"].startswith(PLAIN):
         assert MATRIX[element] in found, f"{label}: {found}"
-        assert any(name.startswith("LDSM.16.M88") for name in found), label
+        # float32 that lies across the rows is loaded word by word.
+        if not row["kernel"].startswith("iem_weights_kernel<float"):
+            assert any(name.startswith("LDSM.16.M") for name in found), label
         assert any(name.startswith("LDGSTS.E.BYPASS.128") for name in found), label
 
 

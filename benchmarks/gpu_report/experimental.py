@@ -1,0 +1,49 @@
+"""Variants of rows that only D2LLM_KERNELS_EXPERIMENTAL=1 brings: kernels for one GPU that have yet to prove faster."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from d2llm.bench.case import Case, measure_variant
+from d2llm.bench.interaction import FP8
+from d2llm.bench.timing import Timer
+from d2llm_kernels import backends
+
+#: The kernels for Hopper GPUs.
+HOPPER = "cuda, Hopper"
+_VARIABLE = "D2LLM_KERNELS_EXPERIMENTAL"
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def variants(case: Case, device: torch.device) -> list[str]:
+    """What a row has to offer on this device."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0) or backends.missing("cuda"):
+        return []
+    names = []
+    if case.dtype in _HALF and case.operation in ("attn_pool forward", "iem_scores forward", "iem_topk"):
+        names.append(HOPPER)
+    if case.dtype == torch.bfloat16 and case.operation == "iem_scores forward":
+        names.append(FP8)
+    return names
+
+
+def measure(case: Case, name: str, timer: Timer, floor: float) -> dict[str, Any]:
+    """One of ``variants``, judged and timed as the others are."""
+    with _tried():
+        return measure_variant(case.prepare(timer.device), "cuda" if name == HOPPER else name, timer, floor)
+
+
+@contextmanager
+def _tried() -> Iterator[None]:
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_VARIABLE]
+        else:
+            os.environ[_VARIABLE] = before

@@ -104,12 +104,12 @@ $(VENV)/.bench: $(VENV)/.dev
 
 TORCH_VERSION := $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
 EMULATION := $(CURDIR)/$(VENV)/emulation/_cuda.so
-$(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* tests/emulation/*)
+$(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* csrc/cuda/hopper/* tests/emulation/*)
 	if command -v g++ >/dev/null; then $(BIN)/python -m tests.emulation.build $(EMULATION); fi
 	touch $@
 
 # The C++ kernels, beside the sources of the package, for the torch that is installed; without a compiler there is
 # nothing to do.
-$(VENV)/.kernels: $(VENV)/.demo setup.py $(TORCH_VERSION) $(wildcard csrc/cpu/*)
+$(VENV)/.kernels: $(VENV)/.demo setup.py $(TORCH_VERSION) $(wildcard csrc/cpu/* csrc/cuda/* csrc/cuda/hopper/*)
 	@$(COMPILE)
 	@touch $@

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from d2llm.bench.case import LITERAL, Call, Wrap
@@ -10,17 +10,22 @@ from d2llm_kernels.backends import ENVIRONMENT
 
 
 @contextmanager
-def chosen(backend: str) -> Iterator[None]:
-    """Let ``auto`` mean ``backend``."""
-    before = os.environ.get(ENVIRONMENT)
-    os.environ[ENVIRONMENT] = backend
+def setting(variable: str, value: str) -> Iterator[None]:
+    """An environment variable with this value."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ[ENVIRONMENT]
+            del os.environ[variable]
         else:
-            os.environ[ENVIRONMENT] = before
+            os.environ[variable] = before
+
+
+def chosen(backend: str) -> AbstractContextManager[None]:
+    """Let ``auto`` mean ``backend``."""
+    return setting(ENVIRONMENT, backend)
 
 
 def under(backend: str, run: Callable[[], object]) -> object:

@@ -1,12 +1,10 @@
 """Variants of rows that only D2LLM_KERNELS_EXPERIMENTAL=1 brings: kernels for one GPU that have yet to prove faster."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from benchmarks.backend import setting
 from d2llm.bench.case import Case, measure_variant
 from d2llm.bench.interaction import FP8
 from d2llm.bench.timing import Timer
@@ -14,7 +12,6 @@ from d2llm_kernels import backends
 
 #: The kernels for Hopper GPUs.
 HOPPER = "cuda, Hopper"
-_VARIABLE = "D2LLM_KERNELS_EXPERIMENTAL"
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -32,18 +29,5 @@ def variants(case: Case, device: torch.device) -> list[str]:
 
 def measure(case: Case, name: str, timer: Timer, floor: float) -> dict[str, Any]:
     """One of ``variants``, judged and timed as the others are."""
-    with _tried():
+    with setting("D2LLM_KERNELS_EXPERIMENTAL", "1"):
         return measure_variant(case.prepare(timer.device), "cuda" if name == HOPPER else name, timer, floor)
-
-
-@contextmanager
-def _tried() -> Iterator[None]:
-    before = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_VARIABLE]
-        else:
-            os.environ[_VARIABLE] = before

@@ -21,12 +21,6 @@ __device__ __forceinline__ int warp_column() {
     return threadIdx.x / 32 / S::kWarpsM * (8 * S::kN);
 }
 
-// Calls launch(shape, given) with the shape for the pairs at hand, and whether they are given as a constant.
-template <class E, class Launch>
-auto with_shape(const Pairs& pairs, Launch launch) {
-    return pairs.given ? launch(GivenShape<E>{}, std::true_type{}) : launch(GridShape<E>{}, std::false_type{});
-}
-
 // Where column n of a block lies in shared memory, so that of every 32 columns thread t of a quad holds 8 t to 8 t + 7;
 // and the column that lies at place n, for the order is its own inverse.
 __device__ __forceinline__ int placed(int n) { return (n & ~31) | (n >> 1 & 3) << 3 | (n >> 3 & 3) << 1 | (n & 1); }
@@ -86,9 +80,10 @@ __device__ __forceinline__ void stage_placed(char* to, const void* matrix, int64
 }
 
 // Calls epilogue(first column, sums) for every block of output columns.
-template <class E, class S, bool GIVEN, class Epilogue>
+template <class E, bool GIVEN, class Epilogue>
 __device__ __forceinline__ void branch_tile(const Pairs& pairs, const Branch& branch, const PairTile& tile,
                                             bool aligned, Epilogue epilogue) {
+    using S = PairShape<E, GIVEN>;
     const int width = pairs.width;
     const int chunks = (width * int(sizeof(E)) + kChunk - 1) / kChunk;
     const int blocks = (width + S::kColumns - 1) / S::kColumns;
@@ -122,9 +117,10 @@ __device__ __forceinline__ void branch_tile(const Pairs& pairs, const Branch& br
 }
 
 // Shared memory of branch_tile, in bytes.
-template <class S>
-size_t branch_bytes(bool given, int tall) {
-    return size_t{kBranchStages} * (S::kColumns + chunk_rows(given, tall, S::kRows)) * kPitch;
+template <class E, bool GIVEN>
+size_t branch_bytes(int tall) {
+    using S = PairShape<E, GIVEN>;
+    return size_t{kBranchStages} * (S::kColumns + chunk_rows(GIVEN, tall, S::kRows)) * kPitch;
 }
 
 }  // namespace d2llm

@@ -128,12 +128,8 @@ int64_t inputs_blocks(const Pairs& pairs) {
 }
 
 void iem_inputs(const InputsArguments& arguments, Element element, cudaStream_t stream) {
-    with_element(element, [&](auto e) {
-        if (arguments.pairs.given)
-            start<decltype(e), true>(arguments, stream);
-        else
-            start<decltype(e), false>(arguments, stream);
-    });
+    with_pairs(arguments.pairs, element,
+               [&](auto e, auto given) { start<decltype(e), decltype(given)::value>(arguments, stream); });
 }
 
 }  // namespace d2llm

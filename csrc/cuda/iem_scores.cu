@@ -49,13 +49,14 @@ __device__ __forceinline__ void write_scores(const ScoresArguments& p, const Pai
     }
 }
 
-template <class E, class S, bool GIVEN>
-__global__ void __launch_bounds__(S::kThreads, 2) iem_scores_kernel(const Scores k) {
+template <class E, bool GIVEN>
+__global__ void __launch_bounds__(PairShape<E, GIVEN>::kThreads, 2) iem_scores_kernel(const Scores k) {
+    using S = PairShape<E, GIVEN>;
     const ScoresArguments& p = k.arguments;
     const PairTile tile = pair_tile(p.pairs, blockIdx.x, k.tall, S::kRows);
     const int width = p.pairs.width;
     float z[S::kM][2] = {};
-    branch_tile<E, S, GIVEN>(p.pairs, p.branch, tile, k.aligned, [&](int first, const Sums<S>& sums) {
+    branch_tile<E, GIVEN>(p.pairs, p.branch, tile, k.aligned, [&](int first, const Sums<S>& sums) {
 #pragma unroll
         for (int run = 0; run < sums.kRuns; ++run) {
             const int column = first + sums.column(run);
@@ -80,25 +81,22 @@ __global__ void __launch_bounds__(S::kThreads, 2) iem_scores_kernel(const Scores
     write_scores<E, S>(p, tile, z);
 }
 
-template <class E, class S, bool GIVEN>
+template <class E, bool GIVEN>
 void start(const ScoresArguments& p, cudaStream_t stream) {
+    using S = PairShape<E, GIVEN>;
     const int tall = tile_queries(p.pairs, S::kRows);
     const bool aligned = rows_aligned<E>(p.pairs) && is_aligned<E>(p.branch.weight, p.branch.weight_stride);
     const bool vectors =
         is_aligned(p.branch.bias) && is_aligned(p.branch.out_weight) && is_aligned<E>(p.features, p.pairs.width);
-    launch(iem_scores_kernel<E, S, GIVEN>, "iem_scores", dim3(tiles_of(p.pairs, S::kRows)), S::kThreads,
-           branch_bytes<S>(GIVEN, tall), stream, Scores{p, tall, aligned, vectors}, shape_of(p.pairs));
+    launch(iem_scores_kernel<E, GIVEN>, "iem_scores", dim3(tiles_of(p.pairs, S::kRows)), S::kThreads,
+           branch_bytes<E, GIVEN>(tall), stream, Scores{p, tall, aligned, vectors}, shape_of(p.pairs));
 }
 
 }  // namespace
 
 void iem_scores(const ScoresArguments& arguments, Element element, cudaStream_t stream) {
-    with_element(element, [&](auto e) {
-        using E = decltype(e);
-        with_shape<E>(arguments.pairs, [&](auto shape, auto given) {
-            start<E, decltype(shape), decltype(given)::value>(arguments, stream);
-        });
-    });
+    with_pairs(arguments.pairs, element,
+               [&](auto e, auto given) { start<decltype(e), decltype(given)::value>(arguments, stream); });
 }
 
 }  // namespace d2llm

@@ -31,8 +31,9 @@ struct Run {
     }
 };
 
-template <class E, class S, bool GIVEN>
-__global__ void __launch_bounds__(S::kThreads, 2) iem_slopes_kernel(const Slopes k) {
+template <class E, bool GIVEN>
+__global__ void __launch_bounds__(PairShape<E, GIVEN>::kThreads, 2) iem_slopes_kernel(const Slopes k) {
+    using S = PairShape<E, GIVEN>;
     const SlopesArguments& p = k.arguments;
     const PairTile tile = pair_tile(p.pairs, blockIdx.x, k.tall, S::kRows);
     const int width = p.pairs.width;
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(S::kThreads, 2) iem_slopes_kernel(const Slopes
         pair[row] = inside ? query * p.pairs.passages + passage : -1;
         dz[row] = inside ? static_cast<const float*>(p.dz)[query * p.dz_stride + passage] : 0.0f;
     }
-    branch_tile<E, S, GIVEN>(p.pairs, p.branch, tile, k.aligned, [&](int first, const Sums<S>& sums) {
+    branch_tile<E, GIVEN>(p.pairs, p.branch, tile, k.aligned, [&](int first, const Sums<S>& sums) {
 #pragma unroll
         for (int run = 0; run < sums.kRuns; ++run) {
             const int column = first + sums.column(run);
@@ -74,33 +75,31 @@ __global__ void __launch_bounds__(S::kThreads, 2) iem_slopes_kernel(const Slopes
     });
 }
 
-template <class E, class S, bool GIVEN>
+template <class E, bool GIVEN>
 void start(const SlopesArguments& p, cudaStream_t stream) {
+    using S = PairShape<E, GIVEN>;
     const int tall = tile_queries(p.pairs, S::kRows);
     const bool aligned = rows_aligned<E>(p.pairs) && is_aligned<E>(p.branch.weight, p.branch.weight_stride);
     const bool vectors = is_aligned(p.branch.bias) && is_aligned(p.branch.out_weight) &&
                          is_aligned<E>(p.dfeatures, p.pairs.width) && is_aligned<E>(p.dpre, p.pairs.width);
-    launch(iem_slopes_kernel<E, S, GIVEN>, "iem_slopes", dim3(tiles_of(p.pairs, S::kRows)), S::kThreads,
-           branch_bytes<S>(GIVEN, tall), stream, Slopes{p, tall, aligned, vectors}, shape_of(p.pairs));
+    launch(iem_slopes_kernel<E, GIVEN>, "iem_slopes", dim3(tiles_of(p.pairs, S::kRows)), S::kThreads,
+           branch_bytes<E, GIVEN>(tall), stream, Slopes{p, tall, aligned, vectors}, shape_of(p.pairs));
 }
 
 }  // namespace
 
 int64_t slopes_tiles(const Pairs& pairs, Element element) {
     int64_t rows = 0;
-    with_element(element, [&](auto e) {
-        with_shape<decltype(e)>(pairs, [&](auto shape, auto) { rows = shape.kWarpsM * tiles_of(pairs, shape.kRows); });
+    with_pairs(pairs, element, [&](auto e, auto given) {
+        using S = PairShape<decltype(e), decltype(given)::value>;
+        rows = S::kWarpsM * tiles_of(pairs, S::kRows);
     });
     return rows;
 }
 
 void iem_slopes(const SlopesArguments& arguments, Element element, cudaStream_t stream) {
-    with_element(element, [&](auto e) {
-        using E = decltype(e);
-        with_shape<E>(arguments.pairs, [&](auto shape, auto given) {
-            start<E, decltype(shape), decltype(given)::value>(arguments, stream);
-        });
-    });
+    with_pairs(arguments.pairs, element,
+               [&](auto e, auto given) { start<decltype(e), decltype(given)::value>(arguments, stream); });
 }
 
 }  // namespace d2llm

@@ -35,6 +35,12 @@ inline int64_t tiles_of(const Pairs& pairs, int rows) {
     return (queries + tall - 1) / tall * ((pairs.passages + wide - 1) / wide);
 }
 
+// Calls launch(E{}, given) with the type of the elements, and whether the pairs are given as a constant.
+template <class Launch>
+void with_pairs(const Pairs& pairs, Element element, Launch launch) {
+    with_element(element, [&](auto e) { pairs.given ? launch(e, std::true_type{}) : launch(e, std::false_type{}); });
+}
+
 // Whether the rows of a and b can be read 16 bytes at a time.
 template <class E>
 bool rows_aligned(const Pairs& pairs) {

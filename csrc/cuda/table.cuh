@@ -5,6 +5,8 @@
 // None may depend on the batch: a text's result would then change with its neighbours.
 #pragma once
 
+#include <type_traits>
+
 namespace d2llm {
 
 // Warps side by side and the products of 16 x 8 of each: a tile of kRows rows and kColumns columns.
@@ -22,6 +24,8 @@ template <class E>
 using GridShape = Shape<2, 2, sizeof(E) == 4 ? 2 : 4, 8>;
 template <class E>
 using GivenShape = Shape<1, 4, sizeof(E) == 4 ? 2 : 4, 4>;
+template <class E, bool GIVEN>
+using PairShape = std::conditional_t<GIVEN, GivenShape<E>, GridShape<E>>;
 constexpr int kBranchStages = 2;
 
 // Gradients of inputs, with the sums of two products in registers, and of weights.

@@ -105,7 +105,7 @@ $(VENV)/.bench: $(VENV)/.dev
 TORCH_VERSION := $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
 EMULATION := $(CURDIR)/$(VENV)/emulation/_cuda.so
 $(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* csrc/cuda/hopper/* tests/emulation/*)
-	if command -v g++ >/dev/null; then $(BIN)/python -m tests.emulation.build $(EMULATION); fi
+	$(BIN)/python -m tests.emulation.build $(EMULATION)
 	touch $@
 
 # The C++ kernels, beside the sources of the package, for the torch that is installed; without a compiler there is

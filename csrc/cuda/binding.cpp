@@ -4,8 +4,12 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include <cstdlib>
 #include <optional>
+#include <string>
+#include <tuple>
 
+#include "hopper/launch.h"
 #include "launch.h"
 
 #ifdef D2LLM_EMULATED
@@ -13,6 +17,8 @@
 #else
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+
+#include "check.h"
 #define D2LLM_DEVICE CUDA
 #endif
 
@@ -36,6 +42,21 @@ class Place {
     c10::cuda::CUDAGuard guard_;
 #endif
 };
+
+// Whether the kernels for compute capability 9.0 are to be used here: nothing has shown yet that they are faster.
+bool try_hopper() {
+    const char* wanted = std::getenv("D2LLM_KERNELS_EXPERIMENTAL");
+    if (!wanted || std::string(wanted) != "1") return false;
+#ifdef D2LLM_EMULATED
+    return true;
+#else
+    int device = 0, major = 0, minor = 0;
+    check(cudaGetDevice(&device), "device", "");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device", "");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device", "");
+    return major == 9 && minor == 0;
+#endif
+}
 
 Element element_of(const Tensor& tensor) {
     const auto type = tensor.scalar_type();
@@ -92,10 +113,61 @@ void scores(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor
     TORCH_CHECK(z.numel() == count_of(pairs), "z: expected ", count_of(pairs), " scores, got ", z.sizes());
     if (features) expect_whole(*features, "features", a, a.scalar_type(), b.numel());
     const Place place(a);
-    iem_scores({pairs, branch_of(a, weight, bias, out_weight, out_bias), keys ? nullptr : z.mutable_data_ptr<float>(),
-                keys ? z.mutable_data_ptr<int64_t>() : nullptr, features ? features->mutable_data_ptr() : nullptr,
-                given ? 0 : z.stride(0), first_passage},
-               element_of(a), place.stream());
+    const ScoresArguments arguments{pairs,
+                                    branch_of(a, weight, bias, out_weight, out_bias),
+                                    keys ? nullptr : z.mutable_data_ptr<float>(),
+                                    keys ? z.mutable_data_ptr<int64_t>() : nullptr,
+                                    features ? features->mutable_data_ptr() : nullptr,
+                                    given ? 0 : z.stride(0),
+                                    first_passage};
+    const Element element = element_of(a);
+    if (try_hopper() && hopper_iem_scores_takes(arguments, element))
+        hopper_iem_scores(arguments, element, place.stream());
+    else
+        iem_scores(arguments, element, place.stream());
+}
+
+// Of a grid in bfloat16, with a weight in e4m3.
+Fp8ScoresArguments fp8_of(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& scale) {
+    const Pairs pairs = pairs_of(a, b, false);
+    expect(weight, "weight", a, at::kFloat8_e4m3fn);
+    TORCH_CHECK(a.scalar_type() == at::kBFloat16 && weight.dim() == 2 && weight.size(0) == a.size(1) &&
+                    weight.size(1) == a.size(1),
+                "a, weight: expected bfloat16 and (F, F), got ", a.scalar_type(), " and ", weight.sizes());
+    expect_whole(scale, "scale", a, at::kFloat, a.size(1));
+    Fp8ScoresArguments arguments{};
+    arguments.scores.pairs = pairs;
+    arguments.scores.branch.weight = weight.const_data_ptr();
+    arguments.scores.branch.weight_stride = weight.stride(0);
+    arguments.weight_scale = scale.const_data_ptr<float>();
+    return arguments;
+}
+
+bool takes_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& scale) {
+    const Place place(a);
+    return try_hopper() && hopper_iem_scores_fp8_takes(fp8_of(a, b, weight, scale));
+}
+
+void scores_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& scale, const Tensor& bias,
+                const Tensor& out_weight, const Tensor& out_bias, Tensor& z, int64_t first_passage) {
+    Fp8ScoresArguments arguments = fp8_of(a, b, weight, scale);
+    if (!count_of(arguments.scores.pairs)) return;
+    const bool keys = z.scalar_type() == at::kLong;
+    expect(z, "z", a, keys ? at::kLong : at::kFloat);
+    TORCH_CHECK(z.numel() == count_of(arguments.scores.pairs), "z: expected (Nq, Np) scores, got ", z.sizes());
+    for (const auto& [tensor, name, least] :
+         {std::tuple(bias, "bias", a.size(1)), std::tuple(out_weight, "out_weight", a.size(1)),
+          std::tuple(out_bias, "out_bias", int64_t{1})})
+        expect_whole(tensor, name, a, at::kBFloat16, least);
+    arguments.scores.branch.bias = bias.const_data_ptr();
+    arguments.scores.branch.out_weight = out_weight.const_data_ptr();
+    arguments.scores.branch.out_bias = out_bias.const_data_ptr();
+    arguments.scores.z = keys ? nullptr : z.mutable_data_ptr<float>();
+    arguments.scores.keys = keys ? z.mutable_data_ptr<int64_t>() : nullptr;
+    arguments.scores.stride = z.stride(0);
+    arguments.scores.first_passage = first_passage;
+    const Place place(a);
+    hopper_iem_scores_fp8(arguments, place.stream());
 }
 
 int64_t tiles_of_slopes(const Tensor& a, const Tensor& b, bool given) {
@@ -103,8 +175,8 @@ int64_t tiles_of_slopes(const Tensor& a, const Tensor& b, bool given) {
 }
 
 std::tuple<int64_t, int64_t> plan_of_inputs(const Tensor& a, const Tensor& b, bool given) {
-    const Pairs pairs = pairs_of(a, b, given);
-    return {inputs_tiles(pairs), inputs_blocks(pairs)};
+    const InputsPlan plan = inputs_plan(pairs_of(a, b, given), element_of(a));
+    return {plan.tiles, plan.blocks};
 }
 
 int64_t blocks_of_weights(const Tensor& weight) { return weights_blocks(static_cast<int>(weight.size(0))); }
@@ -136,7 +208,7 @@ void inputs(const Tensor& a, const Tensor& b, const Tensor& transposed, const Te
     TORCH_CHECK(share > 0 && given != da.has_value(), "share, da: expected a positive share, and da for a grid alone");
     expect_whole(transposed, "transposed", a, a.scalar_type(), width * width);
     expect_whole(dpre, "dpre", a, a.scalar_type(), count_of(pairs) * width);
-    if (da) expect_whole(*da, "da", a, at::kFloat, pairs.queries * inputs_tiles(pairs) * width);
+    if (da) expect_whole(*da, "da", a, at::kFloat, pairs.queries * inputs_plan(pairs, element_of(a)).tiles * width);
     expect_whole(db, "db", a, at::kFloat, (pairs.queries + share - 1) / share * b.numel());
     const Place place(a);
     iem_inputs({pairs, transposed.const_data_ptr(), dpre.const_data_ptr(), da ? da->mutable_data_ptr<float>() : nullptr,
@@ -202,10 +274,22 @@ void pool(const Tensor& x, const Tensor& u, const Optional& mask, const Optional
     expect_whole(parts, "parts", x, at::kFloat, splits > 1 ? slots * splits * heads * slot : 0);
     expect_whole(counters, "counters", x, at::kInt, 1 + tokens.sequences + slots);
     const Place place(x);
-    pool_forward({tokens, u.const_data_ptr(), static_cast<int>(u.size(0)), u.stride(0), pooled.mutable_data_ptr(),
-                  lse.mutable_data_ptr<float>(), pooled.stride(0), lse.stride(0), scores.mutable_data_ptr<float>(),
-                  parts.mutable_data_ptr<float>(), counters.mutable_data_ptr<int>()},
-                 element_of(x), place.stream());
+    const PoolArguments arguments{tokens,
+                                  u.const_data_ptr(),
+                                  static_cast<int>(u.size(0)),
+                                  u.stride(0),
+                                  pooled.mutable_data_ptr(),
+                                  lse.mutable_data_ptr<float>(),
+                                  pooled.stride(0),
+                                  lse.stride(0),
+                                  scores.mutable_data_ptr<float>(),
+                                  parts.mutable_data_ptr<float>(),
+                                  counters.mutable_data_ptr<int>()};
+    const Element element = element_of(x);
+    if (try_hopper() && hopper_pool_forward_takes(arguments, element))
+        hopper_pool_forward(arguments, element, place.stream());
+    else
+        pool_forward(arguments, element, place.stream());
 }
 
 void pool_gradients(const Tensor& dpooled, const Optional& dlse, const Tensor& x, const Tensor& u, const Optional& mask,
@@ -241,6 +325,10 @@ TORCH_LIBRARY(d2llm_cuda, m) {
     m.def(
         "scores(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, Tensor(a!) z,"
         " Tensor? features, bool given, int first_passage) -> ()");
+    m.def("takes_fp8(Tensor a, Tensor b, Tensor weight, Tensor scale) -> bool");
+    m.def(
+        "scores_fp8(Tensor a, Tensor b, Tensor weight, Tensor scale, Tensor bias, Tensor out_weight, Tensor out_bias,"
+        " Tensor(a!) z, int first_passage) -> ()");
     m.def("slopes_tiles(Tensor a, Tensor b, bool given) -> int");
     m.def("inputs_plan(Tensor a, Tensor b, bool given) -> (int, int)");
     m.def("weights_blocks(Tensor weight) -> int");
@@ -264,6 +352,8 @@ TORCH_LIBRARY(d2llm_cuda, m) {
 
 TORCH_LIBRARY_IMPL(d2llm_cuda, D2LLM_DEVICE, m) {
     m.impl("scores", d2llm::scores);
+    m.impl("takes_fp8", d2llm::takes_fp8);
+    m.impl("scores_fp8", d2llm::scores_fp8);
     m.impl("slopes_tiles", d2llm::tiles_of_slopes);
     m.impl("inputs_plan", d2llm::plan_of_inputs);
     m.impl("weights_blocks", d2llm::blocks_of_weights);

@@ -10,8 +10,8 @@
 namespace d2llm {
 namespace {
 
-using Tile = InputsShape;
-constexpr int kBuffer = (Tile::kRows + Tile::kColumns) * kPitch;
+template <class E>
+constexpr int kBuffer = (InputsShape<E>::kRows + InputsShape<E>::kColumns) * kPitch;
 
 struct Inputs {
     InputsArguments arguments;
@@ -20,7 +20,7 @@ struct Inputs {
 };
 
 // Drops the part of dh that relu(a + b) stops, adds the rest to the sums of db, and writes the sums of da.
-template <class E, bool GIVEN>
+template <class E, bool GIVEN, class Tile>
 __device__ __forceinline__ void finish_query(const Inputs& k, int64_t first_passage, int64_t query, int first,
                                              Sums<Tile>& dh, Sums<Tile>& total) {
     const InputsArguments& p = k.arguments;
@@ -54,7 +54,8 @@ __device__ __forceinline__ void finish_query(const Inputs& k, int64_t first_pass
 }
 
 template <class E, bool GIVEN>
-__global__ void __launch_bounds__(Tile::kThreads, 1) iem_inputs_kernel(const Inputs k) {
+__global__ void __launch_bounds__(InputsShape<E>::kThreads, 1) iem_inputs_kernel(const Inputs k) {
+    using Tile = InputsShape<E>;
     const InputsArguments& p = k.arguments;
     const int width = p.pairs.width, first = blockIdx.y * Tile::kColumns;
     const int64_t first_passage = int64_t{blockIdx.x} * Tile::kRows, first_query = blockIdx.z * p.share;
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) iem_inputs_kernel(const Inp
     pipeline<kInputsStages>(
         static_cast<int>(queries) * chunks,
         [&](int step, int b) {
-            char* rows = shared_memory() + b * kBuffer;
+            char* rows = shared_memory() + b * kBuffer<E>;
             const int64_t at = int64_t{step % chunks} * kChunk;
             const int64_t start = (first_query + step / chunks) * p.pairs.passages + first_passage;
             stage<E, Tile::kThreads, kChunk>(
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) iem_inputs_kernel(const Inp
                                                             width, at, width, k.aligned);
         },
         [&](int step, int b) {
-            const char* rows = shared_memory() + b * kBuffer;
+            const char* rows = shared_memory() + b * kBuffer<E>;
             if (step % chunks == 0) dh.clear();
 #pragma unroll
             for (int at = 0; at < kChunk; at += kUnit) {
@@ -109,22 +110,26 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) iem_inputs_kernel(const Inp
 
 template <class E, bool GIVEN>
 void start(const InputsArguments& p, cudaStream_t stream) {
+    using Tile = InputsShape<E>;
     const int64_t width = p.pairs.width, queries = GIVEN ? 1 : p.pairs.queries;
     const dim3 grid((p.pairs.passages + Tile::kRows - 1) / Tile::kRows, (width + Tile::kColumns - 1) / Tile::kColumns,
                     (queries + p.share - 1) / p.share);
     const bool aligned = is_aligned<E>(p.dpre, width) && is_aligned<E>(p.transposed, width);
     const bool vectors = rows_aligned<E>(p.pairs) && is_aligned<float>(p.da, width) && is_aligned<float>(p.db, width);
-    launch(iem_inputs_kernel<E, GIVEN>, "iem_inputs", grid, Tile::kThreads, size_t{kInputsStages} * kBuffer, stream,
+    launch(iem_inputs_kernel<E, GIVEN>, "iem_inputs", grid, Tile::kThreads, size_t{kInputsStages} * kBuffer<E>, stream,
            Inputs{p, aligned, vectors}, shape_of(p.pairs));
 }
 
 }  // namespace
 
-int64_t inputs_tiles(const Pairs& pairs) { return (pairs.passages + Tile::kRows - 1) / Tile::kRows * Tile::kWarpsM; }
-
-int64_t inputs_blocks(const Pairs& pairs) {
-    const int64_t columns = (pairs.width + Tile::kColumns - 1) / Tile::kColumns;
-    return (pairs.passages + Tile::kRows - 1) / Tile::kRows * columns;
+InputsPlan inputs_plan(const Pairs& pairs, Element element) {
+    InputsPlan plan{};
+    with_element(element, [&](auto e) {
+        using Tile = InputsShape<decltype(e)>;
+        const int64_t tiles = (pairs.passages + Tile::kRows - 1) / Tile::kRows;
+        plan = {tiles * Tile::kWarpsM, tiles * ((pairs.width + Tile::kColumns - 1) / Tile::kColumns)};
+    });
+    return plan;
 }
 
 void iem_inputs(const InputsArguments& arguments, Element element, cudaStream_t stream) {

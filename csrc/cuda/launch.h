@@ -17,9 +17,12 @@ namespace d2llm {
 
 // Rows of the workspaces that the caller provides, and blocks of a launch with one group.
 int64_t slopes_tiles(const Pairs& pairs, Element element);
-int64_t inputs_tiles(const Pairs& pairs);
-int64_t inputs_blocks(const Pairs& pairs);
 int64_t weights_blocks(int width);
+
+struct InputsPlan {
+    int64_t tiles, blocks;
+};
+InputsPlan inputs_plan(const Pairs& pairs, Element element);
 
 struct PoolLimits {
     int forward_heads, backward_heads;  // of a launch

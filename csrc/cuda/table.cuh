@@ -29,7 +29,8 @@ using PairShape = std::conditional_t<GIVEN, GivenShape<E>, GridShape<E>>;
 constexpr int kBranchStages = 2;
 
 // Gradients of inputs, with the sums of two products in registers, and of weights.
-using InputsShape = Shape<4, 2, 2, 8>;
+template <class E>
+using InputsShape = Shape<4, 2, sizeof(E) == 4 ? 1 : 2, 8>;
 using WeightsShape = Shape<4, 2, 2, 8>;
 constexpr int kInputsStages = 2, kWeightsStages = 2;
 constexpr int kWeightsUnits = 2;  // of pairs, in a step

@@ -1,5 +1,6 @@
 """Compile csrc/cuda with a C++ compiler, against the emulation of this folder: python -m tests.emulation.build PATH."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,8 +29,8 @@ def commands(library: Path) -> list[list[str]]:
     ]
     flags += [f'-DD2LLM_{name}="{value}"' for name, value in defines.items()]
     flags += [f"-I{path}" for path in (CUDA, HERE, sysconfig.get_path("include"), *include_paths())]
-    sources = sorted([*CUDA.glob("*.cu"), *CUDA.glob("*.cpp"), HERE / "probes.cpp"])
-    objects = [folder / f"{source.name}.o" for source in sources]
+    sources = sorted([*CUDA.rglob("*.cu"), *CUDA.glob("*.cpp"), *HERE.glob("*.cpp")])
+    objects = [folder / f"{source.parent.name}.{source.name}.o" for source in sources]
     made = [
         ["g++", *flags, "-c", "-x", "c++", str(source), "-o", str(target)]
         for source, target in zip(sources, objects, strict=True)
@@ -39,8 +40,16 @@ def commands(library: Path) -> list[list[str]]:
                     "-o", str(library)]]  # fmt: skip
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1]).resolve()
+def main(path: str) -> None:
+    """Make the library, or say what is missing here and make none."""
+    if shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
+        print("tests.emulation.build: no g++ or no headers of Python here, nothing is emulated", file=sys.stderr)
+        return
+    target = Path(path).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     for command in commands(target):
         subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -53,4 +53,6 @@ at::Tensor fault(const at::Tensor& from, const std::string& kind) {
 TORCH_LIBRARY(d2llm_emulation, m) {
     m.def("fault(Tensor source, str kind) -> Tensor", &d2llm::fault);
     m.def("largest_shared() -> int", [] { return static_cast<int64_t>(emulation::Machine::get().largest_shared()); });
+    m.def("launches(str kernel) -> int",
+          [](const std::string& kernel) { return static_cast<int64_t>(emulation::Machine::get().launches(kernel)); });
 }

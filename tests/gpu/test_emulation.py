@@ -71,6 +71,51 @@ def test_faults_are_seen(fault, message):
         torch.ops.d2llm_emulation.fault(torch.empty(64), fault)
 
 
+BOXES = torch.arange(64 * 64).view(64, 64).remainder(97).bfloat16()
+
+
+@pytest.mark.parametrize("mode", ("late", "eager"))
+@pytest.mark.parametrize(
+    "fault,message",
+    [
+        ("nobody", "threads wait for others that never come"),
+        ("uninitialized", "a barrier was not initialized"),
+        ("many", "one arrival too many"),
+        ("named", "a thread arrives at a barrier that still waits"),
+        ("ended", "an access to a block that has ended"),
+        ("fence", "products without a fence"),
+        ("origin", "refused"),
+        ("wide", "refused"),
+    ],
+)
+def test_faults_of_clusters_and_asynchronous_units_are_seen(fault, message, mode, monkeypatch):
+    monkeypatch.setenv("EMULATION_COPIES", mode)
+    monkeypatch.setenv("EMULATION_PRODUCTS", mode)
+    with pytest.raises(RuntimeError, match=f"hopper_fault .*{message}"):
+        torch.ops.d2llm_emulation.hopper_fault(BOXES, fault)
+
+
+def test_boxes_have_their_place_and_their_time(monkeypatch):
+    expected = BOXES[:1].float().repeat(2, 2)
+    assert torch.equal(torch.ops.d2llm_emulation.hopper_fault(BOXES, "boxed"), expected)
+    assert torch.ops.d2llm_emulation.hopper_fault(BOXES, "box").isnan().all()
+    with pytest.raises(RuntimeError, match="ends with copies under way"):
+        torch.ops.d2llm_emulation.hopper_fault(BOXES, "unwaited")
+    monkeypatch.setenv("EMULATION_COPIES", "eager")
+    assert torch.equal(torch.ops.d2llm_emulation.hopper_fault(BOXES, "box"), expected)
+    with pytest.raises(RuntimeError, match="a box is not aligned"):
+        torch.ops.d2llm_emulation.hopper_fault(BOXES, "misplaced")
+
+
+@pytest.mark.parametrize("fault", ("left", "right", "sums"))
+def test_products_that_are_not_waited_for_read_and_write_late(fault, monkeypatch):
+    assert (torch.ops.d2llm_emulation.hopper_fault(BOXES, "product") == 16).all()
+    late = torch.ops.d2llm_emulation.hopper_fault(BOXES, fault)
+    assert (late.isnan() if fault == "sums" else late != 16).all()
+    monkeypatch.setenv("EMULATION_PRODUCTS", "eager")
+    assert (torch.ops.d2llm_emulation.hopper_fault(BOXES, fault) == 16).all()
+
+
 def test_a_race_gives_other_results_in_another_order(monkeypatch):
     results = []
     for order in ("forward", "reverse"):

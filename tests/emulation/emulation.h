@@ -3,9 +3,9 @@
 // each other; shared memory, warp operations and asynchronous copies.
 //
 // It looks for mistakes that a lucky schedule would hide. Shared memory starts as NaN, with a guard behind it. The
-// order in which threads and blocks get their turn is chosen by EMULATION_ORDER (forward, reverse, or a number that
-// shuffles): a race gives different bits in different orders. Asynchronous copies happen as late as they may, when
-// they are waited for, or, with EMULATION_COPIES=eager, as early. Asynchronous products (products.h) have
+// order in which threads and blocks get their turn is chosen by EMULATION_ORDER (forward, reverse, skewed, or a
+// number that shuffles): a race gives different bits in different orders. Asynchronous copies happen as late as they
+// may, when they are waited for, or, with EMULATION_COPIES=eager, as early. Asynchronous products (products.h) have
 // EMULATION_PRODUCTS for the same choice.
 #pragma once
 
@@ -160,7 +160,7 @@ class Machine {
         const char* products = std::getenv("EMULATION_PRODUCTS");
         eager_products_ = products && std::string(products) == "eager";
         spins_ = 0;
-        shuffled_.seed(order_ == "forward" || order_ == "reverse" ? 0 : std::stoul(order_));
+        shuffled_.seed(order_.find_first_not_of("0123456789") == std::string::npos ? std::stoul(order_) : 0);
     }
 
     void arrange(std::vector<unsigned>& order, size_t count) const {
@@ -168,7 +168,7 @@ class Machine {
         std::iota(order.begin(), order.end(), 0u);
         if (order_ == "reverse")
             std::reverse(order.begin(), order.end());
-        else if (order_ != "forward")
+        else if (order_ != "forward" && order_ != "skewed")
             std::shuffle(order.begin(), order.end(), std::mt19937(std::stoul(order_)));
     }
 
@@ -207,8 +207,8 @@ class Machine {
         for (const Block& block : blocks_) check_guard(block);
     }
 
-    // Lets threads run until they wait. Forward they all keep in step; otherwise a warp, and then a block, goes on for
-    // as long as it can before the next one gets its turn.
+    // Lets threads run until they wait. Forward they all keep in step; otherwise, as in "skewed", a warp, and then a
+    // block, goes on for as long as it can before the next one gets its turn.
     bool go_on(unsigned threads) {
         const bool in_step = order_ == "forward";
         bool moved = false;
@@ -261,8 +261,9 @@ class Machine {
     // Does what is under way, one after the other, until somebody may go on.
     bool flush() {
         while (!under_way_.empty()) {
-            size_t next = order_ == "forward" ? 0 : under_way_.size() - 1;
-            if (order_ != "forward" && order_ != "reverse") next = shuffled_() % under_way_.size();
+            size_t next = order_ == "forward" || order_ == "skewed" ? 0 : under_way_.size() - 1;
+            if (order_ != "forward" && order_ != "skewed" && order_ != "reverse")
+                next = shuffled_() % under_way_.size();
             const auto operation = std::move(under_way_[next]);
             under_way_.erase(under_way_.begin() + next);
             if (operation()) return true;

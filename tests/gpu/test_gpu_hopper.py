@@ -23,9 +23,8 @@ SCORES, SCORES_FP8, POOL = "hopper_iem_scores", "hopper_iem_scores_fp8", "hopper
 FP8_ERROR = 2e-6 if EMULATED else 2e-3
 SCHEDULES = [
     (order, copies, products)
-    for order in ("forward", "reverse", "7")
-    for copies in ("late", "eager")
-    for products in ("late", "eager")
+    for order in ("forward", "reverse", "skewed", "7")
+    for copies, products in (("late", "late"), ("eager", "late"), ("eager", "eager"))
 ]
 
 
@@ -260,7 +259,7 @@ def test_offsets_that_leave_the_batch_do_what_they_do_elsewhere(tokens, monkeypa
 
 
 @pytest.mark.skipif(not EMULATED, reason="chooses schedules in the emulation")
-@pytest.mark.parametrize("case", ("scores", "full", "wide", "fp8", "pool", "packed"))
+@pytest.mark.parametrize("case", ("scores", "narrow", "full", "wide", "fp8", "pool", "packed"))
 def test_the_schedule_changes_nothing(pairs, tokens, monkeypatch, case):
     def outputs():
         if case == "pool":
@@ -272,7 +271,7 @@ def test_the_schedule_changes_nothing(pairs, tokens, monkeypatch, case):
         if case == "fp8":
             a, b, weight, *vectors = pairs(9, 150, 384, torch.float32)
             return (fp8.iem_scores(a, b, *fp8.quantize(weight), *vectors, backend="cuda"),)
-        shape = {"scores": (10, 150, 256), "full": (3, 150, 512), "wide": (3, 150, 768)}[case]
+        shape = {"scores": (10, 150, 256), "narrow": (9, 300, 128), "full": (3, 150, 512), "wide": (3, 150, 768)}[case]
         return scores(*pairs(*shape, torch.bfloat16))
 
     results = []

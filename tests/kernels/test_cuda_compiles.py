@@ -31,6 +31,15 @@ def portable(row: dict) -> None:
         assert any(name.startswith("LDGSTS.E.BYPASS.128") for name in found), label
 
 
+def hopper(row: dict) -> None:
+    """Asynchronous products, or those of every GPU where memory is the limit, on what the copy engine brought."""
+    label, found = f"{row['arch']} {row['kernel']}", row["instructions"]
+    product = "HMMA" if "pool_forward" in row["kernel"] else "QGMMA" if "Fp8" in row["kernel"] else "HGMMA"
+    for wanted in (product, "UTMALDG"):
+        assert any(name.startswith(wanted) for name in found), f"{label}: no {wanted} in {found}"
+    assert row["shared"] == 0, label
+
+
 @pytest.mark.parametrize("arch", cuda_figures.ARCHS)
 @pytest.mark.parametrize("source", cuda_figures.sources(), ids=lambda source: source.name)
 def test_no_spills_and_the_instructions_that_are_meant(source, arch):
@@ -42,6 +51,8 @@ def test_no_spills_and_the_instructions_that_are_meant(source, arch):
         assert not any(name.startswith(("LDL", "STL")) for name in row["instructions"]), label
         if source.parent.name != "hopper":
             portable(row)
+        elif arch == "90a":
+            hopper(row)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")

@@ -15,15 +15,6 @@ struct Scores {
     bool vectors;  // bias, out_weight and features
 };
 
-// Integers that sort as (score, lower passage first) do. NaN counts as -inf, and both zeros are one score.
-__device__ __forceinline__ int64_t key_of(float score, int64_t passage) {
-    const float lowest = __uint_as_float(0xff800000);
-    score = score == score ? score : lowest;
-    const int32_t bits = static_cast<int32_t>(__float_as_uint(score == 0 ? 0.0f : score));
-    const int32_t ordered = bits ^ ((bits >> 31) & 0x7fffffff);
-    return static_cast<int64_t>(static_cast<uint64_t>(int64_t{ordered}) << 32) + (0xffffffff - passage);
-}
-
 // The rows' sums over all columns, from those of the warps side by side; the first warp of a row writes.
 template <class E, class S>
 __device__ __forceinline__ void write_scores(const ScoresArguments& p, const PairTile& tile, float (&z)[S::kM][2]) {
@@ -41,11 +32,7 @@ __device__ __forceinline__ void write_scores(const ScoresArguments& p, const Pai
         sum += widen(*static_cast<const E*>(p.branch.out_bias));
         const int i = local >> tile.shift, j = local & (tile.wide - 1);
         if (i >= tile.queries || j >= tile.passages) continue;
-        const int64_t passage = tile.first_passage + j, place = (tile.first_query + i) * p.stride + passage;
-        if (p.keys)
-            p.keys[place] = key_of(sum, p.first_passage + passage);
-        else
-            p.z[place] = sum;
+        write_score(p, tile.first_query + i, tile.first_passage + j, sum);
     }
 }
 

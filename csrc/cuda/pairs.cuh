@@ -98,4 +98,22 @@ struct PairChunk {
 // Rows that PairChunk needs of shared memory.
 inline int chunk_rows(bool given, int tall, int rows) { return given ? 2 * rows : tall + rows / tall; }
 
+// Integers that sort as (score, lower passage first) do. NaN counts as -inf, and both zeros are one score.
+__device__ __forceinline__ int64_t key_of(float score, int64_t passage) {
+    const float lowest = __uint_as_float(0xff800000);
+    score = score == score ? score : lowest;
+    const int32_t bits = static_cast<int32_t>(__float_as_uint(score == 0 ? 0.0f : score));
+    const int32_t ordered = bits ^ ((bits >> 31) & 0x7fffffff);
+    return static_cast<int64_t>(static_cast<uint64_t>(int64_t{ordered}) << 32) + (0xffffffff - passage);
+}
+
+// As a score or as a key, whichever is wanted.
+__device__ __forceinline__ void write_score(const ScoresArguments& p, int64_t query, int64_t passage, float score) {
+    const int64_t place = query * p.stride + passage;
+    if (p.keys)
+        p.keys[place] = key_of(score, p.first_passage + passage);
+    else
+        p.z[place] = score;
+}
+
 }  // namespace d2llm

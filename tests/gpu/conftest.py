@@ -5,6 +5,10 @@ a library that tests/emulation/build.py made, the CUDA kernels run in the emulat
 gpu-report`` runs everything on the GPU.
 """
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -30,6 +34,37 @@ else:
 def device() -> torch.device:
     """Where the kernels run: the GPU, or the CPU that stands in for it."""
     return torch.device("cuda" if ON_GPU else "cpu")
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make_tokens(device: torch.device) -> Make:
+    """Makes tokens (B, L, D), queries (H, D) and a mask with holes, the same on every device."""
+
+    def inputs(batch, length, dim, heads, dtype=torch.float64, scale=1.0):
+        generator = torch.Generator().manual_seed(batch + length + dim + heads)
+        x = torch.randn(batch, length, dim, generator=generator, dtype=torch.float64)
+        u = torch.randn(heads, dim, generator=generator, dtype=torch.float64) * scale / math.sqrt(dim)
+        mask = torch.rand(batch, length, generator=generator) < 0.7
+        return x.to(device, dtype), u.to(device, dtype), mask.to(device)
+
+    return inputs
+
+
+@pytest.fixture
+def make_pairs(device: torch.device) -> Make:
+    """Makes a (Nq, F), b (Np, F) and the four tensors of a branch."""
+
+    def inputs(queries, passages, hidden, dtype=torch.float64):
+        generator = torch.Generator().manual_seed(queries + passages + hidden)
+        shapes = ((queries, hidden), (passages, hidden), (hidden, hidden), (hidden,), (1, hidden), (1,))
+        tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        tensors[2] /= math.sqrt(hidden)
+        return [tensor.to(device, dtype) for tensor in tensors]
+
+    return inputs
 
 
 @pytest.fixture(params=BACKENDS)

@@ -15,20 +15,6 @@ pytestmark = pytest.mark.usefixtures("backend")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture
-def make(device):
-    """Tokens (B, L, D), queries (H, D) and a mask with holes, the same on every device."""
-
-    def inputs(batch, length, dim, heads, dtype=torch.float64, scale=1.0):
-        generator = torch.Generator().manual_seed(batch + length + dim + heads)
-        x = torch.randn(batch, length, dim, generator=generator, dtype=torch.float64)
-        u = torch.randn(heads, dim, generator=generator, dtype=torch.float64) * scale / math.sqrt(dim)
-        mask = torch.rand(batch, length, generator=generator) < 0.7
-        return x.to(device, dtype), u.to(device, dtype), mask.to(device)
-
-    return inputs
-
-
 def pool(x, u, **where):
     return dk.functional.attn_pool(x, u, **where)
 
@@ -39,35 +25,35 @@ def assert_equal(one, two):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch,length,dim,heads", [(1, 1, 576, 9), (2, 63, 1000, 8), (2, 257, 64, 1)])
-def test_parity(make, batch, length, dim, heads, dtype):
-    x, u, mask = make(batch, length, dim, heads)
+def test_parity(make_tokens, batch, length, dim, heads, dtype):
+    x, u, mask = make_tokens(batch, length, dim, heads)
     for kept in (None, mask):
         assert_parity(partial(pool, mask=kept), partial(reference.attn_pool, mask=kept), (x, u), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parity_packed_with_empty_sequences(make, dtype):
-    x, u, _ = make(1, 70, 80, 4)
+def test_parity_packed_with_empty_sequences(make_tokens, dtype):
+    x, u, _ = make_tokens(1, 70, 80, 4)
     cu = torch.tensor([0, 0, 7, 8, 8, 70, 70], dtype=torch.int32, device=x.device)
     assert_parity(partial(pool, cu_seqlens=cu), partial(reference.attn_pool, cu_seqlens=cu), (x[0], u), dtype)
 
 
 @pytest.mark.parametrize("heads", (64, 70))
-def test_more_heads_than_one_launch_takes(make, heads):
-    x, u, mask = make(2, 19, 64, heads)
+def test_more_heads_than_one_launch_takes(make_tokens, heads):
+    x, u, mask = make_tokens(2, 19, 64, heads)
     assert_parity(partial(pool, mask=mask), partial(reference.attn_pool, mask=mask), (x, u), torch.float32)
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch,length,dim,heads", [(3, 300, 4096, 32), (2, 40, 8192, 64), (5, 129, 1024, 16)])
-def test_parity_at_the_widths_of_llms(make, batch, length, dim, heads, dtype):
-    x, u, mask = make(batch, length, dim, heads)
+def test_parity_at_the_widths_of_llms(make_tokens, batch, length, dim, heads, dtype):
+    x, u, mask = make_tokens(batch, length, dim, heads)
     assert_parity(partial(pool, mask=mask), partial(reference.attn_pool, mask=mask), (x, u), dtype)
 
 
-def test_mixed_dtypes_are_promoted(make):
-    x, u, mask = make(2, 20, 64, 4, torch.float32)
+def test_mixed_dtypes_are_promoted(make_tokens):
+    x, u, mask = make_tokens(2, 20, 64, 4, torch.float32)
     pooled, lse = pool(x.bfloat16(), u, mask=mask)
     expected = reference.attn_pool(x.bfloat16().float(), u, mask)
     assert pooled.dtype == torch.float32
@@ -75,15 +61,15 @@ def test_mixed_dtypes_are_promoted(make):
     torch.testing.assert_close(lse, expected[1], rtol=1e-5, atol=1e-5)
 
 
-def test_large_logits_stay_finite(make):
-    x, u, mask = make(2, 33, 64, 4, scale=1e4)
+def test_large_logits_stay_finite(make_tokens):
+    x, u, mask = make_tokens(2, 33, 64, 4, scale=1e4)
     assert reference.attn_pool(x, u, mask)[1].abs().max() > 1e4
     assert_parity(partial(pool, mask=mask), partial(reference.attn_pool, mask=mask), (x, u), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_masked_tokens_are_not_read_and_an_all_masked_row_pools_to_zero(make, dtype):
-    x, u, mask = make(3, 37, 96, 4, dtype)
+def test_masked_tokens_are_not_read_and_an_all_masked_row_pools_to_zero(make_tokens, dtype):
+    x, u, mask = make_tokens(3, 37, 96, 4, dtype)
     mask[1] = False
     clean, dirty = (run(partial(pool, mask=mask), (t, u)) for t in (x, x.masked_fill(~mask[..., None], math.nan)))
     assert_equal((*clean[0], *clean[1]), (*dirty[0], *dirty[1]))
@@ -91,8 +77,8 @@ def test_masked_tokens_are_not_read_and_an_all_masked_row_pools_to_zero(make, dt
     assert (pooled[1] == 0).all() and (lse[1] == -math.inf).all() and (dx[~mask] == 0).all()
 
 
-def test_nan_in_a_valid_token_reaches_its_own_row_alone(make):
-    x, u, _ = make(3, 20, 64, 4, torch.float32)
+def test_nan_in_a_valid_token_reaches_its_own_row_alone(make_tokens):
+    x, u, _ = make_tokens(3, 20, 64, 4, torch.float32)
     x[1, 5, 3] = math.nan
     pooled, lse = pool(x, u)
     assert pooled[1, :, 3].isnan().all() and lse[1].isnan().all()
@@ -100,8 +86,8 @@ def test_nan_in_a_valid_token_reaches_its_own_row_alone(make):
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_padded_and_packed_agree_bit_for_bit(make, dtype):
-    x, u, _ = make(5, 40, 96, 6, dtype)
+def test_padded_and_packed_agree_bit_for_bit(make_tokens, dtype):
+    x, u, _ = make_tokens(5, 40, 96, 6, dtype)
     lengths = torch.tensor([40, 1, 0, 17, 33], device=x.device)
     mask = torch.arange(40, device=x.device) < lengths[:, None]
     cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
@@ -109,24 +95,24 @@ def test_padded_and_packed_agree_bit_for_bit(make, dtype):
     assert_equal(pool(x, u, mask=mask), pool(x, u, mask=mask.int()))
 
 
-def test_a_row_does_not_depend_on_its_neighbours(make):
-    x, u, mask = make(4, 50, 96, 4, torch.float32)
+def test_a_row_does_not_depend_on_its_neighbours(make_tokens):
+    x, u, mask = make_tokens(4, 50, 96, 4, torch.float32)
     together = run(partial(pool, mask=mask), (x, u))
     for row in range(4):
         alone = pool(x[row : row + 1], u, mask=mask[row : row + 1])
         assert_equal((together[0][0][row], together[0][1][row]), (alone[0][0], alone[1][0]))
 
 
-def test_repeated_runs_are_bit_equal(make, device):
-    x, u, mask = make(4, 63, 128, 4, torch.float32)
+def test_repeated_runs_are_bit_equal(make_tokens, device):
+    x, u, mask = make_tokens(4, 63, 128, 4, torch.float32)
     first = run(partial(pool, mask=mask), (x, u))
     for _ in range(250 if device.type == "cuda" else 2):
         again = run(partial(pool, mask=mask), (x, u))
         assert_equal((*first[0], *first[1]), (*again[0], *again[1]))
 
 
-def test_strided_inputs_and_expanded_gradients(make):
-    x, u, mask = make(3, 20, 64, 4, torch.float32)
+def test_strided_inputs_and_expanded_gradients(make_tokens):
+    x, u, mask = make_tokens(3, 20, 64, 4, torch.float32)
     cut = torch.cat([x, x], 1)[:, :20]
     doubled = torch.stack([x, x], -1)[..., 0]
     plain = x.clone().requires_grad_()
@@ -139,8 +125,8 @@ def test_strided_inputs_and_expanded_gradients(make):
 
 
 @pytest.mark.float64
-def test_gradcheck(make):
-    x, u, mask = make(2, 5, 6, 2)
+def test_gradcheck(make_tokens):
+    x, u, mask = make_tokens(2, 5, 6, 2)
     mask[0] = True
     mask[1, 1] = False
     args = (x.requires_grad_(), u.requires_grad_())
@@ -151,8 +137,8 @@ def test_gradcheck(make):
 
 
 @pytest.mark.parametrize("batch,length", [(0, 5), (3, 0)])
-def test_no_rows_or_no_tokens(make, batch, length):
-    x, u, _ = make(batch, length, 64, 4, torch.float32)
+def test_no_rows_or_no_tokens(make_tokens, batch, length):
+    x, u, _ = make_tokens(batch, length, 64, 4, torch.float32)
     (pooled, lse), gradients = run(pool, (x, u))
     assert pooled.shape == (batch, 4, 64) and (pooled == 0).all() and (lse == -math.inf).all()
     assert all((g == 0).all() for g in gradients)
@@ -170,8 +156,8 @@ def test_more_than_2_to_the_31_elements(device):
 
 
 @pytest.mark.real
-def test_falling_offsets_on_the_device_neither_hang_nor_leave_the_batch(make):
-    x, u, _ = make(1, 70, 64, 4, torch.float32)
+def test_falling_offsets_on_the_device_neither_hang_nor_leave_the_batch(make_tokens):
+    x, u, _ = make_tokens(1, 70, 64, 4, torch.float32)
     cu = torch.tensor([5, 60, 3, 900, 40, 64], dtype=torch.int32, device=x.device)
     pool(guarded(x[0]), u, cu_seqlens=cu)
     torch.cuda.synchronize()

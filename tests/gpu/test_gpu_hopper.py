@@ -47,34 +47,6 @@ def runs(kernel: str) -> Iterator[None]:
     assert not EMULATED or launches() > before, f"{kernel} did not run"
 
 
-@pytest.fixture
-def pairs(device):
-    """a (Nq, F), b (Np, F) and the four tensors of a branch."""
-
-    def inputs(queries, passages, hidden, dtype=torch.float64):
-        generator = torch.Generator().manual_seed(queries + passages + hidden)
-        shapes = ((queries, hidden), (passages, hidden), (hidden, hidden), (hidden,), (1, hidden), (1,))
-        tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
-        tensors[2] /= math.sqrt(hidden)
-        return [tensor.to(device, dtype) for tensor in tensors]
-
-    return inputs
-
-
-@pytest.fixture
-def tokens(device):
-    """Tokens (B, L, D), queries (H, D) and a mask with holes."""
-
-    def inputs(batch, length, dim, heads, dtype=torch.float64, scale=1.0):
-        generator = torch.Generator().manual_seed(batch + length + dim + heads)
-        x = torch.randn(batch, length, dim, generator=generator, dtype=torch.float64)
-        u = torch.randn(heads, dim, generator=generator, dtype=torch.float64) * scale / math.sqrt(dim)
-        mask = torch.rand(batch, length, generator=generator) < 0.7
-        return x.to(device, dtype), u.to(device, dtype), mask.to(device)
-
-    return inputs
-
-
 def scores(*tensors):
     return (dk.functional.iem_scores(*tensors),)
 
@@ -102,9 +74,9 @@ def assert_equal(one, two):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("queries,passages", [(1, 1), (1, 130), (3, 1), (3, 300), (9, 130), (9, 300)])
-def test_scores_parity(pairs, queries, passages, dtype):
+def test_scores_parity(make_pairs, queries, passages, dtype):
     with runs(SCORES):
-        assert_forward_parity(scores, plain_scores, pairs(queries, passages, 128), dtype)
+        assert_forward_parity(scores, plain_scores, make_pairs(queries, passages, 128), dtype)
 
 
 # F = 256 is where the warpgroup that leads could come by a second time before the other one has started.
@@ -112,22 +84,22 @@ def test_scores_parity(pairs, queries, passages, dtype):
 @pytest.mark.parametrize(
     "queries,passages,hidden", [(20, 200, 256), (3, 130, 384), (2, 130, 512), (1, 300, 768), (9, 40, 768), (2, 9, 1024)]
 )
-def test_scores_parity_of_wider_branches(pairs, queries, passages, hidden, dtype):
+def test_scores_parity_of_wider_branches(make_pairs, queries, passages, hidden, dtype):
     with runs(SCORES):
-        assert_forward_parity(scores, plain_scores, pairs(queries, passages, hidden), dtype)
+        assert_forward_parity(scores, plain_scores, make_pairs(queries, passages, hidden), dtype)
 
 
-def test_gradients_are_those_of_the_portable_kernels(pairs, tokens):
+def test_gradients_are_those_of_the_portable_kernels(make_pairs, make_tokens):
     with runs(SCORES):
-        assert_parity(scores, plain_scores, pairs(3, 20, 128), torch.bfloat16)
-    x, u, mask = tokens(2, 20, 64, 4)
+        assert_parity(scores, plain_scores, make_pairs(3, 20, 128), torch.bfloat16)
+    x, u, mask = make_tokens(2, 20, 64, 4)
     with runs(POOL):
         assert_parity(partial(pool, mask=mask), partial(reference.attn_pool, mask=mask), (x, u), torch.bfloat16)
 
 
 @pytest.mark.parametrize("hidden", (128, 512, 768))
-def test_a_score_does_not_depend_on_place_or_neighbours(pairs, hidden):
-    a, b, *weights = pairs(3, 1, hidden, torch.bfloat16)
+def test_a_score_does_not_depend_on_place_or_neighbours(make_pairs, hidden):
+    a, b, *weights = make_pairs(3, 1, hidden, torch.bfloat16)
     with runs(SCORES):
         alone = scores(a, b, *weights)[0]
     crowd = torch.cat([b.expand(70, -1), torch.randn_like(b.expand(7, -1))])
@@ -139,9 +111,9 @@ def test_a_score_does_not_depend_on_place_or_neighbours(pairs, hidden):
 
 
 @pytest.mark.parametrize("queries,k,hidden", [(1, 1, 128), (3, 20, 256), (2, 300, 768)])
-def test_topk_is_exact_and_ties_take_the_lower_index(pairs, monkeypatch, queries, k, hidden):
+def test_topk_is_exact_and_ties_take_the_lower_index(make_pairs, monkeypatch, queries, k, hidden):
     monkeypatch.setattr(gpu_interaction, "_TOPK_BYTES", 8 * queries * 160)
-    a, b, *weights = pairs(queries, 300, hidden, torch.bfloat16)
+    a, b, *weights = make_pairs(queries, 300, hidden, torch.bfloat16)
     b[100:200] = b[:100]
     b[7] = math.nan
     with runs(SCORES):
@@ -152,8 +124,8 @@ def test_topk_is_exact_and_ties_take_the_lower_index(pairs, monkeypatch, queries
 @pytest.mark.parametrize(
     "queries,passages,hidden", [(1, 1, 128), (3, 300, 128), (9, 130, 256), (3, 70, 384), (2, 130, 512)]
 )
-def test_fp8_scores_are_those_of_the_formula(pairs, queries, passages, hidden):
-    a, b, weight, *vectors = (t.bfloat16().float() for t in pairs(queries, passages, hidden))
+def test_fp8_scores_are_those_of_the_formula(make_pairs, queries, passages, hidden):
+    a, b, weight, *vectors = (t.bfloat16().float() for t in make_pairs(queries, passages, hidden))
     weight, scale = fp8.quantize(weight)
     a[0] *= 2.0**-100
     b[0] *= 2.0**60
@@ -165,8 +137,8 @@ def test_fp8_scores_are_those_of_the_formula(pairs, queries, passages, hidden):
     assert ((got - expected).abs() <= FP8_ERROR * math.sqrt(hidden) * largest).all()
 
 
-def test_fp8_scores_of_what_is_not_finite_are_nan(pairs):
-    a, b, weight, *vectors = pairs(3, 140, 128, torch.float32)
+def test_fp8_scores_of_what_is_not_finite_are_nan(make_pairs):
+    a, b, weight, *vectors = make_pairs(3, 140, 128, torch.float32)
     b[4, 3], b[6, 1], b[139, 127] = math.inf, math.nan, math.inf
     b[9] = -math.inf
     with runs(SCORES_FP8):
@@ -174,8 +146,8 @@ def test_fp8_scores_of_what_is_not_finite_are_nan(pairs):
     assert z.isnan().nonzero()[:, 1].tolist() == [4, 6, 139] * 3
 
 
-def test_fp8_topk_is_ranked_by_the_kernel_for_pairs(pairs):
-    a, b, *branch = pairs(2, 400, 128, torch.float32)
+def test_fp8_topk_is_ranked_by_the_kernel_for_pairs(make_pairs):
+    a, b, *branch = make_pairs(2, 400, 128, torch.float32)
     with runs(SCORES_FP8):
         values, indices = fp8.iem_topk(a, b, branch, 10, backend="cuda")
     expected = dk.functional.iem_topk(a, b, *branch, 10)
@@ -188,32 +160,32 @@ def test_fp8_topk_is_ranked_by_the_kernel_for_pairs(pairs):
     "batch,length,dim,heads",
     [(1, 1, 64, 1), (2, 63, 64, 9), (5, 33, 576, 32), (3, 50, 1024, 40), (2, 40, 2048, 9), (2, 70, 4096, 32)],
 )
-def test_pool_parity(tokens, batch, length, dim, heads, dtype):
-    x, u, mask = tokens(batch, length, dim, heads)
+def test_pool_parity(make_tokens, batch, length, dim, heads, dtype):
+    x, u, mask = make_tokens(batch, length, dim, heads)
     for kept in (None, mask):
         with runs(POOL):
             assert_forward_parity(partial(pool, mask=kept), partial(reference.attn_pool, mask=kept), (x, u), dtype)
 
 
 @pytest.mark.parametrize("dim,heads", [(896, 16), (1536, 12), (3584, 28), (5120, 40), (8192, 64)])
-def test_pool_parity_at_the_widths_of_llms(tokens, dim, heads):
-    x, u, mask = tokens(1, 18, dim, heads)
+def test_pool_parity_at_the_widths_of_llms(make_tokens, dim, heads):
+    x, u, mask = make_tokens(1, 18, dim, heads)
     with runs(POOL):
         assert_forward_parity(partial(pool, mask=mask), partial(reference.attn_pool, mask=mask), (x, u), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim,heads", [(64, 4), (2048, 33)])
-def test_pool_parity_packed_with_empty_sequences(tokens, dim, heads, dtype):
-    x, u, _ = tokens(1, 70, dim, heads)
+def test_pool_parity_packed_with_empty_sequences(make_tokens, dim, heads, dtype):
+    x, u, _ = make_tokens(1, 70, dim, heads)
     cu = torch.tensor([0, 0, 7, 8, 8, 70, 70], dtype=torch.int32, device=x.device)
     with runs(POOL):
         plain = partial(reference.attn_pool, cu_seqlens=cu)
         assert_forward_parity(partial(pool, cu_seqlens=cu), plain, (x[0], u), dtype)
 
 
-def test_large_logits_stay_finite(tokens):
-    x, u, mask = tokens(2, 33, 64, 4, scale=1e4)
+def test_large_logits_stay_finite(make_tokens):
+    x, u, mask = make_tokens(2, 33, 64, 4, scale=1e4)
     assert reference.attn_pool(x, u, mask)[1].abs().max() > 1e4
     for dtype in DTYPES:
         with runs(POOL):
@@ -221,8 +193,8 @@ def test_large_logits_stay_finite(tokens):
 
 
 @pytest.mark.parametrize("dim", (64, 2048))
-def test_masked_tokens_are_not_read_and_an_all_masked_row_pools_to_zero(tokens, dim):
-    x, u, mask = tokens(3, 37, dim, 4, torch.bfloat16)
+def test_masked_tokens_are_not_read_and_an_all_masked_row_pools_to_zero(make_tokens, dim):
+    x, u, mask = make_tokens(3, 37, dim, 4, torch.bfloat16)
     mask[1] = False
     with runs(POOL):
         clean, dirty = (pool(t, u, mask=mask) for t in (x, x.masked_fill(~mask[..., None], math.nan)))
@@ -231,8 +203,8 @@ def test_masked_tokens_are_not_read_and_an_all_masked_row_pools_to_zero(tokens, 
 
 
 @pytest.mark.parametrize("dim,heads", [(64, 9), (2048, 33)])
-def test_packed_and_padded_give_the_same_bits(tokens, dim, heads):
-    x, u, _ = tokens(4, 37, dim, heads, torch.bfloat16)
+def test_packed_and_padded_give_the_same_bits(make_tokens, dim, heads):
+    x, u, _ = make_tokens(4, 37, dim, heads, torch.bfloat16)
     lengths = torch.tensor([37, 1, 16, 20], device=x.device)
     mask = torch.arange(37, device=x.device) < lengths[:, None]
     cu = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
@@ -246,10 +218,10 @@ def test_packed_and_padded_give_the_same_bits(tokens, dim, heads):
     assert flat[0][1].isnan().all()
 
 
-def test_offsets_that_leave_the_batch_do_what_they_do_elsewhere(tokens, monkeypatch):
+def test_offsets_that_leave_the_batch_do_what_they_do_elsewhere(make_tokens, monkeypatch):
     # On a device nobody has looked at them, save that they are made not to fall.
     monkeypatch.setattr(pooling, "rising_offsets", lambda cu, x: cu.to(x.device).cummax(0).values)
-    x, u, _ = tokens(1, 70, 1024, 4, torch.bfloat16)
+    x, u, _ = make_tokens(1, 70, 1024, 4, torch.bfloat16)
     cu = torch.tensor([-5, 3, 60, 3, 900, 1 << 40])
     with runs(POOL):
         got = pooling.attn_pool(guarded(x[0]), u, None, cu)
@@ -260,19 +232,19 @@ def test_offsets_that_leave_the_batch_do_what_they_do_elsewhere(tokens, monkeypa
 
 @pytest.mark.skipif(not EMULATED, reason="chooses schedules in the emulation")
 @pytest.mark.parametrize("case", ("scores", "narrow", "full", "wide", "fp8", "pool", "packed"))
-def test_the_schedule_changes_nothing(pairs, tokens, monkeypatch, case):
+def test_the_schedule_changes_nothing(make_pairs, make_tokens, monkeypatch, case):
     def outputs():
         if case == "pool":
-            x, u, mask = tokens(5, 90, 2048, 33, torch.bfloat16)
+            x, u, mask = make_tokens(5, 90, 2048, 33, torch.bfloat16)
             return pool(x, u, mask=mask)
         if case == "packed":
-            x, u, _ = tokens(1, 170, 1024, 16, torch.bfloat16)
+            x, u, _ = make_tokens(1, 170, 1024, 16, torch.bfloat16)
             return pool(x[0], u, cu_seqlens=torch.tensor([0, 0, 7, 100, 100, 101, 170]))
         if case == "fp8":
-            a, b, weight, *vectors = pairs(9, 150, 384, torch.float32)
+            a, b, weight, *vectors = make_pairs(9, 150, 384, torch.float32)
             return (fp8.iem_scores(a, b, *fp8.quantize(weight), *vectors, backend="cuda"),)
         shape = {"scores": (10, 150, 256), "narrow": (9, 300, 128), "full": (3, 150, 512), "wide": (3, 150, 768)}[case]
-        return scores(*pairs(*shape, torch.bfloat16))
+        return scores(*make_pairs(*shape, torch.bfloat16))
 
     results = []
     for order, copies, products in SCHEDULES:

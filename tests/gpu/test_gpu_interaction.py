@@ -15,20 +15,6 @@ pytestmark = pytest.mark.usefixtures("backend")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture
-def make(device):
-    """a (Nq, F), b (Np, F) and the four tensors of a branch."""
-
-    def inputs(queries, passages, hidden, dtype=torch.float64):
-        generator = torch.Generator().manual_seed(queries + passages + hidden)
-        shapes = ((queries, hidden), (passages, hidden), (hidden, hidden), (hidden,), (1, hidden), (1,))
-        tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
-        tensors[2] /= math.sqrt(hidden)
-        return [tensor.to(device, dtype) for tensor in tensors]
-
-    return inputs
-
-
 def scores(*tensors):
     return (dk.functional.iem_scores(*tensors),)
 
@@ -43,34 +29,34 @@ def assert_equal(one, two):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("queries,passages,hidden", [(1, 3, 64), (3, 63, 50), (2, 130, 96), (9, 40, 64)])
-def test_scores_parity(make, queries, passages, hidden, dtype):
-    assert_parity(scores, lambda *t: (reference.iem_scores(*t),), make(queries, passages, hidden), dtype)
+def test_scores_parity(make_pairs, queries, passages, hidden, dtype):
+    assert_parity(scores, lambda *t: (reference.iem_scores(*t),), make_pairs(queries, passages, hidden), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows,hidden", [(3, 64), (63, 50), (100, 16)])
-def test_pairs_parity(make, rows, hidden, dtype):
-    assert_parity(pairs, reference.iem_pairs, make(rows, rows, hidden), dtype)
+def test_pairs_parity(make_pairs, rows, hidden, dtype):
+    assert_parity(pairs, reference.iem_pairs, make_pairs(rows, rows, hidden), dtype)
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parity_at_full_width(make, dtype):
-    assert_parity(scores, lambda *t: (reference.iem_scores(*t),), make(33, 300, 512), dtype)
-    assert_parity(pairs, reference.iem_pairs, make(1000, 1000, 512), dtype)
+def test_parity_at_full_width(make_pairs, dtype):
+    assert_parity(scores, lambda *t: (reference.iem_scores(*t),), make_pairs(33, 300, 512), dtype)
+    assert_parity(pairs, reference.iem_pairs, make_pairs(1000, 1000, 512), dtype)
 
 
-def test_parity_over_several_chunks(make, monkeypatch):
+def test_parity_over_several_chunks(make_pairs, monkeypatch):
     monkeypatch.setattr(gpu_interaction, "_CHUNK", 50)
     for queries, passages in ((3, 70), (9, 20)):
-        tensors = make(queries, passages, 48)
+        tensors = make_pairs(queries, passages, 48)
         assert_parity(scores, lambda *t: (reference.iem_scores(*t),), tensors, torch.float32)
-    assert_parity(pairs, reference.iem_pairs, make(120, 120, 48), torch.float32)
+    assert_parity(pairs, reference.iem_pairs, make_pairs(120, 120, 48), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_a_score_does_not_depend_on_place_or_neighbours(make, dtype):
-    a, b, *weights = make(3, 1, 100, dtype)
+def test_a_score_does_not_depend_on_place_or_neighbours(make_pairs, dtype):
+    a, b, *weights = make_pairs(3, 1, 100, dtype)
     alone = scores(a, b, *weights)[0]
     crowd = torch.cat([b.expand(70, -1), torch.randn_like(b.expand(7, -1))])
     assert torch.equal(scores(a, crowd, *weights)[0][:, :70], alone.expand(3, 70))
@@ -79,8 +65,8 @@ def test_a_score_does_not_depend_on_place_or_neighbours(make, dtype):
     assert torch.equal(one, alone[1])
 
 
-def test_groups_broadcast_and_features_are_optional(make):
-    a, b, *weights = make(4, 12, 32, torch.float32)
+def test_groups_broadcast_and_features_are_optional(make_pairs):
+    a, b, *weights = make_pairs(4, 12, 32, torch.float32)
     groups = b.view(4, 3, 32)
     z, features = dk.functional.iem_pairs(a[:, None], groups, *weights, return_features=True)
     expected = reference.iem_pairs(a[:, None], groups, *weights)
@@ -89,23 +75,23 @@ def test_groups_broadcast_and_features_are_optional(make):
     assert torch.equal(z, dk.functional.iem_pairs(a[:, None], groups, *weights))
 
 
-def test_half_precision_index_against_float32_weights(make):
-    a, b, *weights = make(3, 40, 32, torch.float32)
+def test_half_precision_index_against_float32_weights(make_pairs):
+    a, b, *weights = make_pairs(3, 40, 32, torch.float32)
     mixed = scores(a, b.bfloat16(), *weights)[0]
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, reference.iem_scores(a, b.bfloat16().float(), *weights), rtol=1e-5, atol=1e-5)
 
 
-def test_repeated_runs_are_bit_equal(make, device):
-    tensors = make(5, 70, 48, torch.float32)
+def test_repeated_runs_are_bit_equal(make_pairs, device):
+    tensors = make_pairs(5, 70, 48, torch.float32)
     first = run(scores, tensors)
     for _ in range(250 if device.type == "cuda" else 2):
         again = run(scores, tensors)
         assert_equal((*first[0], *first[1]), (*again[0], *again[1]))
 
 
-def test_strided_inputs_and_expanded_gradients(make):
-    a, b, *weights = make(4, 6, 32, torch.float32)
+def test_strided_inputs_and_expanded_gradients(make_pairs):
+    a, b, *weights = make_pairs(4, 6, 32, torch.float32)
     outputs = []
     for left, right in ((a, b), (torch.stack([a, a], -1)[..., 0], guarded(b))):
         leaf = left.detach().requires_grad_()
@@ -116,24 +102,24 @@ def test_strided_inputs_and_expanded_gradients(make):
 
 
 @pytest.mark.parametrize("queries,passages", [(0, 4), (4, 0), (0, 0)])
-def test_no_queries_or_no_passages(make, queries, passages):
-    (z,), gradients = run(scores, make(queries, passages, 16, torch.float32))
+def test_no_queries_or_no_passages(make_pairs, queries, passages):
+    (z,), gradients = run(scores, make_pairs(queries, passages, 16, torch.float32))
     assert z.shape == (queries, passages) and all((g == 0).all() for g in gradients)
 
 
 @pytest.mark.float64
-def test_gradcheck(make):
-    tensors = tuple(t.requires_grad_() for t in make(3, 4, 6))
+def test_gradcheck(make_pairs):
+    tensors = tuple(t.requires_grad_() for t in make_pairs(3, 4, 6))
     assert torch.autograd.gradcheck(scores, tensors, fast_mode=True)
-    rows = tuple(t.requires_grad_() for t in make(5, 5, 6))
+    rows = tuple(t.requires_grad_() for t in make_pairs(5, 5, 6))
     assert torch.autograd.gradcheck(pairs, rows, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("queries,k", [(1, 1), (3, 20), (2, 300)])
-def test_topk_is_exact_and_ties_take_the_lower_index(make, monkeypatch, queries, k, dtype):
+def test_topk_is_exact_and_ties_take_the_lower_index(make_pairs, monkeypatch, queries, k, dtype):
     monkeypatch.setattr(gpu_interaction, "_TOPK_BYTES", 8 * queries * 60)
-    a, b, *weights = make(queries, 300, 16, dtype)
+    a, b, *weights = make_pairs(queries, 300, 16, dtype)
     b[100:200] = b[:100]
     b[7] = math.nan
     values, indices = dk.functional.iem_topk(a, b, *weights, k)
@@ -141,8 +127,8 @@ def test_topk_is_exact_and_ties_take_the_lower_index(make, monkeypatch, queries,
     assert torch.equal(values, expected[0]) and torch.equal(indices, expected[1])
 
 
-def test_nan_stays_nan(make):
-    a, b, *weights = make(2, 5, 32, torch.float32)
+def test_nan_stays_nan(make_pairs):
+    a, b, *weights = make_pairs(2, 5, 32, torch.float32)
     b[3, 7] = math.nan
     z, features = dk.functional.iem_pairs(a[:1], b, *weights, return_features=True)
     expected = reference.iem_pairs(a[:1], b, *weights)
@@ -150,8 +136,8 @@ def test_nan_stays_nan(make):
     assert scores(a, b, *weights)[0][:, 3].isnan().all()
 
 
-def test_topk_orders_negative_scores_and_both_zeros(make):
-    a, b, *weights = make(1, 64, 16, torch.float32)
+def test_topk_orders_negative_scores_and_both_zeros(make_pairs):
+    a, b, *weights = make_pairs(1, 64, 16, torch.float32)
     weights[2].zero_()
     for bias in (0.0, -0.0, -3.5):
         weights[3].fill_(bias)
@@ -160,8 +146,8 @@ def test_topk_orders_negative_scores_and_both_zeros(make):
 
 
 @pytest.mark.real
-def test_more_than_2_to_the_31_elements(make, device):
-    a, b, *weights = make(1, 1000, 16, torch.bfloat16)
+def test_more_than_2_to_the_31_elements(make_pairs, device):
+    a, b, *weights = make_pairs(1, 1000, 16, torch.bfloat16)
     crowd = b.repeat(2200, 1)
     z = scores(a.expand(1000, -1), crowd, *weights)[0]
     assert z.numel() > 2**31

@@ -179,22 +179,9 @@ __device__ __forceinline__ void add_columns(float (&z)[2], const Products& c, co
     }
 }
 
-// Integers that sort as (score, lower passage first) do. NaN counts as -inf, and both zeros are one score.
-__device__ __forceinline__ int64_t key_of_score(float score, int64_t passage) {
-    score = score == score ? score : __uint_as_float(0xff800000);
-    const int32_t bits = static_cast<int32_t>(__float_as_uint(score == 0 ? 0.0f : score));
-    const int32_t ordered = bits ^ ((bits >> 31) & 0x7fffffff);
-    return static_cast<int64_t>(static_cast<uint64_t>(int64_t{ordered}) << 32) + (0xffffffff - passage);
-}
-
-__device__ __forceinline__ void write_score(const ScoresArguments& p, const Tile& tile, int row, float score) {
+__device__ __forceinline__ void write_row(const ScoresArguments& p, const Tile& tile, int row, float score) {
     const int i = row >> tile.shift, j = row & (tile.wide - 1);
-    if (i >= tile.queries || j >= tile.passages) return;
-    const int64_t passage = tile.first_passage + j, place = int64_t{tile.first_query + i} * p.stride + passage;
-    if (p.keys)
-        p.keys[place] = key_of_score(score, p.first_passage + passage);
-    else
-        p.z[place] = score;
+    if (i < tile.queries && j < tile.passages) write_score(p, tile.first_query + i, tile.first_passage + j, score);
 }
 
 template <class Hidden>
@@ -224,7 +211,7 @@ __device__ __forceinline__ void consume(const Scores& k, Ring ring, uint32_t ran
         }
         for (int r = 0; r < 2; ++r) {
             const float score = sum_of_quad(z[r]) + out_bias;
-            if (threadIdx.x % 4 == 0) write_score(k.arguments, tile, first + Hidden::row() + 8 * r, score);
+            if (threadIdx.x % 4 == 0) write_row(k.arguments, tile, first + Hidden::row() + 8 * r, score);
         }
     }
 }

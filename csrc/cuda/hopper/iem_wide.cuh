@@ -101,7 +101,7 @@ __device__ __forceinline__ void consume_wide(const Scores& k, Ring ring, uint32_
         }
         for (int r = 0; r < 2; ++r) {
             const float score = sum_of_quad(z[r]) + out_bias;
-            if (threadIdx.x % 4 == 0) write_score(k.arguments, tile, row + Hidden::row() + 8 * r, score);
+            if (threadIdx.x % 4 == 0) write_row(k.arguments, tile, row + Hidden::row() + 8 * r, score);
         }
     }
 }

@@ -27,8 +27,16 @@ def operand(value, DTYPE: tl.constexpr):
 
 @triton.jit
 def dot(a, b, accumulator, PRECISION: tl.constexpr):
-    """accumulator + a b, summed in the accumulator's dtype; PRECISION tells how float32 operands are multiplied."""
-    return tl.dot(a, b, accumulator, input_precision=PRECISION, out_dtype=accumulator.dtype)
+    """accumulator + a b, summed in the accumulator's dtype; PRECISION tells how float32 operands are multiplied.
+
+    The interpreter's own product is that of NumPy's BLAS, which may give a row other bits at another place of a tile.
+    Elementwise products, added up along an axis between others, have one order for all places.
+    """
+    if INTERPRET:
+        result = accumulator + tl.sum(a[:, :, None] * b[None, :, :], 1).to(accumulator.dtype)
+    else:
+        result = tl.dot(a, b, accumulator, input_precision=PRECISION, out_dtype=accumulator.dtype)
+    return result
 
 
 @triton.jit

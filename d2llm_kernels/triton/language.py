@@ -52,6 +52,12 @@ def below(index, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def known_multiple(stride, KNOWN: tl.constexpr):
+    """``stride``; where it is KNOWN to be a multiple of 16, in a form that tells the compiler."""
+    return stride // 16 * 16 if KNOWN else stride
+
+
+@triton.jit
 def store(pointer, value, mask):
     """Round ``value`` to the pointer's dtype, to nearest even, and store it."""
     tl.store(pointer, operand(value, pointer.dtype.element_ty).to(pointer.dtype.element_ty), mask=mask)

@@ -3,6 +3,7 @@
 Where the library is missing or was built for another torch, ``missing`` says so and nothing else is affected.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -51,12 +52,18 @@ def attn_pool(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | No
 
 
 def attn_pool_backward(
-    dpooled: Tensor, dlse: Tensor | None, x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+    dpooled: Tensor,
+    dlse: Tensor | None,
+    x: Tensor,
+    u: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``attn_pool`` for x and u."""
+    """Gradients of ``attn_pool`` for x and u, each empty, (0,), unless it is ``wanted``; both are computed."""
     gradients = _ops().attn_pool_backward(dpooled, dlse, *promoted(x, u), *_layout(x, mask, cu_seqlens))
     dx, du = cast_like(gradients, (x, u))
-    return dx, du
+    return dx if wanted[0] else x.new_empty(0), du if wanted[1] else u.new_empty(0)
 
 
 def iem_scores(a: Tensor, b: Tensor, branch: Branch) -> Tensor:

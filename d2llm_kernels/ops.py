@@ -4,6 +4,7 @@ Each operator takes the name of the backend that does the work, chosen beforehan
 ``reference`` backend never comes here, because autograd differentiates its formulas itself.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -31,6 +32,16 @@ def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors)
 
 
+def _like_wanted(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Gradients as the backends return them: empty ones, (0,), where none is wanted."""
+    return tuple(_like(t)[0] if want else t.new_empty(0) for t, want in zip(tensors, wanted, strict=True))
+
+
+def _given(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Gradients as autograd takes them: None where none was wanted."""
+    return tuple(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+
+
 @torch.library.custom_op("d2llm::attn_pool", mutates_args=())
 def attn_pool(
     x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, backend: str
@@ -55,14 +66,24 @@ def attn_pool_backward(
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
     backend: str,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``attn_pool`` for x and u."""
-    return _module(_POOLING[backend]).attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens)
+    """Gradients of ``attn_pool`` for x and u, each empty, (0,), unless it is ``wanted``."""
+    return _module(_POOLING[backend]).attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens, wanted)
 
 
 @attn_pool_backward.register_fake
-def _(dpooled: Tensor, dlse: Tensor | None, x: Tensor, u: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _like(x, u)
+def _(
+    dpooled: Tensor,
+    dlse: Tensor | None,
+    x: Tensor,
+    u: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    backend: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return _like_wanted((x, u), wanted)
 
 
 def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -76,8 +97,9 @@ def _differentiate_pool(ctx: Any, dpooled: Tensor | None, dlse: Tensor | None) -
     x, u, mask, cu_seqlens = ctx.saved_tensors
     if dpooled is None:
         dpooled = x.new_zeros(ctx.pooled[0], dtype=ctx.pooled[1])
-    dx, du = attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens, ctx.backend)
-    return dx, du, None, None, None
+    wanted = ctx.needs_input_grad[:2]
+    gradients = attn_pool_backward(dpooled, dlse, x, u, mask, cu_seqlens, ctx.backend, wanted)
+    return *_given(gradients, wanted), None, None, None
 
 
 attn_pool.register_autograd(_differentiate_pool, setup_context=_save_pool)

@@ -5,6 +5,7 @@ result cannot depend on its neighbours, and padded and packed calls run the very
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,19 +35,27 @@ def attn_pool(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | No
 
 
 def attn_pool_backward(
-    dpooled: Tensor, dlse: Tensor | None, x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+    dpooled: Tensor,
+    dlse: Tensor | None,
+    x: Tensor,
+    u: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``attn_pool`` with respect to x and u.
+    """Gradients of ``attn_pool`` with respect to x and u, each empty, (0,), unless it is ``wanted``.
 
     The attention weights are made again from x and u. With da = x dP^T and ds = a (da - sum a da + dlse):
     dx = a dP + ds u and du = sum ds x. dx is 0 at masked tokens, whatever x holds there.
     """
     dtype = accumulate_dtype(x.dtype, u.dtype)
-    dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    want_x, want_u = wanted
+    dx = torch.zeros_like(x, memory_format=torch.contiguous_format) if want_x else None
     heads, wide = u.shape[0], u.to(dtype)
-    du = torch.zeros_like(wide)
-    targets = _sequences(dx, mask, cu_seqlens)
-    for row, (tokens, index) in enumerate(_sequences(x, mask, cu_seqlens)):
+    du = torch.zeros_like(wide) if want_u else None
+    sequences = _sequences(x, mask, cu_seqlens)
+    targets = sequences if dx is None else _sequences(dx, mask, cu_seqlens)
+    for row, (tokens, index) in enumerate(sequences):
         tokens = tokens if index is None else tokens[index]
         if not tokens.shape[0]:
             continue
@@ -55,13 +64,16 @@ def attn_pool_backward(
         weights, da = torch.softmax(products[:heads], 1), products[heads:]
         slope = da - (weights * da).sum(1, keepdim=True)
         ds = weights * (slope if dlse is None else slope + dlse[row, :, None])
-        du += _weighted_sum(ds, tokens)
+        if du is not None:
+            du += _weighted_sum(ds, tokens)
+        if dx is None:
+            continue
         gradient = torch.cat([ds, weights]).T @ sides
         if index is None:
             targets[row][0].copy_(gradient)
         else:
             targets[row][0][index] = gradient.to(dx.dtype)
-    return dx, du.to(u.dtype)
+    return x.new_empty(0) if dx is None else dx, u.new_empty(0) if du is None else du.to(u.dtype)
 
 
 def _sequences(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:

@@ -182,7 +182,8 @@ def _pooling(dtype: torch.dtype, width: int, heads: int, every: bool) -> Iterato
         label = f"{str(dtype).removeprefix('torch.')} D={width} H={heads} {kind}"
         tokens = x.flatten(0, 1) if kind == "packed" else x
         yield label, partial(triton_backend.attn_pool, tokens, u, *where)
-        yield label, partial(triton_backend.attn_pool_backward, dpooled, dlse, tokens, u, *where)
+        for wanted in ((True, True), (True, False), (False, True)) if every and kind == "packed" else [(True, True)]:
+            yield label, partial(triton_backend.attn_pool_backward, dpooled, dlse, tokens, u, *where, wanted)
 
 
 def _interaction(dtype: torch.dtype, width: int) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -62,7 +62,7 @@ def multiplied() -> Iterator[Counted]:
     yield Counted("attn_pool", partial(pool_folded.attn_pool, x, u, None, None))
     yield Counted(
         "attn_pool_backward",
-        partial(pool_folded.attn_pool_backward, torch.randn_like(pooled), None, x, u, None, None),
+        partial(pool_folded.attn_pool_backward, torch.randn_like(pooled), None, x, u, None, None, (True, True)),
     )
     a, b, branch = _texts(16, 256, _F)
     yield Counted("iem_scores", partial(iem_folded.iem_scores, a, b, branch))

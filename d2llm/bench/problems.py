@@ -93,7 +93,7 @@ class Pool:
 
     def backward(self, backend: str) -> tuple[Tensor, ...]:
         """dx and du."""
-        return attn_pool_backward(self.dpooled, None, self.x, self.u, self.mask, self.cu_seqlens, backend)
+        return attn_pool_backward(self.dpooled, None, self.x, self.u, self.mask, self.cu_seqlens, backend, (True, True))
 
     def check(self, backend: str, gradients: bool) -> Verdict:
         """Judge the forward pass of a backend, or its gradients."""

@@ -1,5 +1,7 @@
 """Attention pooling on the CUDA kernels: workspaces and launches; what the kernels do is told beside them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,9 +31,18 @@ def attn_pool(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | No
 
 
 def attn_pool_backward(
-    dpooled: Tensor, dlse: Tensor | None, x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+    dpooled: Tensor,
+    dlse: Tensor | None,
+    x: Tensor,
+    u: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``attn_pool`` with respect to x and u; dx is 0 at masked tokens."""
+    """Gradients of ``attn_pool`` with respect to x and u, each empty, (0,), unless it is ``wanted``.
+
+    dx is 0 at masked tokens. The kernels compute both.
+    """
     dtypes = x.dtype, u.dtype
     x, u, mask, offsets = _ready(x, u, mask, cu_seqlens)
     dpooled = dpooled.to(x.dtype)
@@ -57,7 +68,10 @@ def attn_pool_backward(
                 first == 0, first + most >= heads,
             )  # fmt: skip
             du[group] = parts.sum(0)
-    return dx.to(dtypes[0]), du.to(dtypes[1])
+    return (
+        dx.to(dtypes[0]) if wanted[0] else dx.new_empty(0, dtype=dtypes[0]),
+        du.to(dtypes[1]) if wanted[1] else du.new_empty(0, dtype=dtypes[1]),
+    )
 
 
 def _ready(

@@ -8,6 +8,8 @@ width and a share of the sequences: it reads x once more, writes dx = a dP + ds 
 du = sum ds x in registers all the while.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -114,14 +116,18 @@ def pool_softmax_kernel(
     SUM: tl.constexpr,
     PACKED: tl.constexpr,
     HAS_DLSE: tl.constexpr,
+    WANT_DX: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """Of one sequence: weights a and ds = a (da - sum a da + dlse), (rows, BLOCK_H), as operands of the last kernel."""
+    """Of one sequence: weights a and ds = a (da - sum a da + dlse), (rows, BLOCK_H), as operands of the last kernel.
+
+    Only dx takes weights.
+    """
     b = tl.program_id(0)
     row, count = rows_of(cu_seqlens, b, length, PACKED)
     scores, products = scores + row * BLOCK_H, products + row * BLOCK_H
-    a, ds = a + row * BLOCK_H, ds + row * BLOCK_H
+    ds += row * BLOCK_H
     heads = tl.arange(0, BLOCK_H)
     top = tl.full((BLOCK_H,), float("-inf"), SUM)
     denominator = tl.zeros((BLOCK_H,), SUM)
@@ -150,7 +156,8 @@ def pool_softmax_kernel(
         s = tl.load(scores + where, mask=(here < count)[:, None], other=float("-inf"))
         da = tl.load(products + where, mask=(here < count)[:, None], other=0)
         weight = tl.exp(s - base[None, :]) / denominator[None, :]
-        store(a + where, weight, (here < count)[:, None])
+        if WANT_DX:
+            store(a + row * BLOCK_H + where, weight, (here < count)[:, None])
         store(ds + where, weight * (da - mean[None, :] + slope[None, :]), (here < count)[:, None])
 
 
@@ -185,18 +192,23 @@ def pool_gradients_kernel(
     PACKED: tl.constexpr,
     MASKED: tl.constexpr,
     ADD: tl.constexpr,
+    WANT_DX: tl.constexpr,
+    WANT_DU: tl.constexpr,
     BLOCK_L: tl.constexpr,
     SLICE: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     """dx, contiguous like x, and du (programs of axis 1, HEADS, WIDTH) in SUM. Each sequence is cut into ``chunks``;
-    a program takes ``share`` chunks and a slice of the width. ADD adds to dx, for all but the first group of heads."""
+    a program takes ``share`` chunks and a slice of the width. ADD adds to dx, for all but the first group of heads.
+    One of the two alone is half the work: dx needs no token, du no weight."""
     d = tl.program_id(0) * SLICE + tl.arange(0, SLICE)
     heads = tl.arange(0, BLOCK_H)
     in_width = below(d, WIDTH, SLICE)
     side = below(heads, HEADS, BLOCK_H)[:, None] & in_width[None, :]
-    query = operand(tl.load(u + heads[:, None] * u_stride_h + d[None, :], mask=side, other=0), DTYPE)
-    total = tl.zeros((BLOCK_H, SLICE), SUM)
+    if WANT_DX:
+        query = operand(tl.load(u + heads[:, None] * u_stride_h + d[None, :], mask=side, other=0), DTYPE)
+    if WANT_DU:
+        total = tl.zeros((BLOCK_H, SLICE), SUM)
     group = tl.program_id(1)
     dpooled_stride_h = known_multiple(dpooled_stride_h, ALIGNED)
     for chunk in range(group * share, tl.minimum((group + 1) * share, sequences * chunks)):
@@ -206,26 +218,32 @@ def pool_gradients_kernel(
         )
         step = (count + chunks * BLOCK_L - 1) // (chunks * BLOCK_L) * BLOCK_L
         start = (chunk % chunks) * step
-        gradient = dpooled + b.to(tl.int64) * known_multiple(dpooled_stride_b, ALIGNED)
-        slope = operand(tl.load(gradient + heads[:, None] * dpooled_stride_h + d[None, :], mask=side, other=0), DTYPE)
+        if WANT_DX:
+            gradient = dpooled + b.to(tl.int64) * known_multiple(dpooled_stride_b, ALIGNED)
+            slope = tl.load(gradient + heads[:, None] * dpooled_stride_h + d[None, :], mask=side, other=0)
+            slope = operand(slope, DTYPE)
         for first in range(start, tl.minimum(start + step, count), BLOCK_L):
             here = first + tl.arange(0, BLOCK_L)
             inside = here < count
-            valid = valid_tokens(kept, here, count, mask_stride_l, MASKED)
             place = here.to(tl.int64)[:, None]
             where = (row + place) * BLOCK_H + heads[None, :]
-            block = tl.load(tokens + place * x_stride_l + d[None, :], mask=valid[:, None] & in_width[None, :], other=0)
-            weight = operand(tl.load(a + where, mask=inside[:, None], other=0), DTYPE)
             delta = operand(tl.load(ds + where, mask=inside[:, None], other=0), DTYPE)
-            total = dot(tl.trans(delta), operand(block, DTYPE), total, PRECISION)
-            out = dot(delta, query, tl.zeros((BLOCK_L, SLICE), SUM), PRECISION)
-            out = dot(weight, slope, out, PRECISION)
-            target = dx + (row + place) * WIDTH + d[None, :]
-            written = inside[:, None] & in_width[None, :]
-            if ADD:
-                out += tl.load(target, mask=written, other=0).to(SUM)
-            store(target, out, written)
-    tl.store(du + (group.to(tl.int64) * HEADS + heads[:, None]) * WIDTH + d[None, :], total, mask=side)
+            if WANT_DU:
+                valid = valid_tokens(kept, here, count, mask_stride_l, MASKED)
+                read = valid[:, None] & in_width[None, :]
+                block = tl.load(tokens + place * x_stride_l + d[None, :], mask=read, other=0)
+                total = dot(tl.trans(delta), operand(block, DTYPE), total, PRECISION)
+            if WANT_DX:
+                weight = operand(tl.load(a + where, mask=inside[:, None], other=0), DTYPE)
+                out = dot(delta, query, tl.zeros((BLOCK_L, SLICE), SUM), PRECISION)
+                out = dot(weight, slope, out, PRECISION)
+                target = dx + (row + place) * WIDTH + d[None, :]
+                written = inside[:, None] & in_width[None, :]
+                if ADD:
+                    out += tl.load(target, mask=written, other=0).to(SUM)
+                store(target, out, written)
+    if WANT_DU:
+        tl.store(du + (group.to(tl.int64) * HEADS + heads[:, None]) * WIDTH + d[None, :], total, mask=side)
 
 
 def attn_pool_backward(
@@ -235,26 +253,39 @@ def attn_pool_backward(
     u: Tensor,
     mask: Tensor | None,
     cu_seqlens: Tensor | None,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``attn_pool`` with respect to x and u; dx is 0 at masked tokens."""
+    """Gradients of ``attn_pool`` with respect to x and u, each empty, (0,), unless it is ``wanted``.
+
+    dx is 0 at masked tokens.
+    """
+    want_x, want_u = wanted
     batch = describe(x, mask, cu_seqlens)
     u = u if u.stride(-1) == 1 else u.contiguous()
     dpooled = dpooled if dpooled.stride(-1) == 1 else dpooled.contiguous()
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    du = torch.zeros_like(u, memory_format=torch.contiguous_format)
-    if batch.rows and batch.sequences:
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_x else x.new_empty(0)
+    du = torch.zeros_like(u, memory_format=torch.contiguous_format) if want_u else u.new_empty(0)
+    if batch.rows and batch.sequences and (want_x or want_u):
         # Several groups of heads add up in dx; it then has to hold sums between them.
         sums = dx if u.shape[0] <= MAX_HEADS else dx.to(accumulate_dtype(x.dtype, u.dtype))
         for first in range(0, u.shape[0], MAX_HEADS):
             group = slice(first, first + MAX_HEADS)
             some = None if dlse is None else dlse[:, group]
-            du[group] = _launch(batch, u[group], dpooled[:, group], some, sums, first > 0)
+            part = _launch(batch, u[group], dpooled[:, group], some, sums if want_x else None, want_u, first > 0)
+            if part is not None:
+                du[group] = part
         dx = sums.to(x.dtype)
     return dx, du
 
 
-def _launch(batch: Batch, u: Tensor, dpooled: Tensor, dlse: Tensor | None, dx: Tensor, add: bool) -> Tensor:
-    """Write (or add) to dx what at most MAX_HEADS heads contribute; return their du, (H, D) in the sums' dtype."""
+def _launch(
+    batch: Batch, u: Tensor, dpooled: Tensor, dlse: Tensor | None, dx: Tensor | None, want_u: bool, add: bool
+) -> Tensor | None:
+    """Write (or add) to dx, if there is one, what at most MAX_HEADS heads contribute.
+
+    Returns:
+        their du if it is wanted, (H, D) in the sums' dtype.
+    """
     heads, width = u.shape
     dtype, arch = torch.promote_types(batch.x.dtype, u.dtype), table.architecture(u.device)
     elements = table.elements(arch, dtype)
@@ -265,7 +296,8 @@ def _launch(batch: Batch, u: Tensor, dpooled: Tensor, dlse: Tensor | None, dx: T
     block = tiles["pool_products"]["BLOCK_H"]
     wide = accumulate_dtype(dtype)
     scores, products = u.new_empty(2, batch.rows, block, dtype=wide)
-    a, ds = u.new_empty(2, batch.rows, block, dtype=dtype)
+    ds = u.new_empty(batch.rows, block, dtype=dtype)
+    a = None if dx is None else torch.empty_like(ds)
     common = {"WIDTH": width, "HEADS": heads}
     sides = {"u": u, "dpooled": dpooled, "u_stride_h": u.stride(0)}
     sides |= {"dpooled_stride_b": dpooled.stride(0), "dpooled_stride_h": dpooled.stride(1)}
@@ -278,7 +310,7 @@ def _launch(batch: Batch, u: Tensor, dpooled: Tensor, dlse: Tensor | None, dx: T
         cu_seqlens=batch.cu_seqlens, length=batch.length,
         dlse_stride_b=0 if dlse is None else dlse.stride(0), dlse_stride_h=0 if dlse is None else dlse.stride(1),
         HEADS=heads, SUM=elements["SUM"], PACKED=batch.cu_seqlens is not None, HAS_DLSE=dlse is not None,
-        **tiles["pool_softmax"],
+        WANT_DX=dx is not None, **tiles["pool_softmax"],
     )  # fmt: skip
     slices = triton.cdiv(width, tiles["pool_gradients"]["SLICE"])
     wanted = max(1, _PROGRAMS // slices)
@@ -286,9 +318,9 @@ def _launch(batch: Batch, u: Tensor, dpooled: Tensor, dlse: Tensor | None, dx: T
     chunks = min(longest, triton.cdiv(wanted, batch.sequences))
     share = triton.cdiv(batch.sequences * chunks, wanted)
     groups = triton.cdiv(batch.sequences * chunks, share)
-    du = u.new_empty(groups, heads, width, dtype=wide)
+    du = u.new_empty(groups, heads, width, dtype=wide) if want_u else None
     pool_gradients_kernel[(slices, groups)](
         **arguments, **common, **elements, **tiles["pool_gradients"],
-        a=a, ds=ds, dx=dx, du=du, chunks=chunks, share=share, ADD=add,
+        a=a, ds=ds, dx=dx, du=du, chunks=chunks, share=share, ADD=add, WANT_DX=dx is not None, WANT_DU=want_u,
     )  # fmt: skip
-    return du.sum(0)
+    return None if du is None else du.sum(0)

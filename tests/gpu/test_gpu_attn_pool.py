@@ -124,6 +124,20 @@ def test_strided_inputs_and_expanded_gradients(make_tokens):
         assert_equal((pooled, leaf.grad), (pool(x, u, mask=mask)[0], plain.grad))
 
 
+@pytest.mark.parametrize("heads", (4, 70))
+def test_a_gradient_that_is_not_wanted_changes_nothing_about_the_other(make_tokens, heads):
+    x, u, mask = make_tokens(2, 20, 64, heads, torch.float32)
+
+    def gradients(*wanted):
+        leaves = [t.clone().requires_grad_(want) for t, want in zip((x, u), wanted, strict=True)]
+        pool(*leaves, mask=mask)[0].square().sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    dx, du = gradients(True, True)
+    assert_equal(gradients(True, False)[:1], [dx])
+    assert_equal(gradients(False, True)[1:], [du])
+
+
 @pytest.mark.float64
 def test_gradcheck(make_tokens):
     x, u, mask = make_tokens(2, 5, 6, 2)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import d2llm_kernels as dk
-from d2llm_kernels import reference
+from d2llm_kernels import ops, reference
 from tests.contract import assert_parity, run
 from tests.kernels.cases import BACKENDS, CASES, PARITY
 
@@ -181,3 +181,28 @@ def test_bad_arguments_are_named(change, name):
     arguments = {"x": torch.zeros(2, 3, 4), "u": torch.zeros(2, 4), **change}
     with pytest.raises(dk.ArgumentError, match=f"^{name}: expected"):
         dk.functional.attn_pool(**arguments)
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("packed", (False, True))
+def test_a_gradient_that_is_not_wanted_changes_nothing_about_the_other(backend, dtype, packed):
+    x, u, mask = inputs(3, 20, 32, 4)
+    where = {"cu_seqlens": torch.tensor([0, 7, 7, 60])} if packed else {"mask": mask}
+    x, u = (x.flatten(0, 1) if packed else x).to(dtype), u.to(dtype)
+    both = gradients(backend, x, u, (True, True), where)
+    for wanted in ((True, False), (False, True)):
+        for one, two, want in zip(gradients(backend, x, u, wanted, where), both, wanted, strict=True):
+            assert torch.equal(one, two) if want else one is None
+
+
+def gradients(backend, x, u, wanted, where):
+    leaves = [tensor.clone().requires_grad_(want) for tensor, want in zip((x, u), wanted, strict=True)]
+    pool(*leaves, backend, **where)[0].square().sum().backward()
+    return [leaf.grad for leaf in leaves]
+
+
+def test_the_operator_returns_nothing_where_nothing_is_wanted():
+    x, u, _ = inputs(2, 5, 8, 2)
+    pooled, _ = ops.attn_pool(x, u, None, None, "folded")
+    dx, du = ops.attn_pool_backward(pooled, None, x, u, None, None, "folded", (False, True))
+    assert dx.shape == (0,) and du.shape == u.shape

@@ -26,7 +26,8 @@ def test_attn_pool_opcheck(packed, backend):
     torch.library.opcheck(ops.attn_pool, args, test_utils=TESTS)
     plain = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in args)
     dpooled, dlse = (torch.randn_like(t) for t in ops.attn_pool(*plain))
-    torch.library.opcheck(ops.attn_pool_backward, (dpooled, dlse, *plain), test_utils=TESTS)
+    for wanted in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(ops.attn_pool_backward, (dpooled, dlse, *plain, wanted), test_utils=TESTS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -26,7 +26,7 @@ def pooling(kind, batch, length, dim, heads):
     # PMA's gradient comes from a product with a head's values: (H, B, D) in memory.
     dpooled, dlse = meta(heads, batch, dim).transpose(0, 1), meta(batch, heads, dtype=torch.float32)
     triton.attn_pool(x, u, mask, offsets)
-    triton.attn_pool_backward(dpooled, dlse, x, u, mask, offsets)
+    triton.attn_pool_backward(dpooled, dlse, x, u, mask, offsets, (True, True))
 
 
 @pytest.mark.parametrize("dim,heads", [(1024, 16), (1000, 8), (576, 70)])

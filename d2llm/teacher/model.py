@@ -16,6 +16,7 @@ from tqdm import tqdm
 from d2llm.backbone import load_causal_lm, load_tokenizer
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.files import read_json, sha256
+from d2llm.quiet import quiet
 from d2llm.teacher.prompt import PromptBuilder, left_pad, length_batches
 from d2llm.teacher.templates import TEMPLATES, Template
 
@@ -265,12 +266,13 @@ def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
     try:
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             names = set(file.keys())
-        model = PeftModel.from_pretrained(decoder, os.fspath(folder))
+        with quiet():
+            model = PeftModel.from_pretrained(decoder, os.fspath(folder))
     except SafetensorError as error:
         raise FormatError(f"adapter: {folder / ADAPTER_WEIGHTS}: truncated or altered ({error})") from None
     except (RuntimeError, ValueError) as error:  # Other widths, or none of the modules that it adapts.
         raise MismatchError(f"adapter: {folder} was not made for this model ({error})") from None
     # peft passes over weights that have no place in the model.
-    if names != set(get_peft_model_state_dict(model)):
+    if names != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
         raise MismatchError(f"adapter: {folder} was made for a model with other layers")
     return model

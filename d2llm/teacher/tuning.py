@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from d2llm.data.example import Example
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path, read_json, sha256, write_json
+from d2llm.quiet import quiet
 from d2llm.teacher.model import ADAPTER_WEIGHTS, NO, SETTINGS, YES, Teacher
 from d2llm.teacher.prompt import left_pad
 
@@ -103,7 +104,8 @@ def tune(
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
     )
-    teacher.decoder = get_peft_model(teacher.decoder, lora)
+    with quiet():
+        teacher.decoder = get_peft_model(teacher.decoder, lora)
     arguments = _arguments(os.fspath(output), config)
     # The trainer moves the decoder alone.
     teacher.head.to(arguments.device)

@@ -15,8 +15,9 @@ from d2llm.errors import InputError
 from d2llm.evaluation.compare import Comparison, Row
 from d2llm.evaluation.retrieval import RECALL_AT, ir_metrics, reranked_scores
 from d2llm.student import D2LLM
-from d2llm.student.encoding import batches_by_length, check_texts, cosine_similarity, pad, tokenize
+from d2llm.student.encoding import cosine_similarity
 from d2llm.tasks import ASYM, task_index
+from d2llm.texts import batches_by_length, check_texts, pad, tokenize
 
 if TYPE_CHECKING:
     from d2llm.teacher.model import Teacher

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from d2llm.backbone import load_causal_lm, load_tokenizer
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.files import read_json, sha256
-from d2llm.teacher.prompt import PromptBuilder, left_pad, length_batches
+from d2llm.teacher.prompt import PromptBuilder, left_pad
 from d2llm.teacher.templates import TEMPLATES, Template
+from d2llm.texts import batches_by_length
 
 #: In an adapter's folder: the settings it was tuned with, and its weights as peft names them.
 SETTINGS = "teacher.json"
@@ -180,6 +181,8 @@ class Teacher(nn.Module):
             InputError: for a task without a template, lists of different lengths, an empty text or a
                 ``batch_tokens`` below 1.
         """
+        if batch_tokens < 1:
+            raise InputError(f"batch_tokens: expected at least 1, got {batch_tokens}")
         prompts = self.builder(task).build(queries, passages)
         device = self.head.weight.device
         logits = np.empty((len(prompts), 2), np.float32)
@@ -188,7 +191,7 @@ class Teacher(nn.Module):
         self.decoder.eval()
         try:
             with torch.inference_mode(), tqdm(total=len(prompts), desc="teacher", disable=not show_progress) as bar:
-                for rows in length_batches([len(prompt) for prompt in prompts], batch_tokens):
+                for rows in batches_by_length([len(prompt) for prompt in prompts], token_budget=batch_tokens):
                     inputs = left_pad([prompts[i] for i in rows], self.tokenizer.pad_token_id)
                     z, y = self({name: tensor.to(device) for name, tensor in inputs.items()}, task)
                     logits[rows], features[rows] = z.cpu().numpy(), y.float().cpu().numpy()

@@ -10,8 +10,9 @@ import torch
 from d2llm.data.example import Example
 from d2llm.errors import InputError
 from d2llm.student import D2LLM
-from d2llm.student.encoding import check_texts, cosine_similarity
+from d2llm.student.encoding import cosine_similarity
 from d2llm.tasks import ASYM, task_index
+from d2llm.texts import check_texts
 
 
 @dataclass(frozen=True)

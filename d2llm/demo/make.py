@@ -20,7 +20,7 @@ from d2llm.demo.data import load_data
 from d2llm.demo.judgements import rerank_pairs
 from d2llm.demo.recipe import DISTIL, DOMAIN, MIXED, RERANKED, SCORED_EXAMPLES, STUDENT, TEACHER
 from d2llm.demo.training import train_phase
-from d2llm.evaluation.systems import bm25
+from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
 from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, VECTORS
 from d2llm.shipped import STUDENT as STUDENT_FOLDER
@@ -140,7 +140,7 @@ def make_student(work: Path) -> None:
     ids = np.frombuffer(bytes.fromhex("".join(map(text_id, data.library))), np.uint8).reshape(len(data.library), -1)
     with atomic_path(VECTORS) as temporary:
         save_file({"ids": ids, "vectors": vectors.passages(data.library).numpy().astype(np.float16)}, temporary)
-    found = data.held_out.metrics(D2LLM.from_pretrained(STUDENT_FOLDER))
+    found = student_mrr(D2LLM.from_pretrained(STUDENT_FOLDER), data.held_out)
     write_json(work / "student-mrr.json", found)
     print(found)
 

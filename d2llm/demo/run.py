@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from d2llm.data.validation import Validation
 from d2llm.demo.data import load_data
 from d2llm.demo.judgements import check_sample, complete, rerank_pairs, reranked
 from d2llm.demo.picture import draw
@@ -25,7 +26,6 @@ from d2llm.student.encoding import cosine_similarity
 from d2llm.tasks import task_index
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
-from d2llm.training.validation import Validation
 from d2llm.training.vectors import TextVectors
 
 _QUESTIONS = (

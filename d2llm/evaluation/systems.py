@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from d2llm.backbone import load_encoder, load_tokenizer
 from d2llm.bm25 import BM25, top_indices
+from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.evaluation.compare import Comparison, Row
 from d2llm.evaluation.retrieval import RECALL_AT, ir_metrics, reranked_scores
@@ -21,7 +22,6 @@ from d2llm.texts import batches_by_length, check_texts, pad, tokenize
 
 if TYPE_CHECKING:
     from d2llm.teacher.model import Teacher
-    from d2llm.training.validation import Validation
 
 Matrix = NDArray[np.float32]
 _T = TypeVar("_T")
@@ -117,6 +117,15 @@ def student_scores(
     return cosine_similarity(*vectors), _iem(student, *vectors, branch)
 
 
+def student_mrr(student: D2LLM, data: Validation, dtype: torch.dtype | None = None) -> dict[str, float]:
+    """Mean reciprocal rank over all passages: ``mrr`` by the interaction module, ``mrr_cosine`` by cosine.
+
+    ``dtype`` is that of :meth:`D2LLM.encode`.
+    """
+    cosine, logits = student_scores(student, data.queries, data.passages, data.task, dtype=dtype, show_progress=False)
+    return {"mrr": data.mean_reciprocal_rank(logits), "mrr_cosine": data.mean_reciprocal_rank(cosine)}
+
+
 def teacher_reranking(
     teacher: "Teacher",
     first_stage_scores: ArrayLike,
@@ -156,7 +165,7 @@ def teacher_reranking(
 
 
 def side_by_side(
-    data: "Validation",
+    data: Validation,
     student: D2LLM | None = None,
     teacher: "Teacher | None" = None,
     *,
@@ -216,7 +225,7 @@ def side_by_side(
 
 
 def _student_systems(
-    student: D2LLM, data: "Validation", encode_options: dict[str, Any]
+    student: D2LLM, data: Validation, encode_options: dict[str, Any]
 ) -> dict[str, tuple[NDArray[Any], float]]:
     """Both ways of a student to score, with the time of the encoding in each."""
     vectors, encoding = _timed(lambda: _encode(student, data.queries, data.passages, encode_options))

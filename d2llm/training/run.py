@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from d2llm.data.jsonl import read_examples
+from d2llm.data.validation import Validation
 from d2llm.errors import FormatError, InputError, MismatchError
 from d2llm.files import read_json, write_json
 from d2llm.student import D2LLM
@@ -12,7 +13,6 @@ from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.collator import Scores, check_header
 from d2llm.training.config import TrainConfig
 from d2llm.training.trainer import DistillationTrainer
-from d2llm.training.validation import Validation
 
 #: The configuration a folder's checkpoints were made with.
 SETTINGS = "training.json"

@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from d2llm.data.example import Example
+from d2llm.data.validation import Validation
 from d2llm.errors import InputError
+from d2llm.evaluation.systems import student_mrr
 from d2llm.losses import d2llm_loss
 from d2llm.student import D2LLM
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import TrainConfig
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
-from d2llm.training.validation import Validation
 from d2llm.training.vectors import TextVectors
 
 _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
@@ -194,7 +195,7 @@ class DistillationTrainer(Trainer):
         if self.validation is None:
             raise InputError("validation: expected validation data to evaluate on, got None")
         dtype = torch.bfloat16 if self.args.bf16 else None
-        found = self.validation.metrics(self.student, dtype=dtype)
+        found = student_mrr(self.student, self.validation, dtype)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

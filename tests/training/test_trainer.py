@@ -16,10 +16,12 @@ from training_setup import make_config, make_examples
 
 from d2llm.data.example import Example
 from d2llm.data.jsonl import write_examples
+from d2llm.data.validation import Validation
 from d2llm.errors import InputError, MismatchError
+from d2llm.evaluation.systems import student_mrr
 from d2llm.files import write_json
 from d2llm.student import D2LLM
-from d2llm.training import DistillationTrainer, Validation, train
+from d2llm.training import DistillationTrainer, train
 from d2llm.training.run import last_checkpoint, prepare_folder
 from d2llm.training.trainer import parameter_groups
 
@@ -70,7 +72,7 @@ def test_the_best_step_is_what_remains(trained: Trained) -> None:
     trainer, student = trained
     best = max(entry["eval_mrr"] for entry in trainer.state.log_history if "eval_mrr" in entry)
     assert trainer.state.best_metric == best
-    assert trainer.validation.metrics(student)["mrr"] == pytest.approx(best, abs=1e-12)
+    assert student_mrr(student, trainer.validation)["mrr"] == pytest.approx(best, abs=1e-12)
 
 
 def test_checkpoints_hold_students_without_their_base(trained: Trained) -> None:
@@ -113,7 +115,7 @@ def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monk
     config = make_config(base_model, tmp_path, max_steps=20, patience=2)
     validation = Validation.from_examples([e for e in examples if e.task == "sym"])
     falling = iter(np.linspace(0.9, 0.1, 20))
-    monkeypatch.setattr(Validation, "metrics", lambda *_, **__: {"mrr": float(next(falling))})
+    monkeypatch.setattr("d2llm.training.trainer.student_mrr", lambda *_: {"mrr": float(next(falling))})
     trainer = DistillationTrainer(D2LLM.create(base_model, **config.student), config, examples, validation)
     trainer.train()
     # Best at step 2, worse at 4 and 6: stop.

@@ -11,17 +11,24 @@ from d2llm.training.config import DataConfig, RunConfig, load_config
 from d2llm.training.plan import Plan, in_batch_pairs
 
 
-def run_of(path: Path | None, **changes: Any) -> tuple[RunConfig, DataConfig]:
+def run_of(
+    path: Path | None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+) -> tuple[RunConfig, DataConfig]:
     """The parts of a run's configuration that decide its batches.
 
     Args:
         path: YAML file of the run; None takes the defaults.
-        **changes: fields of :class:`~d2llm.training.config.RunConfig`; None leaves one as it is.
+        seed, batch_size, epochs, max_steps: of the run; None leaves one as it is.
 
     Raises:
         D2LLMError: for an absent or malformed file, or a value out of range.
     """
-    given = {name: value for name, value in changes.items() if value is not None}
+    asked = {"seed": seed, "batch_size": batch_size, "epochs": epochs, "max_steps": max_steps}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if "epochs" in given:
         # A number of epochs asked for outright is not to be cut short by the file's number of steps.
         given.setdefault("max_steps", None)

@@ -73,10 +73,10 @@ def tune(
     examples = read_any(data, format)
     if not own_negatives:
         examples = make_groups(examples, _passages(examples, corpus), hard=hard, easy=easy, seed=seed)
-    limits = {"query_length": query_length, "passage_length": passage_length}
     lora = {"lora_r": lora_r, "lora_alpha": 2 * lora_r}
     config = TuningConfig(steps, groups_per_step, learning_rate, seed=seed, save_steps=save_steps, bf16=bf16, **lora)
-    run(load_teacher(model, None, template, num_layers, dtype, **limits), examples, out, config)
+    teacher = load_teacher(model, None, template, num_layers, dtype, query_length, passage_length)
+    run(teacher, examples, out, config)
     typer.echo(f"{out / 'adapter'}: the adapter; next: d2llm teach score {data} --adapter {out / 'adapter'} --out FILE")
 
 

@@ -98,7 +98,13 @@ def mean_pool_cosine(
 
 
 def student_scores(
-    student: D2LLM, queries: Sequence[str], passages: Sequence[str], task: str | int = ASYM, **encode_options: Any
+    student: D2LLM,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    task: str | int = ASYM,
+    *,
+    show_progress: bool | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Matrix, Matrix]:
     """Cosine and IEM logits of one encoding (paper section 3.2), both (Nq, Np) float32.
 
@@ -107,13 +113,13 @@ def student_scores(
         queries: Nq non-empty texts.
         passages: Np non-empty texts.
         task: branch of the interaction module.
-        **encode_options: as for :func:`d2llm.student.encoding.encode`, such as ``batch_size``.
+        show_progress, dtype: as for :meth:`D2LLM.encode`.
 
     Raises:
         InputError: for an empty text or an unknown task.
     """
     branch = task_index(task)
-    vectors = _encode(student, queries, passages, encode_options)
+    vectors = _encode(student, queries, passages, show_progress, dtype)
     return cosine_similarity(*vectors), _iem(student, *vectors, branch)
 
 
@@ -209,7 +215,7 @@ def side_by_side(
             lambda: mean_pool_cosine(name, num_layers, data.queries, data.passages, device=device)
         )
     if student is not None:
-        systems |= _student_systems(student, data, {} if show_progress else {"show_progress": False})
+        systems |= _student_systems(student, data, None if show_progress else False)
     if teacher is not None:
         stage = first_stage if student is not None else BM25_ROW
         if stage not in systems:
@@ -225,21 +231,25 @@ def side_by_side(
 
 
 def _student_systems(
-    student: D2LLM, data: Validation, encode_options: dict[str, Any]
+    student: D2LLM, data: Validation, show_progress: bool | None
 ) -> dict[str, tuple[NDArray[Any], float]]:
     """Both ways of a student to score, with the time of the encoding in each."""
-    vectors, encoding = _timed(lambda: _encode(student, data.queries, data.passages, encode_options))
+    vectors, encoding = _timed(lambda: _encode(student, data.queries, data.passages, show_progress))
     cosine, seconds = _timed(lambda: cosine_similarity(*vectors))
     logits, more = _timed(lambda: _iem(student, *vectors, task_index(data.task)))
     return {COSINE_ROW: (cosine, encoding + seconds), IEM_ROW: (logits, encoding + more)}
 
 
 def _encode(
-    student: D2LLM, queries: Sequence[str], passages: Sequence[str], options: dict[str, Any]
+    student: D2LLM,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    show_progress: bool | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return (
-        student.encode(queries, kind="query", convert_to="torch", **options),
-        student.encode(passages, kind="passage", convert_to="torch", **options),
+        student.encode(queries, "query", convert_to="torch", show_progress=show_progress, dtype=dtype),
+        student.encode(passages, "passage", convert_to="torch", show_progress=show_progress, dtype=dtype),
     )
 
 

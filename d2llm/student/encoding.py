@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ def encode(
     convert_to: str = "numpy",
     normalize: bool = False,
     dtype: torch.dtype | None = None,
-) -> np.ndarray | Tensor:
-    """Embeddings (N, D) float32 of N texts, in their order.
+) -> Any:
+    """Embeddings (N, D) float32 of N texts, in their order, as an array or a tensor.
 
     Args:
         model: the student; it computes in evaluation mode and is put back as it was.

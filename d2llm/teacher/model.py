@@ -81,12 +81,22 @@ class Teacher(nn.Module):
         dtype: torch.dtype = torch.float32,
         num_layers: int | None = None,
         revision: str | None = None,
-        **options: Any,
+        templates: Sequence[Template] | None = None,
+        query_length: int | None = None,
+        passage_length: int | None = None,
     ) -> "Teacher":
         """Load a causal LM by name (see :mod:`d2llm.backbone`), cut to ``num_layers``, with a LoRA adapter on it.
 
-        An adapter folder made by ``d2llm teach`` remembers the number of layers and the text lengths it
-        was made with. The lengths are taken from it unless given in ``options``, which go to the constructor.
+        Args:
+            model: the LLM's name.
+            adapter: folder made by ``d2llm teach``. It remembers the number of layers and the text lengths it was made
+                with.
+            dtype: number type of the weights.
+            num_layers: keep only the first layers; None takes what the adapter remembers, or all.
+            revision: of a model on the hub.
+            templates: one for each task that will be asked; None takes the constructor's.
+            query_length, passage_length: most tokens kept of each text; None takes what the adapter remembers, or the
+                constructor's.
 
         Raises:
             MissingError: if the model, the adapter or a file of either is missing.
@@ -101,7 +111,8 @@ class Teacher(nn.Module):
                     f"num_layers: the adapter was tuned with {remembered['num_layers']} layers, got {num_layers}"
                 )
             num_layers = remembered["num_layers"]
-            options = {**{name: remembered[name] for name in ("query_length", "passage_length")}, **options}
+            query_length = remembered["query_length"] if query_length is None else query_length
+            passage_length = remembered["passage_length"] if passage_length is None else passage_length
         lm = load_causal_lm(model, dtype, num_layers, revision)
         decoder = lm.get_decoder()
         if adapter is not None:
@@ -113,7 +124,9 @@ class Teacher(nn.Module):
             "num_layers": num_layers,
             "weights_dtype": str(dtype).removeprefix("torch."),
         }
-        return cls(decoder, lm.get_output_embeddings(), load_tokenizer(model, revision), origin, **options).eval()
+        options = {"templates": templates, "query_length": query_length, "passage_length": passage_length}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        return cls(decoder, lm.get_output_embeddings(), load_tokenizer(model, revision), origin, **given).eval()
 
     def header(self) -> dict[str, Any]:
         """What decides this teacher's scores: model, adapter, templates, answer tokens, text lengths, number type."""

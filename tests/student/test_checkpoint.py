@@ -59,6 +59,19 @@ def test_the_file_holds_lora_and_heads_only(student: D2LLM, saved: Path) -> None
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_weights_that_were_gathered_elsewhere_are_what_is_written(student: D2LLM, saved: Path) -> None:
+    gathered = {name: value + 1 for name, value in student.state_dict().items()}
+    student.save_pretrained(saved, state_dict=gathered)
+    written = load_file(saved / "model.safetensors")
+    assert written.keys() == student.trainable_state().keys()
+    assert all(torch.equal(value, gathered[name]) for name, value in written.items())
+
+
+def test_only_the_main_process_writes(student: D2LLM, tmp_path: Path) -> None:
+    student.save_pretrained(tmp_path / "absent", is_main_process=False, state_dict={})
+    assert not (tmp_path / "absent").exists()
+
+
 def test_half_precision_is_half_the_size_and_close(student: D2LLM, saved: Path) -> None:
     compact = saved.parent / "compact"
     student.save_pretrained(compact, head_dtype=torch.float16)

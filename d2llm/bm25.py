@@ -5,7 +5,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -73,6 +72,9 @@ class BM25:
             [self._vocabulary.setdefault(token, len(self._vocabulary)) for token in tokenize(passage)]
             for passage in tqdm(passages, desc="BM25 index", disable=self.size < _MANY_PASSAGES)
         ]
+        # Imported here, for the index, which has other ways to search.
+        import bm25s
+
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
         if self._vocabulary:
             self._index.index((ids, self._vocabulary), create_empty_token=False, show_progress=False)

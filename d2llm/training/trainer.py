@@ -13,7 +13,6 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from d2llm.data.example import Example
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
-from d2llm.evaluation.systems import student_mrr
 from d2llm.losses import d2llm_loss
 from d2llm.student import D2LLM
 from d2llm.training.collator import Collator, Scores
@@ -194,6 +193,9 @@ class DistillationTrainer(Trainer):
         """
         if self.validation is None:
             raise InputError("validation: expected validation data to evaluate on, got None")
+        # Imported here: what compares systems brings trec_eval and scikit-learn along.
+        from d2llm.evaluation.systems import student_mrr
+
         dtype = torch.bfloat16 if self.args.bf16 else None
         found = student_mrr(self.student, self.validation, dtype)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}

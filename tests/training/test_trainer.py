@@ -115,7 +115,7 @@ def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monk
     config = make_config(base_model, tmp_path, max_steps=20, patience=2)
     validation = Validation.from_examples([e for e in examples if e.task == "sym"])
     falling = iter(np.linspace(0.9, 0.1, 20))
-    monkeypatch.setattr("d2llm.training.trainer.student_mrr", lambda *_: {"mrr": float(next(falling))})
+    monkeypatch.setattr("d2llm.evaluation.systems.student_mrr", lambda *_: {"mrr": float(next(falling))})
     trainer = DistillationTrainer(D2LLM.create(base_model, **config.student), config, examples, validation)
     trainer.train()
     # Best at step 2, worse at 4 and 6: stop.

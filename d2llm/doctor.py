@@ -28,6 +28,7 @@ _SHIPPED = {
     "teacher": shipped.TEACHER,
     "scores": shipped.SCORES,
     "student": shipped.STUDENT,
+    "first phase": shipped.FIRST_PHASE,
     "library": shipped.VECTORS,
 }
 _GB = 1 << 30

@@ -11,6 +11,7 @@ import torch
 
 from d2llm.data.validation import Validation
 from d2llm.demo.data import load_data
+from d2llm.demo.first_phase import load_first_phase
 from d2llm.demo.judgements import check_sample, complete, rerank_pairs, reranked
 from d2llm.demo.picture import draw
 from d2llm.demo.recipe import RERANKED, DemoRecipe
@@ -20,7 +21,7 @@ from d2llm.evaluation.retrieval import ir_metrics
 from d2llm.evaluation.systems import bm25, mean_pool_cosine
 from d2llm.files import atomic_path, write_json
 from d2llm.index import Index
-from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, TEACHER
+from d2llm.shipped import BASE_MODEL, SCORES, TEACHER
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
 from d2llm.tasks import task_index
@@ -90,7 +91,7 @@ def run_demo(
         train_phase(student, recipe.first, demo_data.train, out / "runs" / "first")
     else:
         print("  first phase, in-batch loss: shipped")
-        student = D2LLM.from_pretrained(FIRST_PHASE)
+        student = load_first_phase()
     print("  embeddings of every text; the encoder is left as it is from here on")
     vectors = TextVectors.encode(student, examples, held_out.queries, demo_data.library)
     twin = copy.deepcopy(student)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typing_extensions import Unpack
 
+from d2llm.compact import restore, shrink
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path, read_json, write_json
 from d2llm.student.configuration import Architecture, D2LLMConfig, check_fields
@@ -21,7 +22,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 #: Folder of the copied base model, inside the student's folder.
 BASE = "base"
-_HEAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_HEAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
 
 def save(
@@ -45,7 +46,8 @@ def save(
         state_dict: weights by name to write in place of the model's own, as the Trainer gathers them from shards; those
             of the frozen base are left out.
         max_shard_size: what ``push_to_hub`` passes on; a student is one small file whatever it says.
-        head_dtype: number type on disk, such as ``torch.float16`` for a folder half the size; None keeps every bit.
+        head_dtype: number type on disk: ``torch.float16`` for a folder half the size, ``torch.int8`` for a quarter (see
+            :mod:`d2llm.compact`); None keeps every bit.
         save_base: also copy the base model and its tokenizer, so that the folder needs nothing else.
 
     Raises:
@@ -58,7 +60,10 @@ def save(
     path = Path(save_directory)
     path.mkdir(parents=True, exist_ok=True)
     own = model.trainable_state() if state_dict is None else own_weights(state_dict.items())
-    weights = {name: value.to("cpu", head_dtype or value.dtype).contiguous() for name, value in own.items()}
+    if head_dtype == torch.int8:
+        weights = shrink(own)
+    else:
+        weights = {name: value.to("cpu", head_dtype or value.dtype).contiguous() for name, value in own.items()}
     with atomic_path(path / WEIGHTS) as target:
         save_file(weights, target, metadata={"format": "pt"})
     config = {**model.config.to_dict(), "architectures": ["D2LLM"]}
@@ -133,7 +138,7 @@ def load(
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file.
+    """The weights in a student's file, in whatever number type it holds them.
 
     Raises:
         MissingError: if there is no such file.
@@ -142,8 +147,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise MissingError(f"{path}: file not found")
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        return restore(load_file(path))
+    except (SafetensorError, KeyError) as error:
         raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
 
 

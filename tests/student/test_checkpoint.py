@@ -81,7 +81,12 @@ def test_half_precision_is_half_the_size_and_close(student: D2LLM, saved: Path) 
     assert all(value.dtype == torch.float32 for value in loaded.trainable_state().values())
     np.testing.assert_allclose(loaded.encode(TEXTS), student.encode(TEXTS), atol=2e-2)
     with pytest.raises(InputError, match="head_dtype"):
-        student.save_pretrained(compact, head_dtype=torch.int8)
+        student.save_pretrained(compact, head_dtype=torch.int16)
+
+
+def test_eight_bits_are_close(student: D2LLM, tmp_path: Path) -> None:
+    student.save_pretrained(tmp_path, head_dtype=torch.int8)
+    np.testing.assert_allclose(D2LLM.from_pretrained(tmp_path).encode(TEXTS), student.encode(TEXTS), atol=5e-2)
 
 
 def test_a_folder_with_its_base_needs_nothing_else_and_may_move(student: D2LLM, saved: Path) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands share, and what they stand for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from d2llm.errors import FormatError, InputError, MissingError
 if TYPE_CHECKING:
     import torch
 
+    from d2llm.data.example import Example
     from d2llm.teacher.model import Teacher
     from d2llm.teacher.templates import Template
 
@@ -115,6 +117,19 @@ def read_template(name: str) -> "Template":
     if not all(isinstance(value, str) for value in fields.values()):
         raise FormatError(f"{path}: expected texts only, got {fields!r}")
     return Template(**fields)
+
+
+def read_passages(corpus: Path | None, examples: "Sequence[Example]") -> list[str]:
+    """The texts of a corpus, or without one those of the examples, each once.
+
+    Raises:
+        D2LLMError: if the file is absent or malformed.
+    """
+    from d2llm.data.jsonl import read_corpus
+
+    if corpus is not None:
+        return [text for _, text in read_corpus(corpus)]
+    return list(dict.fromkeys(passage for example in examples for passage in example.passages))
 
 
 def load_student(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The student before its distillation, which trained the interaction module alone: the shipped one, with that of before."""
+"""The student before its distillation: the shipped one with its earlier interaction module, all that was trained."""
 
 from safetensors.torch import load_file, save_file
 

@@ -18,13 +18,12 @@ from d2llm.demo.recipe import RERANKED, DemoRecipe
 from d2llm.demo.training import train_phase
 from d2llm.evaluation.compare import Comparison, compare
 from d2llm.evaluation.retrieval import ir_metrics
-from d2llm.evaluation.systems import bm25, mean_pool_cosine
+from d2llm.evaluation.systems import bm25, iem_scores, mean_pool_cosine
 from d2llm.files import atomic_path, write_json
 from d2llm.index import Index
 from d2llm.shipped import BASE_MODEL, SCORES, TEACHER
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
-from d2llm.tasks import task_index
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training.vectors import TextVectors
@@ -137,18 +136,13 @@ def _compare(
         "BM25": lexical,
         "untrained LLM, mean-pool cosine": mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
         "student cosine": cosine_similarity(queries, passages),
-        "student IEM, trained without teacher": _iem(twin, queries, passages, held_out.task),
-        "student IEM": _iem(student, queries, passages, held_out.task),
+        "student IEM, trained without teacher": iem_scores(twin, queries, passages, held_out.task),
+        "student IEM": iem_scores(student, queries, passages, held_out.task),
     }
     if judged.all():
         systems[f"teacher on BM25's best {RERANKED}"] = judged_scores
     qrels = {query: dict.fromkeys(found, 1) for query, found in enumerate(held_out.relevant)}
     return compare(systems, lambda scores: ir_metrics(scores, qrels))
-
-
-@torch.inference_mode()
-def _iem(student: D2LLM, queries: torch.Tensor, passages: torch.Tensor, task: str) -> np.ndarray:
-    return student.iem.score_all(queries, passages, task_index(task)).float().cpu().numpy()
 
 
 def _say(text: str) -> None:

@@ -118,9 +118,9 @@ def student_scores(
     Raises:
         InputError: for an empty text or an unknown task.
     """
-    branch = task_index(task)
+    task_index(task)  # Refused before the encoding, which takes longer.
     vectors = _encode(student, queries, passages, show_progress, dtype)
-    return cosine_similarity(*vectors), _iem(student, *vectors, branch)
+    return cosine_similarity(*vectors), iem_scores(student, *vectors, task)
 
 
 def student_mrr(student: D2LLM, data: Validation, dtype: torch.dtype | None = None) -> dict[str, float]:
@@ -236,7 +236,7 @@ def _student_systems(
     """Both ways of a student to score, with the time of the encoding in each."""
     vectors, encoding = _timed(lambda: _encode(student, data.queries, data.passages, show_progress))
     cosine, seconds = _timed(lambda: cosine_similarity(*vectors))
-    logits, more = _timed(lambda: _iem(student, *vectors, task_index(data.task)))
+    logits, more = _timed(lambda: iem_scores(student, *vectors, data.task))
     return {COSINE_ROW: (cosine, encoding + seconds), IEM_ROW: (logits, encoding + more)}
 
 
@@ -254,8 +254,9 @@ def _encode(
 
 
 @torch.inference_mode()
-def _iem(student: D2LLM, queries: torch.Tensor, passages: torch.Tensor, branch: int) -> Matrix:
-    return student.iem.score_all(queries, passages, branch).float().cpu().numpy()
+def iem_scores(student: D2LLM, queries: torch.Tensor, passages: torch.Tensor, task: str | int) -> Matrix:
+    """IEM logits (Nq, Np) float32 of query embeddings (Nq, D) with passage embeddings (Np, D)."""
+    return student.iem.score_all(queries, passages, task_index(task)).float().cpu().numpy()
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:

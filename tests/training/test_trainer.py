@@ -22,7 +22,7 @@ from d2llm.evaluation.systems import student_mrr
 from d2llm.files import write_json
 from d2llm.student import D2LLM
 from d2llm.training import DistillationTrainer, train
-from d2llm.training.run import last_checkpoint, prepare_folder
+from d2llm.training.run import last_whole, prepare_folder
 from d2llm.training.trainer import parameter_groups
 
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ def test_a_killed_run_resumes_to_the_same_bits(base_model: str, tmp_path: Path) 
     command = [sys.executable, str(HERE / "interrupted_run.py"), base_model, str(killed), "7"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert last_checkpoint(killed).name == "checkpoint-4" and not (killed / "model.safetensors").exists()
+    assert last_whole(killed).name == "checkpoint-4" and not (killed / "model.safetensors").exists()
     run(base_model, killed, resume=True)
     expected, got = (load_file(folder / "model.safetensors") for folder in (whole, killed))
     assert expected.keys() == got.keys()
@@ -76,7 +76,7 @@ def test_the_best_step_is_what_remains(trained: Trained) -> None:
 
 
 def test_checkpoints_hold_students_without_their_base(trained: Trained) -> None:
-    newest = last_checkpoint(Path(trained[0].config.output_dir))
+    newest = last_whole(Path(trained[0].config.output_dir))
     assert newest is not None
     assert load_file(newest / "model.safetensors").keys() == trained[1].trainable_state().keys()
     assert not (newest / "training_args.bin").exists()
@@ -85,15 +85,15 @@ def test_checkpoints_hold_students_without_their_base(trained: Trained) -> None:
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(trained: Trained, tmp_path: Path) -> None:
     folder = Path(trained[0].config.output_dir)
-    newest = last_checkpoint(folder)
+    newest = last_whole(folder)
     for name, text in (("trainer_state.json", '{"epoch": 1'), ("model.safetensors", "")):
         cut = folder / "checkpoint-999"
         cut.mkdir(exist_ok=True)
         for file in newest.iterdir():
             (cut / file.name).write_bytes(file.read_bytes())
         (cut / name).write_text(text)
-        assert last_checkpoint(folder) == newest
-    assert last_checkpoint(tmp_path) is None
+        assert last_whole(folder) == newest
+    assert last_whole(tmp_path) is None
 
 
 def test_learning_without_a_teacher_lowers_the_loss_and_leaves_the_base(base_model: str, tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ def test_repeated_runs_are_bit_equal(backend):
         ({"x": torch.zeros(2, 3, 5)}, "x"),
         ({"x": torch.zeros(2, 3, 4, dtype=torch.int64)}, "x"),
         ({"u": torch.zeros(4)}, "u"),
+        ({"u": torch.zeros(2, 4, device="meta")}, "u"),
         ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "mask"),
         ({"mask": torch.ones(2, 3)}, "mask"),
         ({"cu_seqlens": torch.tensor([0, 2])}, "x"),

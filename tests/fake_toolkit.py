@@ -20,11 +20,13 @@ esac
 """
 # Leaves an empty file where the result would be.
 _EMPTY = 'while [ $# -gt 0 ]; do if [ "$1" = -o ]; then : > "$2"; fi; shift; done'
-# Whatever torch is installed passes for one with CUDA, on a machine without a GPU. It has no public switch for that.
-_SITE = """import torch
-torch.version.cuda = "13.0"
-torch.cuda._is_compiled = lambda: True
-torch.cuda.is_available = lambda: False
+# To setup.py whatever torch is installed passes for one with CUDA. It has no public switch for that.
+_SITE = """import sys
+if "setup.py" in sys.orig_argv:
+    import torch
+    torch.version.cuda = "13.0"
+    torch.cuda._is_compiled = lambda: True
+    torch.cuda.is_available = lambda: False
 """
 
 

@@ -53,6 +53,11 @@ class Tried:
         outcomes = Counter(line["outcome"] for line in self._lines if line["tiles"] == tiles)
         return outcomes[STARTED] >= _MOST_STARTS or outcomes.total() > outcomes[STARTED]
 
+    def seconds(self, tiles: Tiles) -> float | None:
+        """What a candidate took, or None where it did not run or was wrong."""
+        found = [line["seconds"] for line in self._lines if line["tiles"] == tiles and line["outcome"] in (RIGHT, SLOWER)]
+        return found[-1] if found else None
+
     def best(self) -> tuple[float, Tiles] | None:
         """The fastest right candidate, with its seconds."""
         right = [(line["seconds"], line["tiles"]) for line in self._lines if line["outcome"] == RIGHT]

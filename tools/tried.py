@@ -55,7 +55,9 @@ class Tried:
 
     def seconds(self, tiles: Tiles) -> float | None:
         """What a candidate took, or None where it did not run or was wrong."""
-        found = [line["seconds"] for line in self._lines if line["tiles"] == tiles and line["outcome"] in (RIGHT, SLOWER)]
+        found = [
+            line["seconds"] for line in self._lines if line["tiles"] == tiles and line["outcome"] in (RIGHT, SLOWER)
+        ]
         return found[-1] if found else None
 
     def best(self) -> tuple[float, Tiles] | None:

@@ -111,8 +111,10 @@ def test_nan_in_masked_tokens_does_not_leak(backend):
 
 
 @pytest.mark.parametrize("backend,dtype", CASES)
-def test_padded_and_packed_agree_bit_for_bit(backend, dtype):
-    x, u, _ = inputs(5, 40, 96, 6)
+@pytest.mark.parametrize("dim", (96, 5, 33, 50, 130))
+def test_padded_and_packed_agree_bit_for_bit(dim, backend, dtype):
+    """In every width: rows of most begin anywhere in a line of the cache."""
+    x, u, _ = inputs(5, 40, dim, 6)
     x, u = x.to(dtype), u.to(dtype)
     lengths = torch.tensor([40, 1, 0, 17, 33])
     mask = torch.arange(40) < lengths[:, None]
@@ -125,11 +127,11 @@ def test_padded_and_packed_agree_bit_for_bit(backend, dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=25, deadline=None)
-@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_a_row_does_not_depend_on_its_neighbours(backend, lengths, seed):
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 99), dim=st.integers(1, 40))
+def test_a_row_does_not_depend_on_its_neighbours(backend, lengths, seed, dim):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(sum(lengths), 24, generator=generator)
-    u = torch.randn(3, 24, generator=generator)
+    x = torch.randn(sum(lengths), dim, generator=generator)
+    u = torch.randn(3, dim, generator=generator)
     cu = torch.tensor([0, *lengths]).cumsum(0)
     pooled, lse = pool(x, u, backend, cu_seqlens=cu)
     for row, (start, end) in enumerate(pairwise(cu.tolist())):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import d2llm_kernels as dk
 from d2llm_kernels import iem_folded, reference
 from tests import adversarial
-from tests.kernels.cases import BACKENDS, CASES
+from tests.kernels.cases import BACKENDS, CASES, needs_even_products
 
 
 def weights(hidden: int, seed: int = 0):
@@ -23,6 +23,7 @@ def weights(hidden: int, seed: int = 0):
 @settings(max_examples=40, deadline=None)
 @given(queries=st.integers(0, 4), passages=st.integers(1, 200), data=st.data())
 def test_equals_the_sorted_score_matrix(backend, queries, passages, data):
+    needs_even_products(backend, torch.float32, 8)
     k = data.draw(st.integers(1, passages))
     distinct = data.draw(st.integers(1, passages))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
@@ -43,6 +44,7 @@ def test_equals_the_sorted_score_matrix(backend, queries, passages, data):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_take_the_lower_index_across_blocks(backend):
+    needs_even_products(backend, torch.float32, 16)
     a, b = torch.randn(3, 16), torch.randn(1, 16).expand(5000, 16)
     _, indices = dk.functional.iem_topk(a, b, *weights(16), 7, backend=backend)
     assert torch.equal(indices, torch.arange(7).expand(3, 7))

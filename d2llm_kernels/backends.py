@@ -44,25 +44,30 @@ def missing(name: str) -> str | None:
     return _no_triton() if name == "triton" else None
 
 
-def unsupported(name: str, device: str, dtype: torch.dtype) -> str | None:
-    """Why backend ``name`` cannot take tensors of this device type and (promoted) dtype, or None when it can."""
+def unsupported(name: str, device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """Why backend ``name`` cannot take tensors of this device and (promoted) dtype, or None when it can."""
     reason = missing(name)
     if reason is not None:
         return reason
+    device = torch.device(device)
     if name == "cpu":
-        return cpu.unsupported(device, dtype)
+        return cpu.unsupported(device.type, dtype)
     if name == "cuda":
-        return library.unsupported(device, dtype)
+        return library.unsupported(device.type, dtype)
     return _beyond_triton(device, dtype) if name == "triton" else None
 
 
-def _beyond_triton(device: str, dtype: torch.dtype) -> str | None:
-    if device == "cpu" and not interpreted():
+def _beyond_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type == "cpu" and not interpreted():
         return (
             "Triton kernels take CUDA or ROCm tensors, and CPU tensors only under TRITON_INTERPRET=1; got CPU tensors"
         )
-    if device not in ("cpu", "cuda"):
-        return f"Triton kernels take CUDA or ROCm tensors, got {device} tensors"
+    if device.type not in ("cpu", "cuda"):
+        return f"Triton kernels take CUDA or ROCm tensors, got {device.type} tensors"
+    if device.type == "cuda":
+        old = _too_old(torch.cuda.current_device() if device.index is None else device.index)
+        if old is not None:
+            return old
     if dtype not in _TRITON_DTYPES and not (dtype == torch.float64 and interpreted()):
         return f"Triton kernels take float16, bfloat16 and float32, got {str(dtype).removeprefix('torch.')}"
     return None
@@ -92,8 +97,15 @@ def _no_triton() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    if torch.version.cuda and torch.cuda.get_device_capability() < _OLDEST_GPU:
-        return f"the GPU's compute capability is below {'.'.join(map(str, _OLDEST_GPU))}"
+    reasons = [_too_old(index) for index in range(torch.cuda.device_count())]
+    return None if None in reasons else reasons[0]
+
+
+@cache
+def _too_old(index: int) -> str | None:
+    """Why one of the GPUs cannot run the Triton kernels, or None when it can: a machine may have several kinds."""
+    if torch.version.cuda and torch.cuda.get_device_capability(index) < _OLDEST_GPU:
+        return f"the compute capability of GPU {index} is below {'.'.join(map(str, _OLDEST_GPU))}"
     return None
 
 
@@ -119,10 +131,11 @@ def _requested(backend: str) -> tuple[str, str]:
 # The answer depends on the installation, the environment and what a graph is specialised on anyway: a compiled graph
 # takes it as the constant that it was at the time of compilation.
 @torch.compiler.assume_constant_result
-def select(backend: str, device: str, dtype: torch.dtype) -> str:
-    """Backend that a call gets for tensors of this device type and (promoted) dtype.
+def select(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """Backend that a call gets for tensors of this device and (promoted) dtype.
 
-    ``backend`` itself, or for "auto" the environment's choice, else the fastest that takes these tensors.
+    ``backend`` itself, or for "auto" the environment's choice, else the fastest that takes these tensors. A type of
+    device alone, such as "cuda", stands for the current one of that type.
 
     Raises:
         ArgumentError: if the name is unknown.
@@ -130,7 +143,8 @@ def select(backend: str, device: str, dtype: torch.dtype) -> str:
     """
     name, source = _requested(backend)
     if name == "auto":
-        fitting = (kernel for kernel in FASTEST.get(device, ()) if unsupported(kernel, device, dtype) is None)
+        kernels = FASTEST.get(torch.device(device).type, ())
+        fitting = (kernel for kernel in kernels if unsupported(kernel, device, dtype) is None)
         return next(fitting, "folded")
     reason = unsupported(name, device, dtype)
     if reason is not None:
@@ -139,8 +153,8 @@ def select(backend: str, device: str, dtype: torch.dtype) -> str:
 
 
 @torch.compiler.assume_constant_result
-def admits(backend: str, name: str, device: str, dtype: torch.dtype) -> bool:
-    """Whether a call that asks for ``backend`` may use backend ``name`` for tensors of this device type and dtype.
+def admits(backend: str, name: str, device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether a call that asks for ``backend`` may use backend ``name`` for tensors of this device and dtype.
 
     Raises:
         ArgumentError: if a name is unknown.

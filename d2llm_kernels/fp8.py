@@ -129,7 +129,7 @@ def _check(a: Tensor, b: Tensor, weight: Tensor, scale: Tensor, *rest: Tensor) -
 
 
 def _on_kernel(backend: str, queries: Tensor, passages: Tensor, weight: Tensor, scale: Tensor) -> bool:
-    chosen = select(backend, queries.device.type, torch.bfloat16)
+    chosen = select(backend, queries.device, torch.bfloat16)
     if chosen not in ("cuda", "triton") or library.missing() is not None:
         return False
     return bool(library.operators().takes_fp8(queries, passages, weight, scale))

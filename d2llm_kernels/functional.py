@@ -41,14 +41,15 @@ def attn_pool(
         Masked tokens are never read and get a zero gradient.
 
     Raises:
-        ArgumentError: on shapes, dtypes or offsets that do not fit.
+        ArgumentError: on shapes, dtypes, devices or offsets that do not fit.
         BackendError: if a backend named explicitly is missing.
     """
     require(u.dim() == 2 and u.is_floating_point(), "u", "a floating point tensor of shape (H, D)", shape(u))
     check_tokens(x, u.shape[1], mask, cu_seqlens)
+    require(u.device == x.device, "u", f"device {x.device}", u.device)
     x, u = _autocast(x, u)
     dtype = torch.promote_types(x.dtype, u.dtype)
-    chosen = select(backend, x.device.type, dtype)
+    chosen = select(backend, x.device, dtype)
     if chosen == "reference":
         pooled, lse = reference.attn_pool(x.to(dtype), u.to(dtype), mask, cu_seqlens)
         return pooled, lse.to(accumulate_dtype(dtype))
@@ -80,7 +81,7 @@ def iem_scores(
     """
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
     tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
-    chosen = select(backend, a.device.type, _widest(*tensors))
+    chosen = select(backend, a.device, _widest(*tensors))
     if chosen == "reference":
         scores = reference.iem_scores(*_promote(*tensors))
         return scores.to(accumulate_dtype(scores.dtype))
@@ -117,7 +118,7 @@ def iem_pairs(
     except RuntimeError:
         require(False, "b", f"a shape that broadcasts with a's, {shape(a)}", shape(b))
     tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
-    chosen = select(backend, a.device.type, _widest(*tensors))
+    chosen = select(backend, a.device, _widest(*tensors))
     if chosen == "reference":
         z, features = reference.iem_pairs(*_promote(*tensors))
         z = z.to(accumulate_dtype(z.dtype))
@@ -155,7 +156,7 @@ def iem_topk(
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
     require(0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
     tensors = tuple(tensor.detach() for tensor in _autocast(a, b, weight, bias, out_weight, out_bias))
-    chosen = select(backend, a.device.type, _widest(*tensors))
+    chosen = select(backend, a.device, _widest(*tensors))
     if chosen == "reference":
         scores = reference.iem_scores(*_promote(*tensors))
         return reference.topk(scores.to(accumulate_dtype(scores.dtype)), k)
@@ -196,7 +197,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
 
 def _native_linear(x: Tensor, weight: Tensor, backend: str) -> bool:
     """Whether the C++ kernels do a linear layer."""
-    if not admits(backend, "cpu", x.device.type, x.dtype):
+    if not admits(backend, "cpu", x.device, x.dtype):
         return False
     rows = x.shape[1] if weight.dim() == 3 else x.shape[:-1].numel()
     return x.dtype == weight.dtype == torch.float32 and not _autocasts(x) and rows >= LINEAR_ROWS and x.shape[-1] > 0
@@ -237,7 +238,7 @@ def in_batch_terms(
         z_hard = s_hard = z_in_batch.new_empty(z_in_batch.shape[0], 0)
     teacher = (s_hard,) if s_in_batch is None else (s_hard, s_in_batch)
     dtype = _widest(z_in_batch, z_hard, *teacher)
-    chosen = select(backend, z_in_batch.device.type, dtype)
+    chosen = select(backend, z_in_batch.device, dtype)
     if chosen == "reference":
         wide = accumulate_dtype(dtype)
         s_in_batch = None if s_in_batch is None else s_in_batch.to(wide)

@@ -71,7 +71,7 @@ def iem_scores(
         BackendError: if a backend named explicitly is missing.
     """
     queries, branch = _check(a, b, scale, weight, bias, out_weight, out_bias)
-    chosen = select(backend, b.device.type, torch.float32)
+    chosen = select(backend, b.device, torch.float32)
     if chosen == "cpu":
         return cpu.iem_scores_int8(queries, b, scale, branch)
     parts = [functional.iem_scores(queries, block, *branch, chosen) for block in _widened(b, scale)]
@@ -108,7 +108,7 @@ def iem_topk(
     queries, branch = _check(a, b, scale, weight, bias, out_weight, out_bias)
     passages = b.shape[0]
     require(0 < k <= passages, "k", f"between 1 and the number of passages, {passages}", k)
-    chosen = select(backend, b.device.type, torch.float32)
+    chosen = select(backend, b.device, torch.float32)
     if chosen == "cpu":
         return cpu.iem_topk_int8(queries, b, scale, branch, k, candidates(k, passages))
     values, indices = queries.new_empty(a.shape[0], 0), torch.empty(a.shape[0], 0, dtype=torch.int64, device=b.device)

@@ -62,7 +62,7 @@ def fast_scorer(head: IEM, queries: Tensor, task: int) -> Scorer:
     Of a first look several times as many as are asked for are kept, and ranked as ``iem_scorer`` ranks them.
     """
     exact = iem_scorer(head, queries, task)
-    if backends.select(head.backend, queries.device.type, torch.bfloat16) not in backends.KERNELS:
+    if backends.select(head.backend, queries.device, torch.bfloat16) not in backends.KERNELS:
         return exact
     rough = copy.deepcopy(head).bfloat16()
 

@@ -1,19 +1,38 @@
-"""The Triton backend: kernels, tables of tiles, and the functions that launch them. Design: docs/kernels.md."""
+"""The Triton backend: kernels, tables of tiles, and the functions that launch them. Design: docs/kernels.md.
 
-from d2llm_kernels.triton.in_batch import in_batch_terms, in_batch_terms_backward
-from d2llm_kernels.triton.interaction_backward import iem_pairs_backward, iem_scores_backward
-from d2llm_kernels.triton.interaction_forward import iem_pairs, iem_scores, iem_topk
-from d2llm_kernels.triton.pool_backward import attn_pool_backward
-from d2llm_kernels.triton.pool_forward import attn_pool
+Triton launches on the current device, whichever the tensors are on; the functions here make it that of the tensors.
+"""
 
-__all__ = [
-    "attn_pool",
-    "attn_pool_backward",
-    "iem_pairs",
-    "iem_pairs_backward",
-    "iem_scores",
-    "iem_scores_backward",
-    "iem_topk",
-    "in_batch_terms",
-    "in_batch_terms_backward",
-]
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from d2llm_kernels.triton import in_batch, interaction_backward, interaction_forward, pool_backward, pool_forward
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _on_its_device(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function under the device of its first tensor; all its tensors are on one."""
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        tensor = next(value for value in args if isinstance(value, torch.Tensor))
+        with torch.cuda.device_of(tensor):
+            return function(*args, **kwargs)
+
+    return call
+
+
+attn_pool = _on_its_device(pool_forward.attn_pool)
+attn_pool_backward = _on_its_device(pool_backward.attn_pool_backward)
+iem_pairs = _on_its_device(interaction_forward.iem_pairs)
+iem_pairs_backward = _on_its_device(interaction_backward.iem_pairs_backward)
+iem_scores = _on_its_device(interaction_forward.iem_scores)
+iem_scores_backward = _on_its_device(interaction_backward.iem_scores_backward)
+iem_topk = _on_its_device(interaction_forward.iem_topk)
+in_batch_terms = _on_its_device(in_batch.in_batch_terms)
+in_batch_terms_backward = _on_its_device(in_batch.in_batch_terms_backward)

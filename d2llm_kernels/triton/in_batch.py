@@ -18,6 +18,8 @@ from d2llm_kernels.triton.language import store
 
 # Terms of the series in `_softplus` that reach the rounding error of the dtype: each gives a factor of 9.
 _TERMS = {torch.float32: 7, torch.float64: 16}
+# What changes from batch to batch, unlike K, or while training: no kernel is compiled anew for what these are.
+_CHANGING = ("size", "z_in_batch_stride", "s_in_batch_stride", "duplicates_stride", "sharpness")
 
 
 @triton.jit
@@ -84,7 +86,7 @@ def _sigmoid(x):
     return tl.where(x < 0, t, 1.0) / (1.0 + t)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING)
 def in_batch_forward_kernel(
     z_in_batch,
     z_hard,
@@ -100,7 +102,7 @@ def in_batch_forward_kernel(
     s_hard_stride,
     s_in_batch_stride,
     duplicates_stride,
-    SLOPE: tl.constexpr,
+    sharpness,
     SUM: tl.constexpr,
     TERMS: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -109,7 +111,7 @@ def in_batch_forward_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """cross_entropy (B,) and pairwise (B,) in SUM; SLOPE is 1 / temperature."""
+    """cross_entropy (B,) and pairwise (B,) in SUM; sharpness is 1 / temperature."""
     row = tl.program_id(0).to(tl.int64)
     z_in_batch += row * z_in_batch_stride
     if TEACHER:
@@ -118,7 +120,7 @@ def in_batch_forward_kernel(
         duplicates += row * duplicates_stride
     if PAIRS:
         zh, sh = _hard(z_hard + row * z_hard_stride, s_hard + row * s_hard_stride, hard, SUM, BLOCK_K)
-    own = tl.load(z_in_batch + row).to(SUM) * SLOPE
+    own = tl.load(z_in_batch + row).to(SUM) * sharpness
     # The row's own score is the first maximum, so that none is ever -inf.
     top = tl.zeros((BLOCK_N,), SUM) + own
     total = tl.zeros((BLOCK_N,), SUM)
@@ -126,7 +128,7 @@ def in_batch_forward_kernel(
     for start in range(0, size, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         z, others = _row(z_in_batch, duplicates, row, columns, size, DUPLICATES, SUM)
-        top, total = _running(top, total, tl.where(others, z * SLOPE, float("-inf")))
+        top, total = _running(top, total, tl.where(others, z * sharpness, float("-inf")))
         if PAIRS:
             gap = _gap(sh, s_in_batch, columns, others, TEACHER, SUM)
             below = tl.where(others, z, 0.0)[None, :] - zh[:, None]
@@ -136,7 +138,7 @@ def in_batch_forward_kernel(
     tl.store(pairwise + row, tl.sum(pairs, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING)
 def in_batch_backward_kernel(
     dcross_entropy,
     dpairwise,
@@ -154,7 +156,7 @@ def in_batch_backward_kernel(
     s_hard_stride,
     s_in_batch_stride,
     duplicates_stride,
-    SLOPE: tl.constexpr,
+    sharpness,
     SUM: tl.constexpr,
     CROSS: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -172,15 +174,15 @@ def in_batch_backward_kernel(
     if DUPLICATES:
         duplicates += row * duplicates_stride
     if CROSS:
-        own = tl.load(z_in_batch + row).to(SUM) * SLOPE
+        own = tl.load(z_in_batch + row).to(SUM) * sharpness
         top = tl.zeros((BLOCK_N,), SUM) + own
         total = tl.zeros((BLOCK_N,), SUM)
         for start in range(0, size, BLOCK_N):
             columns = start + tl.arange(0, BLOCK_N)
             z, others = _row(z_in_batch, duplicates, row, columns, size, DUPLICATES, SUM)
-            top, total = _running(top, total, tl.where(others, z * SLOPE, float("-inf")))
+            top, total = _running(top, total, tl.where(others, z * sharpness, float("-inf")))
         highest, whole = _met(top, total, own)
-        slope = tl.load(dcross_entropy + row).to(SUM) * SLOPE
+        slope = tl.load(dcross_entropy + row).to(SUM) * sharpness
     if PAIRS:
         zh, sh = _hard(z_hard + row * z_hard_stride, s_hard + row * s_hard_stride, hard, SUM, BLOCK_K)
         weight = tl.load(dpairwise + row).to(SUM)
@@ -190,7 +192,7 @@ def in_batch_backward_kernel(
         z, others = _row(z_in_batch, duplicates, row, columns, size, DUPLICATES, SUM)
         dz = tl.zeros((BLOCK_N,), SUM)
         if CROSS:
-            p = tl.exp(tl.where(others | (columns == row), z * SLOPE, float("-inf")) - highest) / whole
+            p = tl.exp(tl.where(others | (columns == row), z * sharpness, float("-inf")) - highest) / whole
             dz += slope * tl.where(columns == row, p - 1.0, p)
         if PAIRS:
             gap = _gap(sh, s_in_batch, columns, others, TEACHER, SUM)
@@ -205,7 +207,7 @@ def in_batch_backward_kernel(
 
 
 class _Call:
-    """What both launches share: the inputs with columns next to each other, sizes, dtypes and tiles."""
+    """What both launches share: the inputs with columns next to each other, numbers, dtypes and tiles."""
 
     def __init__(
         self,
@@ -219,14 +221,14 @@ class _Call:
     ) -> None:
         given = (z_in_batch, z_hard, s_hard, s_in_batch, duplicates)
         self.inputs = [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in given]
-        self.sizes = (z_in_batch.shape[0], z_hard.shape[1], *(0 if t is None else t.stride(0) for t in self.inputs))
+        strides = (0 if t is None else t.stride(0) for t in self.inputs)
+        self.numbers = (z_in_batch.shape[0], z_hard.shape[1], *strides, 1.0 / temperature)
         dtype = z_in_batch.dtype
         for tensor in given[1:4]:
             dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
         arch = table.architecture(z_in_batch.device)
         self.wide = accumulate_dtype(dtype)
         self.options = {
-            "SLOPE": 1.0 / temperature,
             "SUM": table.elements(arch, dtype)["SUM"],
             "TEACHER": s_in_batch is not None,
             "DUPLICATES": duplicates is not None,
@@ -247,7 +249,7 @@ def in_batch_terms(
     cross_entropy = z_in_batch.new_empty(z_in_batch.shape[0], dtype=call.wide)
     pairwise = torch.empty_like(cross_entropy)
     in_batch_forward_kernel[(z_in_batch.shape[0],)](
-        *call.inputs, cross_entropy, pairwise, *call.sizes,
+        *call.inputs, cross_entropy, pairwise, *call.numbers,
         TERMS=_TERMS[call.wide], PAIRS=z_hard.shape[1] > 0, **call.options,
     )  # fmt: skip
     return cross_entropy, pairwise
@@ -270,7 +272,7 @@ def in_batch_terms_backward(
     dz_hard = (torch.empty_like if pairs else torch.zeros_like)(z_hard, memory_format=torch.contiguous_format)
     gradients = (None if d is None else d.contiguous() for d in (dcross_entropy, dpairwise))
     in_batch_backward_kernel[(z_in_batch.shape[0],)](
-        *gradients, *call.inputs, dz_in_batch, dz_hard, *call.sizes,
+        *gradients, *call.inputs, dz_in_batch, dz_hard, *call.numbers,
         CROSS=dcross_entropy is not None, PAIRS=pairs, **call.options,
     )  # fmt: skip
     return dz_in_batch, dz_hard

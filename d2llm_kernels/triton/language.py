@@ -27,8 +27,16 @@ def operand(value, DTYPE: tl.constexpr):
 
 @triton.jit
 def dot(a, b, accumulator, PRECISION: tl.constexpr):
-    """accumulator + a b, summed in the accumulator's dtype; PRECISION tells how float32 operands are multiplied."""
-    return tl.dot(a, b, accumulator, input_precision=PRECISION, out_dtype=accumulator.dtype)
+    """accumulator + a b, summed in the accumulator's dtype; PRECISION tells how float32 operands are multiplied.
+
+    The interpreter's own product is that of NumPy's BLAS, which may give a row other bits at another place of a tile.
+    Elementwise products, added up along an axis between others, have one order for all places.
+    """
+    if INTERPRET:
+        result = accumulator + tl.sum(a[:, :, None] * b[None, :, :], 1).to(accumulator.dtype)
+    else:
+        result = tl.dot(a, b, accumulator, input_precision=PRECISION, out_dtype=accumulator.dtype)
+    return result
 
 
 @triton.jit
@@ -41,6 +49,12 @@ def relu(value):
 def below(index, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
     """index < LIMIT; where blocks of BLOCK divide LIMIT, the constant true, which compiles to no mask at all."""
     return tl.full(index.shape, 1, tl.int1) if LIMIT % BLOCK == 0 else index < LIMIT
+
+
+@triton.jit
+def known_multiple(stride, KNOWN: tl.constexpr):
+    """``stride``; where it is KNOWN to be a multiple of 16, in a form that tells the compiler."""
+    return stride // 16 * 16 if KNOWN else stride
 
 
 @triton.jit

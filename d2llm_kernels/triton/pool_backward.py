@@ -15,15 +15,26 @@ from torch import Tensor
 
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.triton import table
-from d2llm_kernels.triton.language import below, dot, operand, store
+from d2llm_kernels.triton.language import below, dot, known_multiple, operand, store
 from d2llm_kernels.triton.pool_forward import MAX_HEADS
-from d2llm_kernels.triton.sequences import Batch, describe, first_slot, owner, rows_of, tokens_of, valid_tokens
+from d2llm_kernels.triton.sequences import (
+    CHANGING,
+    Batch,
+    describe,
+    first_slot,
+    owner,
+    rows_of,
+    tokens_of,
+    valid_tokens,
+)
 
 # Programs of the third kernel that keep a large GPU busy. A constant, so that sums of du are ordered alike everywhere.
 _PROGRAMS = 512
+# The gradient of the sums comes in any order of its dimensions, so that B may be in either stride.
+_SLOPE_STRIDES = ("dpooled_stride_b", "dpooled_stride_h")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*CHANGING, *_SLOPE_STRIDES])
 def pool_products_kernel(
     x,
     mask,
@@ -46,24 +57,27 @@ def pool_products_kernel(
     DTYPE: tl.constexpr,
     SUM: tl.constexpr,
     PRECISION: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PACKED: tl.constexpr,
     MASKED: tl.constexpr,
-    SEARCH: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     """A slot's scores x u, -inf where masked, and products da = x dP, both (rows, BLOCK_H) in SUM."""
     slot = tl.program_id(0)
-    b = owner(cu_seqlens, slot, sequences, length, BLOCK_L, SEARCH, PACKED)
+    b = owner(cu_seqlens, slot, sequences, length, BLOCK_L, PACKED)
     tile = slot - first_slot(cu_seqlens, b, True, length, BLOCK_L, PACKED)
-    tokens, kept, row, count = tokens_of(x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, PACKED)
+    tokens, kept, row, count = tokens_of(
+        x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, ALIGNED, PACKED
+    )
     here = tile * BLOCK_L + tl.arange(0, BLOCK_L)
     heads = tl.arange(0, BLOCK_H)
     known = below(heads, HEADS, BLOCK_H)
     valid = valid_tokens(kept, here, count, mask_stride_l, MASKED)
     rows = tokens + here.to(tl.int64)[:, None] * x_stride_l
-    gradient = dpooled + b.to(tl.int64) * dpooled_stride_b
+    gradient = dpooled + b.to(tl.int64) * known_multiple(dpooled_stride_b, ALIGNED)
+    dpooled_stride_h = known_multiple(dpooled_stride_h, ALIGNED)
 
     s = tl.zeros((BLOCK_L, BLOCK_H), SUM)
     da = tl.zeros((BLOCK_L, BLOCK_H), SUM)
@@ -85,7 +99,7 @@ def pool_products_kernel(
     tl.store(products + where, da, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "dlse_stride_b", "dlse_stride_h"])
 def pool_softmax_kernel(
     scores,
     products,
@@ -140,7 +154,7 @@ def pool_softmax_kernel(
         store(ds + where, weight * (da - mean[None, :] + slope[None, :]), (here < count)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*CHANGING, *_SLOPE_STRIDES, "chunks", "share"])
 def pool_gradients_kernel(
     x,
     mask,
@@ -167,6 +181,7 @@ def pool_gradients_kernel(
     DTYPE: tl.constexpr,
     SUM: tl.constexpr,
     PRECISION: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PACKED: tl.constexpr,
     MASKED: tl.constexpr,
     ADD: tl.constexpr,
@@ -183,14 +198,15 @@ def pool_gradients_kernel(
     query = operand(tl.load(u + heads[:, None] * u_stride_h + d[None, :], mask=side, other=0), DTYPE)
     total = tl.zeros((BLOCK_H, SLICE), SUM)
     group = tl.program_id(1)
+    dpooled_stride_h = known_multiple(dpooled_stride_h, ALIGNED)
     for chunk in range(group * share, tl.minimum((group + 1) * share, sequences * chunks)):
         b = chunk // chunks
         tokens, kept, row, count = tokens_of(
-            x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, PACKED
+            x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, ALIGNED, PACKED
         )
         step = (count + chunks * BLOCK_L - 1) // (chunks * BLOCK_L) * BLOCK_L
         start = (chunk % chunks) * step
-        gradient = dpooled + b.to(tl.int64) * dpooled_stride_b
+        gradient = dpooled + b.to(tl.int64) * known_multiple(dpooled_stride_b, ALIGNED)
         slope = operand(tl.load(gradient + heads[:, None] * dpooled_stride_h + d[None, :], mask=side, other=0), DTYPE)
         for first in range(start, tl.minimum(start + step, count), BLOCK_L):
             here = first + tl.arange(0, BLOCK_L)
@@ -253,9 +269,9 @@ def _launch(batch: Batch, u: Tensor, dpooled: Tensor, dlse: Tensor | None, dx: T
     common = {"WIDTH": width, "HEADS": heads}
     sides = {"u": u, "dpooled": dpooled, "u_stride_h": u.stride(0)}
     sides |= {"dpooled_stride_b": dpooled.stride(0), "dpooled_stride_h": dpooled.stride(1)}
+    arguments = batch.arguments | sides | {"ALIGNED": batch.aligned(dpooled)}
     pool_products_kernel[(batch.slots(tiles["pool_products"]["BLOCK_L"]),)](
-        **batch.arguments, **sides, **common, **elements, **tiles["pool_products"],
-        scores=scores, products=products, SEARCH=batch.search_block(),
+        **arguments, **common, **elements, **tiles["pool_products"], scores=scores, products=products,
     )  # fmt: skip
     pool_softmax_kernel[(batch.sequences,)](
         scores=scores, products=products, dlse=scores if dlse is None else dlse, a=a, ds=ds,
@@ -272,7 +288,7 @@ def _launch(batch: Batch, u: Tensor, dpooled: Tensor, dlse: Tensor | None, dx: T
     groups = triton.cdiv(batch.sequences * chunks, share)
     du = u.new_empty(groups, heads, width, dtype=wide)
     pool_gradients_kernel[(slices, groups)](
-        **batch.arguments, **sides, **common, **elements, **tiles["pool_gradients"],
+        **arguments, **common, **elements, **tiles["pool_gradients"],
         a=a, ds=ds, dx=dx, du=du, chunks=chunks, share=share, ADD=add,
     )  # fmt: skip
     return du.sum(0)

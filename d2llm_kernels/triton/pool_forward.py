@@ -19,13 +19,13 @@ from torch import Tensor
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.triton import table
 from d2llm_kernels.triton.language import below, dot, operand, store
-from d2llm_kernels.triton.sequences import describe, first_slot, owner, tokens_of, valid_tokens
+from d2llm_kernels.triton.sequences import CHANGING, SEARCH, Batch, describe, first_slot, owner, tokens_of, valid_tokens
 
 # More heads than this are pooled in several launches: scores and sums of 64 heads still fit the registers.
 MAX_HEADS = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*CHANGING, "slots"])
 def pool_forward_kernel(
     x,
     mask,
@@ -51,9 +51,9 @@ def pool_forward_kernel(
     DTYPE: tl.constexpr,
     SUM: tl.constexpr,
     PRECISION: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PACKED: tl.constexpr,
     MASKED: tl.constexpr,
-    SEARCH: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SLICE: tl.constexpr,
@@ -85,7 +85,7 @@ def pool_forward_kernel(
             pass
         tl.debug_barrier()
         tokens, kept, row, count = tokens_of(
-            x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, PACKED
+            x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, ALIGNED, PACKED
         )
         _pool(
             tokens, kept, scores + row * BLOCK_H, count, slice_ * SLICE,
@@ -95,10 +95,10 @@ def pool_forward_kernel(
     else:
         job = ticket - started * SLICES
         slot, split = job // SPLITS, job % SPLITS
-        b = owner(cu_seqlens, slot, sequences, length, BLOCK_L, SEARCH, PACKED)
+        b = owner(cu_seqlens, slot, sequences, length, BLOCK_L, PACKED)
         tile = slot - first_slot(cu_seqlens, b, True, length, BLOCK_L, PACKED)
         tokens, kept, row, count = tokens_of(
-            x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, PACKED
+            x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, ALIGNED, PACKED
         )
         here = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         heads = tl.arange(0, BLOCK_H)
@@ -238,7 +238,7 @@ def attn_pool(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | No
     return pooled, lse
 
 
-def _launch(batch, u: Tensor, pooled: Tensor, lse: Tensor) -> None:
+def _launch(batch: Batch, u: Tensor, pooled: Tensor, lse: Tensor) -> None:
     """Pool with at most MAX_HEADS queries."""
     heads, width = u.shape
     arch = table.architecture(u.device)
@@ -261,7 +261,6 @@ def _launch(batch, u: Tensor, pooled: Tensor, lse: Tensor) -> None:
         lse_stride_b=lse.stride(0),
         WIDTH=width,
         HEADS=heads,
-        SEARCH=batch.search_block(),
         **table.elements(arch, pooled.dtype),
         **tiles,
     )

@@ -13,6 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from d2llm_kernels.checks import rising_offsets
+from d2llm_kernels.triton.language import known_multiple
+
+#: Arguments of the pooling kernels that change from batch to batch: no kernel is compiled anew for what they are.
+CHANGING = ("sequences", "length", "x_stride_b", "mask_stride_b")
+#: How many sequences a kernel looks at in one step when it searches for the owner of a slot.
+SEARCH = tl.constexpr(256)
 
 
 class Batch(NamedTuple):
@@ -39,6 +45,7 @@ class Batch(NamedTuple):
             "x_stride_l": self.x.stride(-2),
             "mask_stride_b": self.mask.stride(0) if self.mask is not None else 0,
             "mask_stride_l": self.mask.stride(1) if self.mask is not None else 0,
+            "ALIGNED": self.aligned(),
             "PACKED": packed,
             "MASKED": masked,
         }
@@ -54,9 +61,13 @@ class Batch(NamedTuple):
             return self.length // block + self.sequences
         return self.sequences * triton.cdiv(self.length, block)
 
-    def search_block(self) -> int:
-        """How many sequences a kernel looks at in one step when it searches for the owner of a slot."""
-        return min(1024, triton.next_power_of_2(max(1, self.sequences)))
+    def aligned(self, *others: Tensor) -> bool:
+        """Whether all rows, of x and of ``others``, begin at multiples of 16 elements, so that 16 bytes load at once.
+
+        Not left to Triton to find out of each stride: where D is odd, that of a sequence is such a multiple for some
+        lengths, and a kernel would be compiled for either.
+        """
+        return all(stride % 16 == 0 for tensor in (self.x, *others) for stride in tensor.stride()[:-1])
 
 
 def describe(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Batch:
@@ -75,13 +86,24 @@ def describe(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Batch
 
 
 @triton.jit
-def tokens_of(x, mask, cu_seqlens, b, length, x_stride_b, x_stride_l, mask_stride_b, PACKED: tl.constexpr):
+def tokens_of(
+    x,
+    mask,
+    cu_seqlens,
+    b,
+    length,
+    x_stride_b,
+    x_stride_l,
+    mask_stride_b,
+    ALIGNED: tl.constexpr,
+    PACKED: tl.constexpr,
+):
     """Of sequence ``b``: pointers to its first token and its first mask entry, its first row, its number of tokens."""
     row, count = rows_of(cu_seqlens, b, length, PACKED)
     if PACKED:
         return x + row * x_stride_l, mask, row, count
     b = b.to(tl.int64)
-    return x + b * x_stride_b, mask + b * mask_stride_b, row, count
+    return x + b * known_multiple(x_stride_b, ALIGNED), mask + b * mask_stride_b, row, count
 
 
 @triton.jit
@@ -102,7 +124,7 @@ def first_slot(cu_seqlens, b, known, length, BLOCK_L: tl.constexpr, PACKED: tl.c
 
 
 @triton.jit
-def owner(cu_seqlens, slot, sequences, length, BLOCK_L: tl.constexpr, SEARCH: tl.constexpr, PACKED: tl.constexpr):
+def owner(cu_seqlens, slot, sequences, length, BLOCK_L: tl.constexpr, PACKED: tl.constexpr):
     """The sequence that ``slot`` belongs to."""
     if not PACKED:
         return slot // ((length + BLOCK_L - 1) // BLOCK_L)
@@ -120,7 +142,7 @@ def valid_tokens(mask, tokens, count, mask_stride_l, MASKED: tl.constexpr):
     """Which of ``tokens``, positions inside a sequence of ``count`` tokens with its mask at ``mask``, take part."""
     valid = (tokens >= 0) & (tokens < count)
     if MASKED:
-        valid = (tl.load(mask + tokens.to(tl.int64) * mask_stride_l, mask=valid, other=0) != 0) & valid
+        valid = tl.load(mask + tokens.to(tl.int64) * mask_stride_l, mask=valid, other=0) != 0
     return valid
 
 

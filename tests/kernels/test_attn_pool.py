@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import d2llm_kernels as dk
 from d2llm_kernels import reference
+from tests import adversarial
 from tests.contract import assert_parity, run
 from tests.kernels.cases import BACKENDS, CASES, PARITY
 
@@ -45,6 +46,28 @@ def test_parity_packed_with_empty_sequences(backend, dtype, threads):
     cu = torch.tensor([0, 0, 7, 8, 8, 70, 70], dtype=torch.int32)
     kernel, literal = partial(pool, backend=backend, cu_seqlens=cu), partial(reference.attn_pool, cu_seqlens=cu)
     assert_parity(kernel, literal, (x[0], u), dtype)
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("tokens", adversarial.TOKENS)
+@pytest.mark.parametrize("batch,length,dim,heads", [(1, 1, 40, 3), (4, 64, 96, 5), (3, 131, 70, 9)])
+def test_parity_where_scores_tie(batch, length, dim, heads, tokens, backend, dtype):
+    x, u, mask = adversarial.pool(batch, length, dim, heads, tokens)
+    for kept in (None, mask):
+        kernel, literal = partial(pool, backend=backend, mask=kept), partial(reference.attn_pool, mask=kept)
+        assert_parity(kernel, literal, (x, u), dtype)
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+def test_equal_scores_give_the_mean_and_a_lone_token_itself(backend, dtype):
+    """To the last bit, where the number of tokens is a power of two."""
+    x, u, mask = (t.to(dtype) if t.is_floating_point() else t for t in adversarial.pool(3, 64, 96, 5, "no query"))
+    pooled, lse = pool(x, u, backend)
+    assert torch.equal(pooled, x.mean(1, dtype=torch.float64).to(dtype)[:, None].expand(pooled.shape))
+    torch.testing.assert_close(lse, torch.full_like(lse, math.log(64)))
+    x, u, mask = (t.to(dtype) if t.is_floating_point() else t for t in adversarial.pool(3, 64, 96, 5, "grid"))
+    alone = pool(x, u, backend, mask=mask)[0][0]
+    assert torch.equal(alone, x[0, 32].expand(5, 96))
 
 
 def test_bfloat16_tokens_wider_than_a_block():
@@ -168,6 +191,7 @@ def test_repeated_runs_are_bit_equal(backend):
         ({"x": torch.zeros(2, 3, 5)}, "x"),
         ({"x": torch.zeros(2, 3, 4, dtype=torch.int64)}, "x"),
         ({"u": torch.zeros(4)}, "u"),
+        ({"u": torch.zeros(2, 4, device="meta")}, "u"),
         ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "mask"),
         ({"mask": torch.ones(2, 3)}, "mask"),
         ({"cu_seqlens": torch.tensor([0, 2])}, "x"),

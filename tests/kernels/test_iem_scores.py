@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import d2llm_kernels as dk
 from d2llm_kernels import reference
+from tests import adversarial
 from tests.contract import assert_parity
 from tests.kernels.cases import BACKENDS, CASES, PARITY
 
@@ -42,6 +43,21 @@ def test_scores_parity(queries, passages, hidden, backend, dtype, threads):
 @pytest.mark.parametrize("rows,hidden", [(1, 64), (63, 50), (600, 16)])
 def test_pairs_parity(rows, hidden, backend, dtype, threads):
     assert_parity(partial(pairs, backend=backend), reference.iem_pairs, inputs(rows, rows, hidden), dtype)
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("queries,passages,hidden", [(1, 1, 1), (5, 63, 50), (7, 130, 33), (40, 3, 16)])
+def test_whole_numbers_are_exact(queries, passages, hidden, backend, dtype):
+    """Every sum is, in any order; gradients too where the relu's argument is exactly 0."""
+    tensors = adversarial.pairs(queries, passages, hidden)
+    got = scores(*(t.to(dtype) for t in tensors), backend=backend)[0]
+    assert torch.equal(got.double(), reference.iem_scores(*tensors))
+    assert_parity(partial(scores, backend=backend), lambda *t: (reference.iem_scores(*t),), tensors, dtype)
+    rows = min(queries, passages)
+    tensors = (tensors[0][:rows], tensors[1][:rows], *tensors[2:])
+    got, exact = pairs(*(t.to(dtype) for t in tensors), backend=backend), reference.iem_pairs(*tensors)
+    assert all(torch.equal(one.double(), other) for one, other in zip(got, exact, strict=True))
+    assert_parity(partial(pairs, backend=backend), reference.iem_pairs, tensors, dtype)
 
 
 def test_gradcheck():

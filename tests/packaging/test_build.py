@@ -86,6 +86,11 @@ def test_the_source_distribution_holds_what_the_kernels_are_built_from(tmp_path)
     assert sources | {"setup.py", "d2llm_kernels/py.typed", "d2llm_kernels/triton/table.json"} <= names
 
 
+def test_what_the_wheel_carries_beside_code_stays_small():
+    assets = [path for path in (ROOT / "d2llm/assets").rglob("*") if path.is_file()]
+    assert assets and sum(path.stat().st_size for path in assets) <= 12_000_000
+
+
 @pytest.mark.skipif(not HEADERS, reason="no headers of Python")
 def test_the_toolkit_is_nvccs_own_and_not_the_folder_of_its_wrapper(tmp_path, monkeypatch):
     for name in ("CUDA_HOME", "CUDA_PATH"):

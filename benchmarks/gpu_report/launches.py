@@ -34,7 +34,7 @@ class Launch(NamedTuple):
 
 def launches(device: torch.device) -> Iterator[Launch]:
     """What can be launched here."""
-    here = [name for name in ("triton", "cuda") if unsupported(name, device.type, _DTYPE) is None]
+    here = [name for name in ("triton", "cuda") if unsupported(name, device, _DTYPE) is None]
     for backend in here:
         yield from _of(backend, device)
     # The CUDA kernels take a CPU's tensors in the emulation alone, which runs those for Hopper GPUs too.

@@ -55,10 +55,8 @@ class Tried:
 
     def seconds(self, tiles: Tiles) -> float | None:
         """What a candidate took, or None where it did not run or was wrong."""
-        found = [
-            line["seconds"] for line in self._lines if line["tiles"] == tiles and line["outcome"] in (RIGHT, SLOWER)
-        ]
-        return found[-1] if found else None
+        lines = (line for line in reversed(self._lines) if line["tiles"] == tiles)
+        return next((line["seconds"] for line in lines if line["outcome"] in (RIGHT, SLOWER)), None)
 
     def best(self) -> tuple[float, Tiles] | None:
         """The fastest right candidate, with its seconds."""

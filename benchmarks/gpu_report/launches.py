@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.backend import setting
+from benchmarks.backend import chosen, setting
 from benchmarks.gpu_report import experimental
 from d2llm.bench.in_batch import losses
 from d2llm.bench.problems import Interaction, Pool, TopK, Verdict
@@ -34,7 +34,7 @@ class Launch(NamedTuple):
 
 def launches(device: torch.device) -> Iterator[Launch]:
     """What can be launched here."""
-    here = [name for name in ("triton", "cuda") if unsupported(name, device.type, _DTYPE) is None]
+    here = [name for name in ("triton", "cuda") if unsupported(name, device, _DTYPE) is None]
     for backend in here:
         yield from _of(backend, device)
     # The CUDA kernels take a CPU's tensors in the emulation alone, which runs those for Hopper GPUs too.
@@ -44,15 +44,15 @@ def launches(device: torch.device) -> Iterator[Launch]:
 
 def few(device: torch.device) -> list[Launch]:
     """Those of the CUDA kernels, or where there are none of Triton's."""
-    chosen = [launch for launch in launches(device) if launch.few]
-    of_cuda = [launch for launch in chosen if launch.name.startswith("cuda")]
-    return of_cuda or chosen
+    some = [launch for launch in launches(device) if launch.few]
+    of_cuda = [launch for launch in some if launch.name.startswith("cuda")]
+    return of_cuda or some
 
 
 def _of(backend: str, device: torch.device) -> Iterator[Launch]:
     for kind in ("whole", "masked", "packed"):
         yield Launch(f"{backend} attn_pool {kind}", partial(_pooled, backend, device, kind), kind == "packed")
-    yield Launch(f"{backend} iem_scores", partial(_scored, backend, device, False))
+    yield Launch(f"{backend} iem_scores", partial(_scored, backend, device, False), True)
     yield Launch(f"{backend} iem_pairs", partial(_scored, backend, device, True), True)
     yield Launch(f"{backend} iem_topk", partial(_selected, backend, device))
     if backend == "triton":
@@ -61,7 +61,7 @@ def _of(backend: str, device: torch.device) -> Iterator[Launch]:
 
 def _hopper(device: torch.device) -> Iterator[Launch]:
     def experimentally(judge: Callable[[], Verdict]) -> Verdict:
-        with setting(experimental.VARIABLE, "1"):
+        with setting(experimental.VARIABLE, "1"), chosen("cuda"):
             return judge()
 
     pool = partial(_pool, device, "packed")
@@ -114,12 +114,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--few", action="store_true", help="six of the CUDA kernels, else three of Triton's")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen, wrong = few(device) if options.few else list(launches(device)), 0
-    for launch in chosen:
+    wanted, wrong = few(device) if options.few else list(launches(device)), 0
+    for launch in wanted:
         right, line = say(launch)
         wrong += not right
         print(line, flush=True)
-    print(f"{len(chosen)} launched, {wrong} wrong")
+    print(f"{len(wanted)} launched, {wrong} wrong")
     return int(wrong > 0)
 
 

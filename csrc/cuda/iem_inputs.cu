@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(InputsShape<E>::kThreads, 1) iem_inputs_kernel
         [&](int step, int b) {
             const char* rows = shared_memory() + b * kBuffer<E>;
             if (step % chunks == 0) dh.clear();
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
             for (int at = 0; at < kChunk; at += kUnit) {
                 Left<E> slopes[Tile::kM];
 #pragma unroll

@@ -80,7 +80,7 @@ __device__ __forceinline__ void hidden(uint32_t (&words)[4], const Layout<E>& fr
 template <class E, bool GIVEN>
 __device__ __forceinline__ void multiply_step(const Layout<E>& from, float (&sums)[Tile::kM][Tile::kN][4]) {
     constexpr int kPitch = Layout<E>::kPitch;
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
     for (int unit = 0; unit < kWeightsUnits; ++unit) {
         Left<E> slopes[Tile::kM];
 #pragma unroll

@@ -163,7 +163,7 @@ struct Gradients {
     __device__ __forceinline__ static int column(int n) { return threadIdx.x / 32 * kChunk + 8 * n * int(sizeof(E)); }
 
     __device__ __forceinline__ void add(const M& memory) {
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
         for (int unit = 0; unit < kPoolTokens / kDepth<E>; ++unit) {
             Left<E> slopes[HEADS / 16];
 #pragma unroll

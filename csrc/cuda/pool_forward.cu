@@ -178,7 +178,7 @@ struct PoolSums {
     }
 
     __device__ __forceinline__ void add(const char* tokens) {
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
         for (int unit = 0; unit < kPoolTokens / kDepth<E>; ++unit) {
             Left<E> weights[HEADS / 16];
 #pragma unroll

@@ -28,6 +28,11 @@ template <class E, bool GIVEN>
 using PairShape = std::conditional_t<GIVEN, GivenShape<E>, GridShape<E>>;
 constexpr int kBranchStages = 2;
 
+// Units along the depth whose products the compiler may mix. In float32 each has sums of its own, that registers have
+// to hold as well: it gets one at a time.
+template <class E>
+constexpr int kUnrolled = sizeof(E) == 4 ? 1 : 4;
+
 // Gradients of inputs, with the sums of two products in registers, and of weights.
 template <class E>
 using InputsShape = Shape<4, 2, sizeof(E) == 4 ? 1 : 2, 8>;

@@ -38,6 +38,13 @@ void faulty_kernel(const Fault fault) {
         fault.to[thread] = shared[thread];
     }
     if (fault.kind == "barrier") __syncwarp();
+    if (fault.kind == "product") {
+        // from[8] plus the sum of from[0] to from[7].
+        const uint32_t one = __float_as_uint(1), *terms = reinterpret_cast<const uint32_t*>(fault.from);
+        float sums[4] = {fault.from[8], 0, 0, 0};
+        mma_words(sums, {terms[thread % 4], 0, terms[4 + thread % 4], 0}, one, one, float{});
+        fault.to[thread] = sums[0];
+    }
 }
 
 at::Tensor fault(const at::Tensor& from, const std::string& kind) {

@@ -26,6 +26,9 @@ template <class E>
 using GivenShape = Shape<1, 4, sizeof(E) == 4 ? 2 : 4, 4>;
 template <class E, bool GIVEN>
 using PairShape = std::conditional_t<GIVEN, GivenShape<E>, GridShape<E>>;
+// So that a score is the same sum in both.
+static_assert(GridShape<float>::kColumns == GivenShape<float>::kColumns &&
+              GridShape<short>::kColumns == GivenShape<short>::kColumns);
 constexpr int kBranchStages = 2;
 
 // Units along the depth whose products the compiler may mix. In float32 each has sums of its own, that registers have

@@ -50,6 +50,13 @@ def test_the_schedule_changes_nothing(dtype, monkeypatch):
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_given_pairs_score_as_they_do_in_a_grid(make_pairs, dtype):
+    a, b, *weights = make_pairs(3, 20, 200, dtype)
+    grid = dk.functional.iem_scores(a, b, *weights, backend="cuda")
+    assert torch.equal(grid, dk.functional.iem_pairs(a[:, None], b[None].expand(3, -1, -1), *weights, backend="cuda"))
+
+
 @pytest.mark.parametrize(
     "terms,total",
     [

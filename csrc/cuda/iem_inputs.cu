@@ -116,8 +116,8 @@ void start(const InputsArguments& p, cudaStream_t stream) {
                     (queries + p.share - 1) / p.share);
     const bool aligned = is_aligned<E>(p.dpre, width) && is_aligned<E>(p.transposed, width);
     const bool vectors = rows_aligned<E>(p.pairs) && is_aligned<float>(p.da, width) && is_aligned<float>(p.db, width);
-    launch(iem_inputs_kernel<E, GIVEN>, "iem_inputs", grid, Tile::kThreads, size_t{kInputsStages} * kBuffer<E>, stream,
-           Inputs{p, aligned, vectors}, shape_of(p.pairs));
+    launch(iem_inputs_kernel<E, GIVEN>, kernels::iem_inputs, grid, Tile::kThreads, size_t{kInputsStages} * kBuffer<E>,
+           stream, Inputs{p, aligned, vectors}, [&] { return shape_of(p.pairs); });
 }
 
 }  // namespace

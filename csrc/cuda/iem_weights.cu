@@ -140,8 +140,9 @@ template <class E, bool GIVEN>
 void start(const WeightsArguments& p, cudaStream_t stream) {
     const unsigned tiles = (p.pairs.width + Tile::kRows - 1) / Tile::kRows;
     const bool aligned = rows_aligned<E>(p.pairs) && is_aligned<E>(p.dpre, p.pairs.width);
-    launch(iem_weights_kernel<E, GIVEN>, "iem_weights", dim3(tiles, tiles, p.groups), Tile::kThreads,
-           kWeightsStages * Layout<E>::template kTotal<GIVEN>, stream, Weights{p, aligned}, shape_of(p.pairs));
+    launch(iem_weights_kernel<E, GIVEN>, kernels::iem_weights, dim3(tiles, tiles, p.groups), Tile::kThreads,
+           kWeightsStages * Layout<E>::template kTotal<GIVEN>, stream, Weights{p, aligned},
+           [&] { return shape_of(p.pairs); });
 }
 
 }  // namespace

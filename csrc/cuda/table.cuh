@@ -52,6 +52,7 @@ constexpr int kProductStages = 3, kPoolStages = 3, kGradientStages = 2;
 constexpr int kPoolLag = 64;       // score jobs between a sequence's last one and its sums
 constexpr int kSplitBytes = 2048;  // of a row in a score job: enough jobs to fill a GPU with a few sequences
 constexpr int kMostSplits = 8;
+constexpr int kGradientBlocks = 512;  // of the backward: enough to keep a large GPU busy
 // Most blocks of 16 heads in a launch.
 constexpr int kForwardBlocks = 4;
 template <class E>

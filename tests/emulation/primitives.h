@@ -3,6 +3,7 @@
 
 #include "elements.h"
 #include "emulation.h"
+#include "kernels.h"
 
 namespace d2llm {
 
@@ -176,11 +177,12 @@ inline void pause() { emulation::Machine::get().spin(); }
 
 inline float exponential(float value) { return std::exp(value); }
 
-template <class Arguments>
-void launch(void (*kernel)(Arguments), const char* name, dim3 grid, unsigned threads, size_t shared, cudaStream_t,
-            const Arguments& arguments, const std::string& shape) {
-    const std::string label = std::string(name) + " (" + shape + ")";
-    emulation::Machine::get().launch(label, grid, threads, shared, [=] { kernel(arguments); });
+template <class Arguments, class Shape>
+void launch(void (*function)(Arguments), Kernel& kernel, dim3 grid, unsigned threads, size_t shared, cudaStream_t,
+            const Arguments& arguments, Shape shape) {
+    const std::string label = std::string(kernel.name) + " (" + shape() + ")";
+    emulation::Machine::get().launch(label, grid, threads, shared, [=] { function(arguments); });
+    kernel.count();
 }
 
 }  // namespace d2llm

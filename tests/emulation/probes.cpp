@@ -49,8 +49,9 @@ void faulty_kernel(const Fault fault) {
 
 at::Tensor fault(const at::Tensor& from, const std::string& kind) {
     at::Tensor to = at::empty_like(from);
-    launch(faulty_kernel, "fault", dim3(1), 64, 256, nullptr,
-           Fault{from.const_data_ptr<float>(), to.mutable_data_ptr<float>(), kind}, kind);
+    Kernel kernel{"fault"};
+    launch(faulty_kernel, kernel, dim3(1), 64, 256, nullptr,
+           Fault{from.const_data_ptr<float>(), to.mutable_data_ptr<float>(), kind}, [&] { return kind; });
     return to;
 }
 
@@ -60,6 +61,4 @@ at::Tensor fault(const at::Tensor& from, const std::string& kind) {
 TORCH_LIBRARY(d2llm_emulation, m) {
     m.def("fault(Tensor source, str kind) -> Tensor", &d2llm::fault);
     m.def("largest_shared() -> int", [] { return static_cast<int64_t>(emulation::Machine::get().largest_shared()); });
-    m.def("launches(str kernel) -> int",
-          [](const std::string& kernel) { return static_cast<int64_t>(emulation::Machine::get().launches(kernel)); });
 }

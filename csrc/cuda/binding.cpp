@@ -162,8 +162,6 @@ void scores_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Te
     hopper_iem_scores_fp8(arguments, place.stream());
 }
 
-int64_t blocks_of_weights(const Tensor& weight) { return weights_blocks(static_cast<int>(weight.size(0))); }
-
 Tensor floats(const Tensor& like, at::IntArrayRef sizes) { return at::empty(sizes, like.options().dtype(at::kFloat)); }
 
 // Writes dpre and returns parts of the gradients of bias and out_weight.
@@ -354,7 +352,6 @@ TORCH_LIBRARY(d2llm_cuda, m) {
     m.def(
         "scores_fp8(Tensor a, Tensor b, Tensor weight, Tensor scale, Tensor bias, Tensor out_weight, Tensor out_bias,"
         " Tensor(a!) z, int first_passage) -> ()");
-    m.def("weights_blocks(Tensor weight) -> int");
     m.def(
         "slopes(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, Tensor dz,"
         " Tensor? dfeatures, Tensor(a!) dpre, bool given) -> (Tensor, Tensor)");
@@ -370,7 +367,6 @@ TORCH_LIBRARY_IMPL(d2llm_cuda, D2LLM_DEVICE, m) {
     m.impl("scores", d2llm::scores);
     m.impl("takes_fp8", d2llm::takes_fp8);
     m.impl("scores_fp8", d2llm::scores_fp8);
-    m.impl("weights_blocks", d2llm::blocks_of_weights);
     m.impl("slopes", d2llm::slopes);
     m.impl("inputs", d2llm::inputs);
     m.impl("weights", d2llm::weights);

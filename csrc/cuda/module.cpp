@@ -35,6 +35,7 @@ pybind11::dict launches() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     m.doc() = "CUDA kernels of d2llm_kernels";
     m.def("build_info", &build_info, "How the library was built, and for which architectures.");
+    m.def("weights_blocks", &d2llm::weights_blocks, "Blocks of the weights' kernel with one group, by F.");
     m.def("launches", &launches, "How often each kernel was launched since the library was loaded, by name.");
     m.def(
         "use_experimental", [](bool wanted) { return d2llm::hopper_wanted.exchange(wanted); },

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from d2llm_kernels import gpu_interaction
-from d2llm_kernels.cuda.library import operators
+from d2llm_kernels.cuda.library import module, operators
 from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.promotion import cast_like, promoted
 
@@ -67,7 +67,7 @@ class _Kernels:
     def __init__(self, branch: Branch) -> None:
         self.branch = branch
         self.transposed = branch.weight.t().contiguous()
-        self.parts = max(1, gpu_interaction.PROGRAMS // operators().weights_blocks(branch.weight))
+        self.parts = max(1, gpu_interaction.PROGRAMS // module().weights_blocks(branch.weight.shape[0]))
 
     def slopes(
         self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, dpre: Tensor, pairs: bool

@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.backend import setting
 from d2llm.bench.case import Case, measure_variant
 from d2llm.bench.interaction import FP8
 from d2llm.bench.timing import Timer
 from d2llm_kernels import backends
+from d2llm_kernels.cuda import library
 
-VARIABLE = "D2LLM_KERNELS_EXPERIMENTAL"
 #: The kernels for Hopper GPUs.
 HOPPER = "cuda, Hopper"
 _HALF = (torch.float16, torch.bfloat16)
@@ -37,5 +36,5 @@ def variants(case: Case, device: torch.device) -> list[str]:
 
 def measure(case: Case, name: str, timer: Timer, floor: float) -> dict[str, Any]:
     """One of ``variants``, judged and timed as the others are."""
-    with setting(VARIABLE, "1"):
+    with library.experimental():
         return measure_variant(case.prepare(timer.device), "cuda" if name == HOPPER else name, timer, floor)

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.backend import chosen, setting
+from benchmarks.backend import chosen
 from benchmarks.gpu_report import experimental
 from d2llm.bench.in_batch import losses
 from d2llm.bench.problems import Interaction, Pool, TopK, Verdict
 from d2llm_kernels.backends import unsupported
+from d2llm_kernels.cuda import library
 
 _DTYPE = torch.bfloat16
 # One tile and a bit of each dimension. The kernels for Hopper GPUs want widths of 64 and 128.
@@ -60,18 +61,23 @@ def _of(backend: str, device: torch.device) -> Iterator[Launch]:
 
 
 def _hopper(device: torch.device) -> Iterator[Launch]:
-    def experimentally(judge: Callable[[], Verdict]) -> Verdict:
-        with setting(experimental.VARIABLE, "1"), chosen("cuda"):
-            return judge()
+    def experimentally(kernel: str, judge: Callable[[], Verdict]) -> Verdict:
+        with library.experimental(), chosen("cuda"):
+            before = library.module().launches()[kernel]
+            verdict = judge()
+            # Shapes that a kernel does not take go to the one for every GPU.
+            if library.module().launches()[kernel] == before:
+                raise RuntimeError(f"{kernel} did not run")
+            return verdict
 
     pool = partial(_pool, device, "packed")
     texts = partial(Interaction, device, _DTYPE, _QUERIES, _PASSAGES, _HIDDEN)
-    for name, judge in (
-        ("attn_pool", lambda: pool().check("cuda", False)),
-        ("iem_scores", lambda: texts().check("cuda", False)),
-        ("fp8", lambda: texts().check_fp8()),
+    for name, kernel, judge in (
+        ("attn_pool", "hopper_pool_forward", lambda: pool().check("cuda", False)),
+        ("iem_scores", "hopper_iem_scores", lambda: texts().check("cuda", False)),
+        ("fp8", "hopper_iem_scores_fp8", lambda: texts().check_fp8()),
     ):
-        yield Launch(f"{experimental.HOPPER} {name}", partial(experimentally, judge), True)
+        yield Launch(f"{experimental.HOPPER} {name}", partial(experimentally, kernel, judge), True)
 
 
 def _pool(device: torch.device, kind: str) -> Pool:

@@ -117,6 +117,11 @@ def issuing(backend: str) -> Iterator[Issuing]:
         yield Issuing(
             f"IEM.score_all {size}", (*texts, *scoring), partial(lambda q, p: (iem.score_all(q, p, 1),), *texts)
         )
+    q, p = _without_data(32, _D), _without_data(32, _D)
+    tasks = torch.empty(32, dtype=torch.int64, device=DEVICE)
+    yield Issuing(
+        "IEM.score_all 32 of two tasks", (q, p, *scoring), partial(lambda q, p: (iem.score_all(q, p, tasks),), q, p)
+    )
     q, group = _without_data(32, 1, _D), _without_data(32, 9, _D)
     yield Issuing("IEM pairs", (q, group, *scoring), lambda: (iem(q, group, 1),))
     yield Issuing("IEM pairs with features", (q, group, *scoring), lambda: iem(q, group, 1, return_features=True))

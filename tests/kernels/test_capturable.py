@@ -22,6 +22,10 @@ def empty(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device=DEVICE)
 
 
+def tasks():
+    return empty(BATCH, dtype=torch.int64)
+
+
 def padded():
     return {"mask": empty(BATCH, LENGTH, dtype=torch.bool)}
 
@@ -44,7 +48,7 @@ class Heads(torch.nn.Module):
 def step(heads, optimizer, where, task):
     q, p = heads.embed(where), heads.embed(where)
     group = torch.stack([p, *(heads.embed(where) for _ in range(GROUP - 1))], 1)
-    z, features = heads.iem(q[:, None], group, task, return_features=True)
+    z, features = heads.iem(q[:, None], group, task if isinstance(task, int) else task[:, None], return_features=True)
     z_in_batch = heads.iem.score_all(q, p, task)
     teacher = {"s": empty(BATCH, GROUP), "s_in_batch": empty(BATCH, BATCH)}
     masks = {"valid": empty(BATCH, GROUP, dtype=torch.bool), "duplicates": empty(BATCH, BATCH, dtype=torch.bool)}
@@ -60,19 +64,20 @@ def step(heads, optimizer, where, task):
 
 
 @pytest.mark.parametrize("where", (padded, packed))
+@pytest.mark.parametrize("task", (lambda: 1, tasks), ids=("one task", "tasks"))
 @pytest.mark.parametrize("options", ({"foreach": True}, {"foreach": False}), ids=("foreach", "single"))
-def test_a_training_step_asks_no_tensor_for_its_values(monkeypatch, where, options):
+def test_a_training_step_asks_no_tensor_for_its_values(monkeypatch, where, task, options):
     monkeypatch.setenv("D2LLM_KERNELS_BACKEND", "triton")
     heads = Heads().to(DEVICE)
     optimizer = torch.optim.AdamW(heads.parameters(), capturable=True, **options)
     with issued() as found:
-        step(heads, optimizer, where(), 1)
+        step(heads, optimizer, where(), task())
     kernels = {launch.kernel.__name__ for launch in found.triton}
     assert {"pool_forward_kernel", "pool_gradients_kernel", "scores_kernel", "weights_kernel"} <= kernels
     assert {"in_batch_forward_kernel", "in_batch_backward_kernel"} <= kernels
     missing = {name for name, one in heads.named_parameters() if one.requires_grad and one.grad is None}
-    # The task leaves the other's branch alone.
-    assert missing == {"iem.proj0.weight", "iem.proj0.bias"}
+    # A single task leaves the other's branch alone.
+    assert missing == (set() if task is tasks else {"iem.proj0.weight", "iem.proj0.bias"})
 
 
 @pytest.mark.parametrize(

@@ -13,24 +13,40 @@ export TOKENIZERS_PARALLELISM ?= false
 # torch's profiler, which counts memory, tells of every start and stop otherwise.
 export KINETO_LOG_LEVEL ?= 99
 
-.PHONY: demo test suite interpret emulate lint format bench bench-full gate kernels sanitize gpu-report tune clean
+.PHONY: demo test test-full suite interpret emulate lint format bench bench-full gate kernels sanitize gpu-report tune clean
 
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
 
-# ARGS names tests of the suite; the interpreter and the emulation are then left out.
-test: suite $(if $(ARGS),,interpret emulate)
+# A worker a core, one thread each: many small operations, which threads would only make wait for each other.
+PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:benchmark
+PARALLEL = -n logical --maxprocesses 8 --dist worksteal
+# Tests that repeat others for one more number type or architecture wait for `make test-full`.
+FULL    ?=
+PARTS    = suite interpret emulate
+
+# ARGS names tests of the suite. Without it every part runs, whatever the one before it found, and the end tells.
+test: $(VENV)/.dev $(VENV)/.kernels $(VENV)/.triton-3.6
+ifdef ARGS
+	$(PYTEST) $(FULL) $(ARGS)
+else
+	@failed=; for part in $(PARTS); do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi; echo "passed: $(PARTS)"
+endif
+
+test-full:
+	$(MAKE) test FULL="-m ''"
 
 suite: $(VENV)/.dev $(VENV)/.kernels $(VENV)/.triton-3.6
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(PARALLEL) $(FULL)
 
 # The Triton kernels without a GPU.
 interpret: $(VENV)/.dev
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/gpu
+	TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) $(FULL) tests/gpu
 
 # The CUDA kernels without a GPU; without a compiler there is nothing to do.
 emulate: $(VENV)/.emulation
-	if [ -e $(EMULATION) ]; then D2LLM_KERNELS_CUDA_LIBRARY=$(EMULATION) $(BIN)/python -m pytest -q tests/gpu; fi
+	if [ -e $(EMULATION) ]; then D2LLM_KERNELS_CUDA_LIBRARY=$(EMULATION) $(PYTEST) $(PARALLEL) $(FULL) tests/gpu; fi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

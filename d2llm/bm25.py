@@ -5,12 +5,12 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2llm.errors import InputError
+from d2llm.texts import check_texts
 
 # Scripts written without spaces, or with long compounds: Han, kana, Hangul.
 _CJK = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
@@ -65,13 +65,16 @@ class BM25:
     """
 
     def __init__(self, passages: Sequence[str], k1: float = 1.5, b: float = 0.75) -> None:
-        _check_texts("passages", passages)
+        passages = check_texts(passages, "passages", blank=True)
         self.size = len(passages)
         self._vocabulary: dict[str, int] = {}
         ids = [
             [self._vocabulary.setdefault(token, len(self._vocabulary)) for token in tokenize(passage)]
             for passage in tqdm(passages, desc="BM25 index", disable=self.size < _MANY_PASSAGES)
         ]
+        # Imported here, for the index, which has other ways to search.
+        import bm25s
+
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
         if self._vocabulary:
             self._index.index((ids, self._vocabulary), create_empty_token=False, show_progress=False)
@@ -119,11 +122,8 @@ class BM25:
 
     def _rows(self, queries: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """One (Np,) row of scores a query; rows rather than a matrix keep a search small."""
-        if isinstance(queries, str):
-            raise InputError("queries: expected a sequence of texts, got a single str")
-        for position, query in enumerate(tqdm(queries, desc="BM25", disable=len(queries) * self.size < _MANY_SCORES)):
-            if not isinstance(query, str):
-                raise InputError(f"queries[{position}]: expected a text, got {query!r}")
+        queries = check_texts(queries, "queries", none=True, blank=True)
+        for query in tqdm(queries, desc="BM25", disable=len(queries) * self.size < _MANY_SCORES):
             ids = [self._vocabulary[token] for token in tokenize(query) if token in self._vocabulary]
             row = self._index.get_scores(ids) if ids else np.zeros(self.size)
             yield row.astype(np.float32, copy=False)
@@ -145,11 +145,3 @@ def top_indices(scores: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     # Both lists ascend in index and a stable sort keeps that order among equals.
     kept = np.concatenate([above, equal])
     return kept[np.argsort(-scores[kept], kind="stable")].astype(np.int64, copy=False)
-
-
-def _check_texts(name: str, texts: Sequence[str]) -> None:
-    if isinstance(texts, str) or len(texts) == 0:
-        raise InputError(f"{name}: expected a non-empty sequence of texts, got {texts!r}")
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"{name}[{position}]: expected a text, got {text!r}")

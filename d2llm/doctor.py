@@ -11,46 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from packaging.version import Version
+from packaging.requirements import Requirement
 
 import d2llm_kernels as dk
 from d2llm import shipped
 from d2llm.backbone import gguf_file
 from d2llm.cache import cache_folder
 from d2llm.errors import D2LLMError
+from d2llm.requirements import NAME, needed, to_install
 
 OK, WARN, ERROR = "ok", "warn", "error"
 
-#: Packages that everything needs, with the least version.
-REQUIRED = {
-    "torch": "2.9",
-    "transformers": "5",
-    "peft": "0.18",
-    "accelerate": "1.10",
-    "safetensors": "0.6",
-    "numpy": "1.26",
-    "bm25s": "0.2.14",
-    "filelock": "3.16",
-    "gguf": "0.17",
-    "pyyaml": "6",
-    "pytrec-eval-terrier": "0.5.7",
-    "scikit-learn": "1.5",
-    "scipy": "1.13",
-    "tqdm": "4.66",
-    "typer": "0.15",
-}
-#: Packages that one feature needs: (package, feature, extra that brings it).
-OPTIONAL = (
-    ("matplotlib", "plots of the demo", "demo"),
-    ("tensorboard", "logs of training", "train"),
-    ("mteb", "MTEB evaluation", "mteb"),
-    ("sentence-transformers", "use as a SentenceTransformer", "st"),
-    ("fastapi", "serving", "serve"),
-)
+#: What an extra is for; those that are not here are for work on the project itself.
+EXTRAS = {"demo": "the picture of the demo", "train": "logs of training"}
 _SHIPPED = {
     "teacher": shipped.TEACHER,
     "scores": shipped.SCORES,
     "student": shipped.STUDENT,
+    "first phase": shipped.FIRST_PHASE,
     "library": shipped.VECTORS,
 }
 _GB = 1 << 30
@@ -73,7 +51,7 @@ class Check:
 def run_checks() -> list[Check]:
     """Every check, in the order in which a reader should mend things. Takes a few seconds, changes nothing."""
     checks: list[Check] = [_python()]
-    groups: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _optional, _hardware, _kernels, _model, _assets)
+    groups: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _hardware, _kernels, _model, _assets)
     for group in groups:
         checks += group()
     return [*checks, cache_check(cache_folder()), disk_check(cache_folder())]
@@ -102,15 +80,17 @@ def disk_check(folder: Path) -> Check:
     )
 
 
-def package_check(name: str, least: str) -> Check:
-    """Whether a required package is there and new enough."""
+def package_check(requirement: Requirement, extra: str = "") -> Check:
+    """Whether a package that is required, or that an extra brings, is there and new enough."""
+    status, use = (WARN, f" for {EXTRAS[extra]}") if extra else (ERROR, "")
     try:
-        version = importlib.metadata.version(name)
+        version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, ERROR, "not installed", f'pip install "{name}>={least}"')
-    if Version(version) < Version(least):
-        return Check(name, ERROR, f"{version}, needs {least}", f'pip install --upgrade "{name}>={least}"')
-    return Check(name, OK, version)
+        return Check(requirement.name, status, f"not installed; needed{use}", to_install(requirement, extra))
+    if not requirement.specifier.contains(version, prereleases=True):
+        detail = f"{version}, needs {requirement.specifier}{use}"
+        return Check(requirement.name, status, detail, to_install(requirement, extra))
+    return Check(requirement.name, OK, version)
 
 
 def _python() -> Check:
@@ -118,16 +98,14 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    for name, least in REQUIRED.items():
-        yield package_check(name, least)
-
-
-def _optional() -> Iterator[Check]:
-    for name, feature, extra in OPTIONAL:
-        try:
-            yield Check(name, OK, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            yield Check(name, WARN, f"not installed; needed for {feature}", f'pip install "d2llm[{extra}]"')
+    """What the installed package asks for by its own metadata, extras for users last."""
+    if not needed():
+        yield Check(NAME, WARN, "runs from its source; what it needs is not known", "pip install --editable .")
+    for requirement in needed():
+        yield package_check(requirement)
+    for extra in EXTRAS:
+        for requirement in needed(extra):
+            yield package_check(requirement, extra)
 
 
 def _hardware() -> Iterator[Check]:

@@ -11,6 +11,7 @@ exactly the published denominator when nothing is masked.
 """
 
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -193,9 +194,9 @@ def cosine_relation(features: Tensor) -> Tensor:
 
     A zero vector has similarity 0 with everything, itself included, and gets no gradient.
     """
-    unit = _unit(_float(features))
-    # Autocast would take the product, and it alone, in half precision.
-    with torch.autocast(features.device.type, enabled=False):
+    unit, device = _unit(_float(features)), features.device.type
+    # Autocast, where the device has it, would take the product, and it alone, in half precision.
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return unit @ unit.transpose(-1, -2)
 
 

@@ -19,6 +19,7 @@ from d2llm.bm25 import BM25, top_indices
 from d2llm.data.example import Example, text_id
 from d2llm.errors import InputError
 from d2llm.tasks import SYM
+from d2llm.texts import check_texts
 
 METHODS = ("bm25", "vectors", "both")
 BM25_TOP = 10
@@ -224,8 +225,4 @@ def _check(
     for name, value in (("k", k), ("bm25_top", bm25_top), ("vector_top", vector_top)):
         if value < 1:
             raise InputError(f"{name}: expected at least 1, got {value}")
-    if isinstance(corpus, str) or len(corpus) == 0:
-        raise InputError(f"corpus: expected a non-empty sequence of texts, got {corpus!r}")
-    for number, text in enumerate(corpus):
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"corpus[{number}]: expected a non-empty text, got {text!r}")
+    check_texts(corpus, "corpus")

@@ -13,9 +13,9 @@ _ASSETS = Path(__file__).parent / "assets"
 TEACHER = _ASSETS / "teacher"
 #: The teacher's raw logits and feature cosines for the standard library's training pairs.
 SCORES = _ASSETS / "scores.safetensors"
-#: A student after its first phase, on the in-batch loss alone: where a demonstration starts distilling.
-FIRST_PHASE = _ASSETS / "student-first-phase"
-#: The student that followed from it with the teacher: LoRA and heads.
+#: A distilled student: LoRA and heads.
 STUDENT = _ASSETS / "student"
+#: Its interaction module as the first phase left it, on the in-batch loss alone: what a demonstration distils into.
+FIRST_PHASE = _ASSETS / "first-phase.safetensors"
 #: The standard library's passages as that student embeds them, by passage id.
 VECTORS = _ASSETS / "library.safetensors"

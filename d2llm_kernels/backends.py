@@ -53,7 +53,7 @@ def unsupported(name: str, device: torch.device | str, dtype: torch.dtype) -> st
     if name == "cpu":
         return cpu.unsupported(device.type, dtype)
     if name == "cuda":
-        return library.unsupported(device.type, dtype)
+        return library.unsupported(str(device), dtype)
     return _beyond_triton(device, dtype) if name == "triton" else None
 
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from d2llm_kernels.checks import accumulate_dtype, require
 
-# BLAS treats the last few rows of a matrix with other code than the rest, so the same pair could score a rounding
-# error apart in two places, which would break ties at random. Products therefore run on whole groups of rows.
+# BLAS treats the last few rows of a matrix with other code than the rest, and rows that begin elsewhere in a line of
+# the cache, so the same pair could score a rounding error apart in two places, which would break ties at random.
+# Products therefore run on whole groups of rows, apart by whole groups of elements. A BLAS that tells places apart
+# nonetheless cannot be helped without a product of our own.
 _GROUP = 16
 
 
@@ -36,8 +38,9 @@ class _Tiles:
         self.weight, self.bias = branch.weight.to(dtype), branch.bias.to(dtype)
         self.out_weight, self.out_bias = branch.out_weight.to(self.wide).view(-1), branch.out_bias.to(self.wide)
         width = self.weight.shape[0]
-        self.hidden = a.new_zeros(_whole_groups(rows), width, dtype=dtype)
-        self.pre = torch.empty_like(self.hidden)
+        room = (_whole_groups(rows), _whole_groups(width))
+        self.hidden = a.new_zeros(room, dtype=dtype)[:, :width]
+        self.pre = a.new_empty(room, dtype=dtype)[:, :width]
         if gradients:
             self.dweight = torch.zeros_like(self.weight, dtype=self.wide)
             self.dbias = torch.zeros_like(self.out_weight)
@@ -72,8 +75,8 @@ class _Tiles:
         return torch.mm(dpre, self.weight, out=features).masked_fill_(hidden <= 0, 0)
 
 
-def _whole_groups(rows: int) -> int:
-    return -(-rows // _GROUP) * _GROUP
+def _whole_groups(count: int) -> int:
+    return -(-count // _GROUP) * _GROUP
 
 
 def tile_rows(device: torch.device) -> int:

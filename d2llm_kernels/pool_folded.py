@@ -1,7 +1,7 @@
 """Attention pooling without keys and values, in plain torch (algebra: docs/algebra.md, section 1).
 
-One sequence at a time, at its own length: a row of the batch is then read without its padding, its
-result cannot depend on its neighbours, and padded and packed calls run the very same arithmetic.
+One sequence at a time, at its own length and from an address of its own: a row of the batch is then read without its
+padding, its result cannot depend on its neighbours, and padded and packed calls run the very same arithmetic.
 """
 
 import math
@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from d2llm_kernels.checks import accumulate_dtype, packed_bounds
+
+# BLAS takes other code for operands that begin elsewhere in a line of the cache, and gives the same sequence other bits
+# at another place of the batch. torch begins its own tensors at these bytes.
+_ALIGNMENT = 64
 
 # Elements of a token block that is widened to the accumulation dtype at once: 1 MiB in float32.
 _BLOCK = 1 << 18
@@ -24,7 +28,7 @@ def attn_pool(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | No
     lse = x.new_full((len(sequences), u.shape[0]), -math.inf, dtype=dtype)
     u = u.to(dtype)
     for row, (tokens, index) in enumerate(sequences):
-        tokens = tokens if index is None else tokens[index]
+        tokens = _placed(tokens, index, u.dtype)
         if tokens.shape[0]:
             scores = _scores(tokens, u)
             weights = torch.softmax(scores, 1)
@@ -56,7 +60,7 @@ def attn_pool_backward(
     sequences = _sequences(x, mask, cu_seqlens)
     targets = sequences if dx is None else _sequences(dx, mask, cu_seqlens)
     for row, (tokens, index) in enumerate(sequences):
-        tokens = tokens if index is None else tokens[index]
+        tokens = _placed(tokens, index, dtype)
         if not tokens.shape[0]:
             continue
         sides = torch.cat([wide, dpooled[row].to(dtype)])
@@ -90,6 +94,16 @@ def _sequences(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> lis
         (x[i, s : s + n], None) if n == 0 or e - s == n else (x[i], valid[i].nonzero().squeeze(1))
         for i, (s, n, e) in enumerate(zip(first, counts, last, strict=True))
     ]
+
+
+def _placed(tokens: Tensor, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The valid tokens of a sequence, laid out for products in ``dtype`` as if they were a tensor of their own."""
+    if index is not None:
+        return tokens[index]
+    # What is widened is copied block by block as it is.
+    if tokens.dtype != dtype or (tokens.is_contiguous() and tokens.data_ptr() % _ALIGNMENT == 0):
+        return tokens
+    return tokens.clone(memory_format=torch.contiguous_format)
 
 
 def _blocks(tokens: Tensor, dtype: torch.dtype) -> list[slice]:

@@ -1,10 +1,12 @@
 """Time the candidate tiles of the Triton kernels on the GPU at hand, and keep the fastest right ones in the table.
 
-    make tune                                   # everything that was not timed on this GPU yet
+    make tune                                   # everything that was not timed to the end on this GPU yet
     make tune ARGS='--kernel scores --again'    # one kernel, anew
 
-A candidate is compiled, held against the reference, and timed with a cold L2 cache inside the call that uses it. The
-table is written after each row, so that a run that is stopped goes on where it was.
+A candidate is compiled, held against the reference, and timed with a cold L2 cache inside the call that uses it. Rows
+take turns of a dozen candidates, those nearest to the best one so far first, until time is up: what is best by then is
+in the table, marked as partial. What was tried is kept in a file, so that a run that is stopped in any way goes on
+where it was.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,6 +28,7 @@ from d2llm.bench.problems import Interaction, Pool, Verdict
 from d2llm.bench.timing import GpuTimer, Timer
 from d2llm_kernels.backends import interpreted
 from d2llm_kernels.triton import table
+from tools.tried import FAILED, RIGHT, SLOWER, STARTED, WRONG, Tried
 
 Widths = dict[str, int]
 HALF, SINGLE = (torch.bfloat16, ["float16", "bfloat16"]), (torch.float32, ["float32"])
@@ -39,7 +42,7 @@ _PRODUCT = {"BLOCK_M": (64, 128), "BLOCK_N": (64, 128, 256), "BLOCK_K": (32, 64)
 CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
     "pool_forward": {
         "BLOCK_L": (32, 64, 128), "BLOCK_D": (64, 128), "SLICE": (64, 128, 256), "SPLITS": (1, 2, 4, 8),
-        "LAG": (0, 64, 132), "num_warps": (4,), "num_stages": (2, 3, 4),
+        "LAG": (0, 132, 264), "num_warps": (4,), "num_stages": (2, 3, 4),
     },
     "pool_products": {"BLOCK_L": (32, 64, 128), "BLOCK_D": (32, 64, 128), "num_warps": _WARPS, "num_stages": _STAGES},
     "pool_softmax": {"BLOCK_L": (32, 64, 128), "num_warps": _WARPS, "num_stages": (2,)},
@@ -49,6 +52,39 @@ CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
         for kernel in ("scores", "features", "slopes", "slopes_features", "inputs", "weights")
     },
 }  # fmt: skip
+
+
+# Candidates that a row tries before the next row has its turn.
+TURN = 12
+#: Where what was tried is kept unless another file is named.
+TRIED = Path(".benchmarks/tried.jsonl")
+
+
+class Row(NamedTuple):
+    """A row to fill: a kernel and widths, the dtype that is timed and the dtypes that take its tiles."""
+
+    kernel: str
+    widths: Widths
+    dtype: torch.dtype
+    dtypes: list[str]
+
+    @property
+    def name(self) -> str:
+        """Kernel, widths and the dtype that is timed."""
+        return f"{self.kernel} {' '.join(f'{k}={v}' for k, v in self.widths.items())} {self._letters}"
+
+    @property
+    def _letters(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def head(self, arch: str) -> dict[str, Any]:
+        """What tells the row in the table."""
+        return {"kernel": self.kernel, "archs": [arch], "dtypes": self.dtypes, "widths": self.widths}
+
+    def tried(self, path: Path, source: str) -> Tried:
+        """What was tried of it."""
+        head = {"kernel": self.kernel, "widths": self.widths, "dtype": self._letters, "source": source}
+        return Tried(path, head)
 
 
 @dataclass(frozen=True)
@@ -102,38 +138,85 @@ def chosen(kernel: str, tiles: table.Tiles) -> Iterator[None]:
         table.tiles = usual
 
 
-def candidates(kernel: str, widths: Widths) -> list[table.Tiles]:
-    """All tiles to try, blocks wider than the width left out; in the interpreter, where time says nothing, two."""
-    options = CANDIDATES[kernel]
-    width = max(16, triton.next_power_of_2(widths.get("D", widths.get("F", 0))))
+def usual(row: Row, arch: str) -> table.Tiles:
+    """What the row's kernel takes now, of all that candidates choose."""
+    tiles = table.tiles(row.kernel, arch, row.dtype, **row.widths)
+    return {name: tiles[name] for name in CANDIDATES[row.kernel]}
+
+
+def candidates(row: Row, arch: str) -> list[table.Tiles]:
+    """All tiles to try, the usual ones among them and blocks wider than the width left out; in the interpreter, where
+    time says nothing, two."""
+    options = CANDIDATES[row.kernel]
+    width = max(16, triton.next_power_of_2(row.widths.get("D", row.widths.get("F", 0))))
     found = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
     wide = ("BLOCK_D", "SLICE", "BLOCK_N", "BLOCK_K")
     fitting = [tiles for tiles in found if all(tiles[name] <= width for name in wide if name in tiles)]
-    return fitting[:2] if interpreted() else fitting
+    if interpreted():
+        return fitting[:2]
+    now = usual(row, arch)
+    return [now, *(tiles for tiles in fitting if tiles != now)]
 
 
-def fastest(
-    kernel: str, widths: Widths, dtype: torch.dtype, timer: Timer, sizes: Sizes, deadline: float
+def distance(kernel: str, tiles: table.Tiles, base: table.Tiles) -> int:
+    """Steps between two candidates along the values of each option. The lag has none: it changes what no other does."""
+
+    def place(name: str, value: int) -> int:
+        values = CANDIDATES[kernel][name]
+        return min(range(len(values)), key=lambda index: abs(values[index] - value))
+
+    return sum(abs(place(name, value) - place(name, base[name])) for name, value in tiles.items() if name != "LAG")
+
+
+def advance(
+    row: Row, tried: Tried, timer: Timer, sizes: Sizes, deadline: float, most: int = TURN
 ) -> tuple[float, table.Tiles] | None:
-    """The fastest candidate that is right, with its seconds; None if none is, or time ran out before all were tried."""
-    call = trial(kernel, widths, dtype, timer.device, sizes)
-    best: tuple[float, table.Tiles] | None = None
-    label = f"{kernel} {' '.join(f'{k}={v}' for k, v in widths.items())} {str(dtype).removeprefix('torch.')}"
-    for tiles in tqdm(candidates(kernel, widths), desc=label, leave=False):
-        if time.monotonic() > deadline:
-            return None
-        with chosen(kernel, tiles):
+    """Try more candidates of a row until ``deadline``, at most ``most``; the fastest right one of all that were tried.
+
+    Raises:
+        RuntimeError: if a candidate leaves the GPU unusable; it is noted as failed.
+    """
+    arch = table.architecture(timer.device)
+    left = [tiles for tiles in candidates(row, arch) if not tried.done(tiles)]
+    call = trial(row.kernel, row.widths, row.dtype, timer.device, sizes) if left else None
+    now = usual(row, arch)
+    for _ in tqdm(range(min(most, len(left))), desc=row.name, leave=False):
+        if call is None or time.monotonic() > deadline:
+            break
+        best = tried.best()
+        base = best[1] if best else now
+        tiles = min(left, key=lambda one: distance(row.kernel, one, base))
+        left.remove(tiles)
+        tried.note(tiles, STARTED)
+        with chosen(row.kernel, tiles):
             try:
                 # Compiles; what needs more registers or shared memory than there are fails here.
                 call.run()
                 seconds = timer.sample(call.run).median_s
-                if (best is None or seconds < best[0]) and call.check().passed:
-                    best = seconds, tiles
+                outcome = SLOWER
+                if best is None or seconds < best[0]:
+                    outcome = RIGHT if call.check().passed else WRONG
+                tried.note(tiles, outcome, seconds=seconds)
             except Exception as error:
-                tqdm.write(f"{label} {tiles}: {type(error).__name__}")
+                tqdm.write(f"{row.name} {tiles}: {type(error).__name__}")
+                tried.note(tiles, FAILED, why=f"{type(error).__name__}: {error}"[:300])
+                # Raises what a failed kernel left behind, before other candidates fail for its sake.
+                timer.free()
+    return tried.best()
+
+
+def keep(row: Row, tried: Tried, arch: str, source: str, path: Path) -> bool:
+    """Bring the table up to what was tried of a row; whether every candidate was."""
+    every = candidates(row, arch)
+    left = sum(not tried.done(tiles) for tiles in every)
+    best = tried.best()
     if best is not None:
-        print(f"{label}: {best[0] * 1e6:.1f} us with {best[1]}", flush=True)
-    return best
+        made = row.head(arch) | {"tiles": best[1], "source": source}
+        if left:
+            made["partial"] = f"{len(every) - left} of {len(every)} candidates"
+        table.write(replaced(table.read(path), made), path)
+        print(f"{row.name}: {best[0] * 1e6:.1f} us with {best[1]}, {left} candidates left", flush=True)
+    return not left
 
 
 def replaced(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -148,46 +231,66 @@ def replaced(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, 
     return [*kept, row]
 
 
-def wanted(kernel: str, widths: str) -> Iterator[tuple[str, Widths, tuple[torch.dtype, list[str]]]]:
+def wanted(kernel: str, widths: str) -> Iterator[Row]:
     """Rows to fill: kernels whose name contains ``kernel``, of the widths written as ``widths`` ("" for all)."""
-    for name, kind in itertools.product(CANDIDATES, (HALF, SINGLE)):
+    for (dtype, dtypes), name in itertools.product((HALF, SINGLE), CANDIDATES):
         for found in POOLING if name.startswith("pool") else INTERACTION:
             if kernel in name and widths in ("", ",".join(f"{k}={v}" for k, v in found.items())):
-                yield name, found, kind
+                yield Row(name, found, dtype, dtypes)
+
+
+def origin(timer: Timer) -> str:
+    """Where and with what figures come to be."""
+    device = "the interpreter" if interpreted() else torch.cuda.get_device_name(timer.device)
+    return f"timed on {device}, torch {torch.__version__}, triton {triton.__version__}"
+
+
+def finished(row: Row, arch: str, device: str, path: Path) -> bool:
+    """Whether the table has the row, timed to the end on this device."""
+    head = row.head(arch)
+    return any(
+        device in old["source"] and "partial" not in old and all(old[name] == value for name, value in head.items())
+        for old in table.read(path)
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fill the table; 0 if every row that was asked for is there."""
+    """Fill the table; 0 unless there is a row without any right candidate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     parser.add_argument("--widths", default="", help="only widths written so, as D=4096,H=32")
     parser.add_argument("--again", action="store_true", help="also rows that were timed on this GPU before")
-    parser.add_argument("--minutes", type=float, default=20.0, help="time for everything (default: 20)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (default: 9)")
     parser.add_argument("--table", type=Path, default=table.PATH, help="file to read and write")
+    parser.add_argument("--tried", type=Path, default=TRIED, help=f"file of what was tried (default: {TRIED})")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, two candidates, with TRITON_INTERPRET=1")
     options = parser.parse_args(arguments)
     if options.smoke != interpreted():
         parser.error("--smoke and TRITON_INTERPRET=1 go together")
-    timer, sizes = (Timer(), SMOKE) if options.smoke else (GpuTimer(), FULL)
-    arch, device = (
-        table.architecture(timer.device),
-        "the interpreter" if options.smoke else torch.cuda.get_device_name(),
-    )
-    source = f"timed on {device}, torch {torch.__version__}, triton {triton.__version__}"
     deadline = time.monotonic() + 60 * options.minutes
-    missing = 0
-    for kernel, widths, (dtype, dtypes) in wanted(options.kernel, options.widths):
-        head = {"kernel": kernel, "archs": [arch], "dtypes": dtypes, "widths": widths}
-        rows = table.read(options.table)
-        done = any(device in row["source"] and all(row[k] == v for k, v in head.items()) for row in rows)
-        if done and not options.again:
-            continue
-        best = fastest(kernel, widths, dtype, timer, sizes, deadline)
-        missing += best is None
-        if best is not None:
-            table.write(replaced(rows, head | {"tiles": best[1], "source": source}), options.table)
-        timer.free()
-    return int(missing > 0)
+    timer, sizes = (Timer(), SMOKE) if options.smoke else (GpuTimer(), FULL)
+    arch, source = table.architecture(timer.device), origin(timer)
+    device = source.removeprefix("timed on ").partition(",")[0]
+    waiting, failed = [], 0
+    for row in wanted(options.kernel, options.widths):
+        tried = row.tried(options.tried, source)
+        if options.again:
+            tried.forget()
+        if options.again or not finished(row, arch, device, options.table):
+            waiting.append((row, tried))
+    while waiting and time.monotonic() < deadline:
+        turns, waiting = waiting, []
+        for row, tried in turns:
+            # Whoever has no turn any more is no worse off in the next run.
+            best = advance(row, tried, timer, sizes, deadline) if time.monotonic() < deadline else tried.best()
+            if not keep(row, tried, arch, source, options.table):
+                waiting.append((row, tried))
+            elif best is None:
+                failed += 1
+            timer.free()
+    if waiting:
+        print(f"{len(waiting)} rows are partial or had no turn; the same command goes on with them")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

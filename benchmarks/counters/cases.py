@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import d2llm_kernels as dk
+from benchmarks.counters.launches import DEVICE
 from d2llm_kernels import functional, iem_folded, int8, pool_folded
 from d2llm_kernels.iem_folded import Branch
 
@@ -90,3 +92,47 @@ def allocated(backend: str) -> Iterator[Counted]:
         (cross_entropy.sum() + pairwise.sum()).backward()
 
     yield Counted("in_batch_terms", losses)
+
+
+class Issuing(NamedTuple):
+    """A call on tensors without data, by name: it returns what gradients flow back from to ``leaves``."""
+
+    name: str
+    leaves: tuple[Tensor, ...]
+    run: Callable[[], tuple[Tensor, ...]]
+
+
+def issuing(backend: str) -> Iterator[Issuing]:
+    """The public functions as training and search call them, with one chunk of pairs and with many."""
+    pma, iem = dk.PMA(_D, _H, backend=backend).to(DEVICE), dk.IEM(_D, _F, backend=backend).to(DEVICE)
+    pooling, scoring = (tuple(p for p in head.parameters() if p.requires_grad) for head in (pma, iem))
+    x, mask = _without_data(8, 256, _D), torch.empty(8, 256, dtype=torch.bool, device=DEVICE)
+    offsets = torch.empty(9, dtype=torch.int32, device=DEVICE)
+    yield Issuing("PMA padded", (x, *pooling), lambda: (pma(x, mask),))
+    yield Issuing("PMA packed", (x, *pooling), lambda: (pma(x.flatten(0, 1), cu_seqlens=offsets),))
+    frozen = x.detach()
+    yield Issuing("PMA of frozen states", pooling, lambda: (pma(frozen, mask),))
+    for size in (32, 4096):
+        texts = _without_data(size, _D), _without_data(size, _D)
+        yield Issuing(
+            f"IEM.score_all {size}", (*texts, *scoring), partial(lambda q, p: (iem.score_all(q, p, 1),), *texts)
+        )
+    q, p = _without_data(32, _D), _without_data(32, _D)
+    tasks = torch.empty(32, dtype=torch.int64, device=DEVICE)
+    yield Issuing(
+        "IEM.score_all 32 of two tasks", (q, p, *scoring), partial(lambda q, p: (iem.score_all(q, p, tasks),), q, p)
+    )
+    q, group = _without_data(32, 1, _D), _without_data(32, 9, _D)
+    yield Issuing("IEM pairs", (q, group, *scoring), lambda: (iem(q, group, 1),))
+    yield Issuing("IEM pairs with features", (q, group, *scoring), lambda: iem(q, group, 1, return_features=True))
+    a, b = _without_data(1, _F).detach(), _without_data(1_000_000, _F).detach()
+    yield Issuing("IEM.topk", (), lambda: iem.topk(a, b, 100, 1))
+    z, z_hard = _without_data(256, 256), _without_data(256, 8)
+    s, s_hard = z.detach(), z_hard.detach()
+    yield Issuing(
+        "in_batch_terms", (z, z_hard), lambda: functional.in_batch_terms(z, z_hard, s_hard, s, backend=backend)
+    )
+
+
+def _without_data(*shape: int) -> Tensor:
+    return torch.empty(shape, device=DEVICE, requires_grad=True)

@@ -4,20 +4,27 @@ from typing import Any
 
 import torch
 
-from benchmarks.backend import setting
 from d2llm.bench.case import Case, measure_variant
 from d2llm.bench.interaction import FP8
 from d2llm.bench.timing import Timer
 from d2llm_kernels import backends
+from d2llm_kernels.cuda import library
 
 #: The kernels for Hopper GPUs.
 HOPPER = "cuda, Hopper"
 _HALF = (torch.float16, torch.bfloat16)
 
 
+def available(device: torch.device) -> bool:
+    """Whether this device is a GPU that runs the kernels for Hopper GPUs."""
+    if device.type != "cuda" or backends.missing("cuda"):
+        return False
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def variants(case: Case, device: torch.device) -> list[str]:
     """What a row has to offer on this device."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0) or backends.missing("cuda"):
+    if not available(device):
         return []
     names = []
     if case.dtype in _HALF and case.operation in ("attn_pool forward", "iem_scores forward", "iem_topk"):
@@ -29,5 +36,5 @@ def variants(case: Case, device: torch.device) -> list[str]:
 
 def measure(case: Case, name: str, timer: Timer, floor: float) -> dict[str, Any]:
     """One of ``variants``, judged and timed as the others are."""
-    with setting("D2LLM_KERNELS_EXPERIMENTAL", "1"):
+    with library.experimental():
         return measure_variant(case.prepare(timer.device), "cuda" if name == HOPPER else name, timer, floor)

@@ -1,12 +1,20 @@
 """The report as JSON and as Markdown, both written whole after every step, and the short table for the terminal."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_report.state import DROPPED, FAILED, IN_HAND
 from d2llm.bench import writing
 from d2llm.files import atomic_path, write_json
 
 _WHOLE = ["backend", "tokens/s", "time", "x reference", "peak MB", "+-"]
+
+_UNFINISHED = {
+    "Could not run": FAILED,
+    "In hand when a call ended": IN_HAND,
+    "Dropped for want of time": DROPPED,
+}
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
@@ -18,15 +26,15 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
 def markdown(report: dict[str, Any]) -> str:
     """The whole report to read."""
-    machine, tests = report["machine"], report["tests"]
+    machine = report["machine"]
     lines = [
         f"# {machine['device']}",
         "",
         f"{writing.machine_line(report)} {report['seconds']:.0f} s.",
         "",
-        f"Parity tests: {tests['outcome']}, {tests['summary']}." if tests else "Parity tests: not run.",
-        *(f"- {failure}" for failure in (tests or {}).get("failures", ())),
-        *(f"{tool}: {found['outcome']}, {found['summary']}." for tool, found in report["sanitizers"].items()),
+        f"CUDA kernels: {report['build'] or 'not built'}.",
+        *(f"{name}: {found['outcome']}, {found['summary']}." for name, found in _checks(report).items()),
+        *(f"- {failure}" for found in _checks(report).values() for failure in found["failures"]),
         "",
         f"Backends: {'; '.join(f'{name}: {state}' for name, state in machine['backends'].items())}. "
         f"Tiles: {', '.join(machine.get('tiles', ())) or 'of an older architecture'}.",
@@ -34,13 +42,16 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     if report["ceilings"]:
         lines += [writing.ceilings_line(report["ceilings"]), ""]
+    if report["l2"]:
+        lines += [f"L2 cache to multiprocessors: {report['l2'] / 1e9:.4g} GB/s.", ""]
+    lines += _list("Every kernel once", (launch["line"] for launch in report["launches"].values()))
     lines += [
         *(f"- {sentence}." for sentence in writing.LEGEND),
         "- Runs begin with a cold L2 cache; host: what the host needs to issue the call. float32 is multiplied as "
         "three tf32 products, which may pass the float32 product's rate.",
         "- literal MB: what the literal form would hold of all the work, at least.",
         "",
-        *writing.markdown(writing.table(report["rows"])),
+        *(writing.markdown(writing.table(report["rows"])) if report["rows"] else ()),
         "",
     ]
     for row in report["end_to_end"]:
@@ -51,18 +62,57 @@ def markdown(report: dict[str, Any]) -> str:
             *writing.markdown([_WHOLE, *_whole(row)]),
             "",
         ]
-    for title, found in (("Could not run", report["could_not_run"]), ("Dropped for want of time", report["dropped"])):
-        if found:
-            lines += [f"{title}:", "", *(f"- {line}" for line in found), ""]
+    lines += _list("Lags", _lags(report))
+    lines += _list("Tiles, the best of those tried so far", _tiles(report))
+    for title, outcome in _UNFINISHED.items():
+        lines += _list(title, unfinished(report, outcome))
     return "\n".join(lines)
 
 
+def unfinished(report: dict[str, Any], outcome: str) -> list[str]:
+    """Steps that came to this outcome, each with what is known of it."""
+    steps = report["steps"].items()
+    return [f"{name}: {note['why']}" if note["why"] else name for name, note in steps if note["outcome"] == outcome]
+
+
 def short(report: dict[str, Any]) -> str:
-    """A few columns, to end the run with."""
-    parts = [writing.aligned(writing.table(report["rows"], writing.SHORT))]
+    """A few columns and what did not go well, to end the run with."""
+    parts = [writing.aligned(writing.table(report["rows"], writing.SHORT))] if report["rows"] else []
     for row in report["end_to_end"]:
         parts += ["", f"{row['operation']}, D={row['width']}, {row['dtype']}", writing.aligned([_WHOLE, *_whole(row)])]
+    parts += [*_lags(report), *_tiles(report)]
+    for title, outcome in _UNFINISHED.items():
+        parts += [f"{title.lower()}: {line}" for line in unfinished(report, outcome)]
+    parts += [launch["line"] for launch in report["launches"].values() if not launch["right"]]
+    parts += [f"{name}: {found['outcome']}, {found['summary']}" for name, found in _checks(report).items()]
     return "\n".join(parts)
+
+
+def _checks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    tests = {} if report["tests"] is None else {"parity tests": report["tests"]}
+    return tests | report["sanitizers"]
+
+
+def _list(title: str, entries: Iterable[str]) -> list[str]:
+    found = [f"- {entry}" for entry in entries]
+    return [f"{title}:", "", *found, ""] if found else []
+
+
+def _lags(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in report["lags"].items():
+        times = (f"{lag} {s if isinstance(s, str) else writing.duration(s)}" for lag, s in found.items())
+        lines.append(f"{name}: {', '.join(times)}")
+    return lines
+
+
+def _tiles(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in report["tiles"].items():
+        usual = "" if found["usual_s"] is None else f" {writing.duration(found['usual_s'])}"
+        best = f"{writing.duration(found['best_s'])} with {found['best']}" if "best" in found else "none is right"
+        lines.append(f"{name}: usual{usual}, best {best}")
+    return lines
 
 
 def _whole(row: dict[str, Any]) -> list[list[str]]:

@@ -152,10 +152,11 @@ D2LLM_INLINE Vector log1p_over(Vector t) {
 
 // log(1 + q) for q >= 0; 1 + q is 2^n (1 + t).
 D2LLM_INLINE Vector log1p_of(Vector q) {
-    const Bits bits = (Bits)(1 + q), one = (Bits)broadcast(1.0f);
+    const Vector whole = 1 + q;
+    const Bits bits = (Bits)whole, one = (Bits)broadcast(1.0f);
     const Vector n = __builtin_convertvector((Integers)((bits - one) >> 23), Vector);
-    // Below 1 q itself, whose last digits are not in 1 + q.
-    const Vector t = q < 1 ? q : (Vector)((bits & 0x7fffffu) | one) - 1;
+    // Where n is 0 q itself, whose last digits are not in 1 + q. Just below 1 the sum rounds to 2, and n is 1.
+    const Vector t = whole < 2 ? q : (Vector)((bits & 0x7fffffu) | one) - 1;
     return n * broadcast(0.69314718056f) + t * log1p_over(t);
 }
 

@@ -1,12 +1,15 @@
-// The kernels as operators of torch: addresses, sizes and strides of tensors that the package has made ready. What it
-// relies on is checked here once more, because the kernels cannot.
+// The kernels as operators of torch: addresses, sizes and strides of tensors that the package has made ready, and the
+// workspaces that follow from them. What the kernels rely on is checked here once more, because they cannot. A kernel
+// is launched on the device of its tensors, whichever is the current one.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <optional>
-#include <string>
 #include <tuple>
 
 #include "hopper/launch.h"
@@ -18,7 +21,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "check.h"
+#include "devices.h"
 #define D2LLM_DEVICE CUDA
 #endif
 
@@ -34,29 +37,18 @@ class Place {
 #ifdef D2LLM_EMULATED
     explicit Place(const Tensor&) {}
     cudaStream_t stream() const { return nullptr; }
+    bool hopper() const { return hopper_wanted; }
 #else
     explicit Place(const Tensor& tensor) : guard_(tensor.device()) {}
     cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(); }
+
+    // Whether its kernels are to be tried.
+    bool hopper() const { return hopper_wanted && is_hopper(guard_.current_device().index()); }
 
   private:
     c10::cuda::CUDAGuard guard_;
 #endif
 };
-
-// Whether the kernels for compute capability 9.0 are to be used here: nothing has shown yet that they are faster.
-bool try_hopper() {
-    const char* wanted = std::getenv("D2LLM_KERNELS_EXPERIMENTAL");
-    if (!wanted || std::string(wanted) != "1") return false;
-#ifdef D2LLM_EMULATED
-    return true;
-#else
-    int device = 0, major = 0, minor = 0;
-    check(cudaGetDevice(&device), "device", "");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device", "");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device", "");
-    return major == 9 && minor == 0;
-#endif
-}
 
 Element element_of(const Tensor& tensor) {
     const auto type = tensor.scalar_type();
@@ -121,7 +113,7 @@ void scores(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor
                                     given ? 0 : z.stride(0),
                                     first_passage};
     const Element element = element_of(a);
-    if (try_hopper() && hopper_iem_scores_takes(arguments, element))
+    if (place.hopper() && hopper_iem_scores_takes(arguments, element))
         hopper_iem_scores(arguments, element, place.stream());
     else
         iem_scores(arguments, element, place.stream());
@@ -145,7 +137,7 @@ Fp8ScoresArguments fp8_of(const Tensor& a, const Tensor& b, const Tensor& weight
 
 bool takes_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& scale) {
     const Place place(a);
-    return try_hopper() && hopper_iem_scores_fp8_takes(fp8_of(a, b, weight, scale));
+    return place.hopper() && hopper_iem_scores_fp8_takes(fp8_of(a, b, weight, scale));
 }
 
 void scores_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& scale, const Tensor& bias,
@@ -170,50 +162,47 @@ void scores_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Te
     hopper_iem_scores_fp8(arguments, place.stream());
 }
 
-int64_t tiles_of_slopes(const Tensor& a, const Tensor& b, bool given) {
-    return slopes_tiles(pairs_of(a, b, given), element_of(a));
-}
+Tensor floats(const Tensor& like, at::IntArrayRef sizes) { return at::empty(sizes, like.options().dtype(at::kFloat)); }
 
-std::tuple<int64_t, int64_t> plan_of_inputs(const Tensor& a, const Tensor& b, bool given) {
-    const InputsPlan plan = inputs_plan(pairs_of(a, b, given), element_of(a));
-    return {plan.tiles, plan.blocks};
-}
-
-int64_t blocks_of_weights(const Tensor& weight) { return weights_blocks(static_cast<int>(weight.size(0))); }
-
-void slopes(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& bias, const Tensor& out_weight,
-            const Tensor& out_bias, const Tensor& dz, const Optional& dfeatures, Tensor& dpre, Tensor& dbias,
-            Tensor& dout_weight, bool given) {
+// Writes dpre and returns parts of the gradients of bias and out_weight.
+std::tuple<Tensor, Tensor> slopes(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& bias,
+                                  const Tensor& out_weight, const Tensor& out_bias, const Tensor& dz,
+                                  const Optional& dfeatures, Tensor& dpre, bool given) {
     const Pairs pairs = pairs_of(a, b, given);
-    if (!count_of(pairs)) return;
-    const int64_t width = pairs.width, sums = slopes_tiles(pairs, element_of(a)) * width;
+    const int64_t width = pairs.width, tiles = slopes_tiles(pairs, element_of(a));
+    Tensor dbias = floats(a, {tiles, width}), dout_weight = floats(a, {tiles, width});
+    if (!count_of(pairs)) return {dbias, dout_weight};
     expect(dz, "dz", a, at::kFloat);
     TORCH_CHECK(dz.numel() == count_of(pairs), "dz: expected ", count_of(pairs), " slopes, got ", dz.sizes());
     if (dfeatures) expect_whole(*dfeatures, "dfeatures", a, a.scalar_type(), b.numel());
     expect_whole(dpre, "dpre", a, a.scalar_type(), count_of(pairs) * width);
-    expect_whole(dbias, "dbias", a, at::kFloat, sums);
-    expect_whole(dout_weight, "dout_weight", a, at::kFloat, sums);
     const Place place(a);
     iem_slopes({pairs, branch_of(a, weight, bias, out_weight, out_bias), dz.const_data_ptr(),
                 dfeatures ? dfeatures->const_data_ptr() : nullptr, given ? 0 : dz.stride(0), dpre.mutable_data_ptr(),
                 dbias.mutable_data_ptr<float>(), dout_weight.mutable_data_ptr<float>()},
                element_of(a), place.stream());
+    return {dbias, dout_weight};
 }
 
-void inputs(const Tensor& a, const Tensor& b, const Tensor& transposed, const Tensor& dpre, const Optional& da,
-            Tensor& db, int64_t share, bool given) {
+// Parts of da (Nq, parts, F), without elements for given pairs, and of db (parts, Np, F), from about `programs` blocks.
+std::tuple<Tensor, Tensor> inputs(const Tensor& a, const Tensor& b, const Tensor& transposed, const Tensor& dpre,
+                                  int64_t programs, bool given) {
     const Pairs pairs = pairs_of(a, b, given);
-    if (!count_of(pairs)) return;
+    TORCH_CHECK(count_of(pairs) > 0 && programs > 0, "a, b, programs: expected some, got ", a.sizes(), ", ", b.sizes(),
+                " and ", programs);
     const int64_t width = pairs.width;
-    TORCH_CHECK(share > 0 && given != da.has_value(), "share, da: expected a positive share, and da for a grid alone");
     expect_whole(transposed, "transposed", a, a.scalar_type(), width * width);
     expect_whole(dpre, "dpre", a, a.scalar_type(), count_of(pairs) * width);
-    if (da) expect_whole(*da, "da", a, at::kFloat, pairs.queries * inputs_plan(pairs, element_of(a)).tiles * width);
-    expect_whole(db, "db", a, at::kFloat, (pairs.queries + share - 1) / share * b.numel());
+    const InputsPlan plan = inputs_plan(pairs, element_of(a));
+    const int64_t groups = std::min(pairs.queries, (programs + plan.blocks - 1) / plan.blocks);
+    const int64_t share = (pairs.queries + groups - 1) / groups;
+    Tensor da = given ? floats(a, {0}) : floats(a, {pairs.queries, plan.tiles, width});
+    Tensor db = floats(a, {(pairs.queries + share - 1) / share, pairs.passages, width});
     const Place place(a);
-    iem_inputs({pairs, transposed.const_data_ptr(), dpre.const_data_ptr(), da ? da->mutable_data_ptr<float>() : nullptr,
-                db.mutable_data_ptr<float>(), share},
+    iem_inputs({pairs, transposed.const_data_ptr(), dpre.const_data_ptr(),
+                given ? nullptr : da.mutable_data_ptr<float>(), db.mutable_data_ptr<float>(), share},
                element_of(a), place.stream());
+    return {da, db};
 }
 
 void weights(const Tensor& a, const Tensor& b, const Tensor& dpre, Tensor& dweight, bool given) {
@@ -250,72 +239,106 @@ Tokens tokens_of(const Tensor& x, const Optional& mask, const Optional& offsets)
     return tokens;
 }
 
-std::tuple<int64_t, int64_t, int64_t> pool_sizes(const Tensor& x, const Tensor& u, const Optional& mask,
-                                                 const Optional& offsets) {
-    return {pool_slots(tokens_of(x, mask, offsets)), pool_splits(x.size(-1), x.element_size()), pool_heads(u.size(0))};
-}
-
-std::tuple<int64_t, int64_t, int64_t, int64_t> limits_of_pool(const Tensor& x) {
-    const PoolLimits limits = pool_limits(element_of(x));
-    return {limits.forward_heads, limits.backward_heads, limits.slot, limits.slice};
-}
-
-void pool(const Tensor& x, const Tensor& u, const Optional& mask, const Optional& offsets, Tensor& pooled, Tensor& lse,
-          Tensor& scores, Tensor& parts, Tensor& counters) {
-    const Tokens tokens = tokens_of(x, mask, offsets);
-    if (!tokens.sequences) return;
-    const auto [slots, splits, heads] = pool_sizes(x, u, mask, offsets);
+void expect_queries(const Tensor& u, const Tensor& x) {
     expect(u, "u", x, x.scalar_type());
-    expect(pooled, "pooled", x, x.scalar_type());
-    const int64_t slot = pool_limits(element_of(x)).slot;
-    TORCH_CHECK(u.size(0) <= heads && pooled.stride(1) == x.size(-1), "pooled: expected heads one after the other");
-    expect(lse, "lse", x, at::kFloat);
-    expect_whole(scores, "scores", x, at::kFloat, slots * heads * slot);
-    expect_whole(parts, "parts", x, at::kFloat, splits > 1 ? slots * splits * heads * slot : 0);
-    expect_whole(counters, "counters", x, at::kInt, 1 + tokens.sequences + slots);
-    const Place place(x);
-    const PoolArguments arguments{tokens,
-                                  u.const_data_ptr(),
-                                  static_cast<int>(u.size(0)),
-                                  u.stride(0),
-                                  pooled.mutable_data_ptr(),
-                                  lse.mutable_data_ptr<float>(),
-                                  pooled.stride(0),
-                                  lse.stride(0),
-                                  scores.mutable_data_ptr<float>(),
-                                  parts.mutable_data_ptr<float>(),
-                                  counters.mutable_data_ptr<int>()};
+    TORCH_CHECK(u.dim() == 2 && u.size(1) == x.size(-1), "u: expected (H, ", x.size(-1), "), got ", u.sizes());
+}
+
+// Row `first` of a tensor's dimension.
+template <class T>
+T* row_of(T* data, const Tensor& tensor, int dimension, int64_t first) {
+    using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
+    return reinterpret_cast<T*>(reinterpret_cast<Bytes*>(data) + first * tensor.stride(dimension) * tensor.itemsize());
+}
+
+// Pooled (B, H, D) and lse (B, H), as many heads at a time as a launch takes.
+std::tuple<Tensor, Tensor> pool(const Tensor& x, const Tensor& u, const Optional& mask, const Optional& offsets) {
+    const Tokens tokens = tokens_of(x, mask, offsets);
+    expect_queries(u, x);
+    const int64_t heads = u.size(0), slots = pool_slots(tokens);
     const Element element = element_of(x);
-    if (try_hopper() && hopper_pool_forward_takes(arguments, element))
-        hopper_pool_forward(arguments, element, place.stream());
-    else
+    const PoolLimits limits = pool_limits(element);
+    const int splits = pool_splits(tokens.width, static_cast<int>(x.element_size()));
+    Tensor pooled = at::empty({tokens.sequences, heads, tokens.width}, x.options());
+    Tensor lse = floats(x, {tokens.sequences, heads});
+    const Place place(x);
+    for (int64_t first = 0; first < heads && tokens.sequences; first += limits.forward_heads) {
+        const int count = static_cast<int>(std::min<int64_t>(heads - first, limits.forward_heads));
+        PoolArguments arguments{};
+        arguments.tokens = tokens;
+        arguments.u = row_of(u.const_data_ptr(), u, 0, first);
+        arguments.heads = count;
+        arguments.u_stride = u.stride(0);
+        arguments.pooled = row_of(pooled.mutable_data_ptr(), pooled, 1, first);
+        arguments.lse = lse.mutable_data_ptr<float>() + first;
+        arguments.pooled_stride_b = pooled.stride(0);
+        arguments.lse_stride_b = lse.stride(0);
+        if (place.hopper() && hopper_pool_forward_takes(arguments, element)) {
+            hopper_pool_forward(arguments, element, place.stream());
+            continue;
+        }
+        const int64_t room = slots * pool_heads(count) * limits.slot;
+        const Tensor scores = floats(x, {room}), parts = floats(x, {splits > 1 ? room * splits : 0});
+        const Tensor counters = at::zeros({1 + tokens.sequences + slots}, x.options().dtype(at::kInt));
+        arguments.scores = scores.mutable_data_ptr<float>();
+        arguments.parts = parts.mutable_data_ptr<float>();
+        arguments.counters = counters.mutable_data_ptr<int>();
         pool_forward(arguments, element, place.stream());
+    }
+    return {pooled, lse};
 }
 
-void pool_gradients(const Tensor& dpooled, const Optional& dlse, const Tensor& x, const Tensor& u, const Optional& mask,
-                    const Optional& offsets, Tensor& products, Tensor& weights, Tensor& dx, const Optional& sums,
-                    Tensor& du, bool first, bool last) {
+// dx, and du (H, D) in float32. Several groups of heads add up in float32 before dx is rounded.
+std::tuple<Tensor, Tensor> pool_gradients(const Tensor& dpooled, const Optional& dlse, const Tensor& x, const Tensor& u,
+                                          const Optional& mask, const Optional& offsets) {
     const Tokens tokens = tokens_of(x, mask, offsets);
-    const auto [slots, splits, heads] = pool_sizes(x, u, mask, offsets);
-    if (!slots) return;
-    expect(u, "u", x, x.scalar_type());
+    expect_queries(u, x);
     expect(dpooled, "dpooled", x, x.scalar_type());
-    const PoolLimits limits = pool_limits(element_of(x));
-    TORCH_CHECK(u.size(0) <= limits.backward_heads, "u: expected at most ", limits.backward_heads, " heads, got ",
-                u.size(0));
-    expect_whole(products, "products", x, at::kFloat, slots * 2 * heads * limits.slot);
-    expect_whole(weights, "weights", x, x.scalar_type(), slots * 2 * heads * limits.slot);
-    expect_whole(dx, "dx", x, x.scalar_type(), x.numel());
-    if (sums) expect_whole(*sums, "sums", x, at::kFloat, x.numel());
-    expect_whole(du, "du", x, at::kFloat, du.size(0) * u.numel());
-    if (dlse) TORCH_CHECK(dlse->scalar_type() == at::kFloat, "dlse: expected float32, got ", dlse->scalar_type());
+    TORCH_CHECK(dpooled.dim() == 3 && dpooled.size(0) == tokens.sequences && dpooled.size(1) == u.size(0) &&
+                    dpooled.size(2) == tokens.width,
+                "dpooled: expected (B, H, D), got ", dpooled.sizes());
+    if (dlse)
+        TORCH_CHECK(dlse->scalar_type() == at::kFloat && dlse->device() == x.device() && dlse->dim() == 2,
+                    "dlse: expected float32 (B, H) beside x, got ", dlse->scalar_type(), " ", dlse->sizes());
+    const int64_t heads = u.size(0), slots = pool_slots(tokens);
+    const Element element = element_of(x);
+    const PoolLimits limits = pool_limits(element);
+    const auto whole = [&](at::ScalarType type) { return at::empty(x.sizes(), x.options().dtype(type)); };
+    if (!x.numel() || !tokens.sequences)
+        return {at::zeros(x.sizes(), x.options()), at::zeros(u.sizes(), x.options().dtype(at::kFloat))};
+    Tensor dx = whole(x.scalar_type()), du = floats(x, {heads, tokens.width});
+    const Tensor sums = heads > limits.backward_heads ? whole(at::kFloat) : Tensor();
+    const int64_t groups = pool_groups(tokens, element);
     const Place place(x);
-    pool_backward({tokens, u.const_data_ptr(), dpooled.const_data_ptr(), dlse ? dlse->const_data_ptr<float>() : nullptr,
-                   static_cast<int>(u.size(0)), u.stride(0), dpooled.stride(0), dpooled.stride(1),
-                   dlse ? dlse->stride(0) : 0, dlse ? dlse->stride(1) : 0, products.mutable_data_ptr<float>(),
-                   weights.mutable_data_ptr(), dx.mutable_data_ptr(), sums ? sums->mutable_data_ptr<float>() : nullptr,
-                   du.mutable_data_ptr<float>(), static_cast<int>(du.size(0)), first, last},
-                  element_of(x), place.stream());
+    for (int64_t first = 0; first < heads; first += limits.backward_heads) {
+        const int count = static_cast<int>(std::min<int64_t>(heads - first, limits.backward_heads));
+        const int64_t room = slots * 2 * pool_heads(count) * limits.slot;
+        const Tensor products = floats(x, {room}), weights = at::empty({room}, x.options());
+        Tensor mine = du.narrow(0, first, count);
+        const Tensor parts = groups > 1 ? floats(x, {groups, count, tokens.width}) : mine;
+        PoolBackwardArguments arguments{};
+        arguments.tokens = tokens;
+        arguments.u = row_of(u.const_data_ptr(), u, 0, first);
+        arguments.dpooled = row_of(dpooled.const_data_ptr(), dpooled, 1, first);
+        arguments.dlse = dlse ? row_of(dlse->const_data_ptr<float>(), *dlse, 1, first) : nullptr;
+        arguments.heads = count;
+        arguments.u_stride = u.stride(0);
+        arguments.dpooled_stride_b = dpooled.stride(0);
+        arguments.dpooled_stride_h = dpooled.stride(1);
+        arguments.dlse_stride_b = dlse ? dlse->stride(0) : 0;
+        arguments.dlse_stride_h = dlse ? dlse->stride(1) : 0;
+        arguments.products = products.mutable_data_ptr<float>();
+        arguments.weights = weights.mutable_data_ptr();
+        arguments.dx = dx.mutable_data_ptr();
+        arguments.sums = sums.defined() ? sums.mutable_data_ptr<float>() : nullptr;
+        arguments.du = parts.mutable_data_ptr<float>();
+        arguments.groups = static_cast<int>(groups);
+        arguments.first = first == 0;
+        arguments.last = first + count >= heads;
+        pool_backward(arguments, element, place.stream());
+        if (groups > 1) at::sum_out(mine, parts, 0);
+    }
+    return {dx, du};
 }
 
 }  // namespace
@@ -329,39 +352,24 @@ TORCH_LIBRARY(d2llm_cuda, m) {
     m.def(
         "scores_fp8(Tensor a, Tensor b, Tensor weight, Tensor scale, Tensor bias, Tensor out_weight, Tensor out_bias,"
         " Tensor(a!) z, int first_passage) -> ()");
-    m.def("slopes_tiles(Tensor a, Tensor b, bool given) -> int");
-    m.def("inputs_plan(Tensor a, Tensor b, bool given) -> (int, int)");
-    m.def("weights_blocks(Tensor weight) -> int");
     m.def(
         "slopes(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, Tensor dz,"
-        " Tensor? dfeatures, Tensor(a!) dpre, Tensor(b!) dbias, Tensor(c!) dout_weight, bool given) -> ()");
-    m.def(
-        "inputs(Tensor a, Tensor b, Tensor transposed, Tensor dpre, Tensor? da, Tensor(a!) db, int share, bool given)"
-        " -> ()");
+        " Tensor? dfeatures, Tensor(a!) dpre, bool given) -> (Tensor, Tensor)");
+    m.def("inputs(Tensor a, Tensor b, Tensor transposed, Tensor dpre, int programs, bool given) -> (Tensor, Tensor)");
     m.def("weights(Tensor a, Tensor b, Tensor dpre, Tensor(a!) dweight, bool given) -> ()");
-    m.def("pool_limits(Tensor x) -> (int, int, int, int)");
-    m.def("pool_sizes(Tensor x, Tensor u, Tensor? mask, Tensor? offsets) -> (int, int, int)");
+    m.def("pool(Tensor x, Tensor u, Tensor? mask, Tensor? offsets) -> (Tensor, Tensor)");
     m.def(
-        "pool(Tensor x, Tensor u, Tensor? mask, Tensor? offsets, Tensor(a!) pooled, Tensor(b!) lse, Tensor(c!) scores,"
-        " Tensor(d!) parts, Tensor(e!) counters) -> ()");
-    m.def(
-        "pool_gradients(Tensor dpooled, Tensor? dlse, Tensor x, Tensor u, Tensor? mask, Tensor? offsets,"
-        " Tensor(a!) products, Tensor(b!) weights, Tensor(c!) dx, Tensor? sums, Tensor(d!) du, bool first,"
-        " bool last) -> ()");
+        "pool_gradients(Tensor dpooled, Tensor? dlse, Tensor x, Tensor u, Tensor? mask, Tensor? offsets)"
+        " -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(d2llm_cuda, D2LLM_DEVICE, m) {
     m.impl("scores", d2llm::scores);
     m.impl("takes_fp8", d2llm::takes_fp8);
     m.impl("scores_fp8", d2llm::scores_fp8);
-    m.impl("slopes_tiles", d2llm::tiles_of_slopes);
-    m.impl("inputs_plan", d2llm::plan_of_inputs);
-    m.impl("weights_blocks", d2llm::blocks_of_weights);
     m.impl("slopes", d2llm::slopes);
     m.impl("inputs", d2llm::inputs);
     m.impl("weights", d2llm::weights);
-    m.impl("pool_limits", d2llm::limits_of_pool);
-    m.impl("pool_sizes", d2llm::pool_sizes);
     m.impl("pool", d2llm::pool);
     m.impl("pool_gradients", d2llm::pool_gradients);
 }

@@ -104,7 +104,7 @@ __device__ __forceinline__ void branch_tile(const Pairs& pairs, const Branch& br
         },
         [&](int step, int b) {
             if (step % chunks == 0) sums.clear();
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
             for (int at = 0; at < kChunk; at += kUnit) {
                 Left<E> left[S::kM];
 #pragma unroll

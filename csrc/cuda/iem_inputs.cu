@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(InputsShape<E>::kThreads, 1) iem_inputs_kernel
         [&](int step, int b) {
             const char* rows = shared_memory() + b * kBuffer<E>;
             if (step % chunks == 0) dh.clear();
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
             for (int at = 0; at < kChunk; at += kUnit) {
                 Left<E> slopes[Tile::kM];
 #pragma unroll
@@ -116,8 +116,8 @@ void start(const InputsArguments& p, cudaStream_t stream) {
                     (queries + p.share - 1) / p.share);
     const bool aligned = is_aligned<E>(p.dpre, width) && is_aligned<E>(p.transposed, width);
     const bool vectors = rows_aligned<E>(p.pairs) && is_aligned<float>(p.da, width) && is_aligned<float>(p.db, width);
-    launch(iem_inputs_kernel<E, GIVEN>, "iem_inputs", grid, Tile::kThreads, size_t{kInputsStages} * kBuffer<E>, stream,
-           Inputs{p, aligned, vectors}, shape_of(p.pairs));
+    launch(iem_inputs_kernel<E, GIVEN>, kernels::iem_inputs, grid, Tile::kThreads, size_t{kInputsStages} * kBuffer<E>,
+           stream, Inputs{p, aligned, vectors}, [&] { return shape_of(p.pairs); });
 }
 
 }  // namespace

@@ -82,8 +82,8 @@ void start(const SlopesArguments& p, cudaStream_t stream) {
     const bool aligned = rows_aligned<E>(p.pairs) && is_aligned<E>(p.branch.weight, p.branch.weight_stride);
     const bool vectors = is_aligned(p.branch.bias) && is_aligned(p.branch.out_weight) &&
                          is_aligned<E>(p.dfeatures, p.pairs.width) && is_aligned<E>(p.dpre, p.pairs.width);
-    launch(iem_slopes_kernel<E, GIVEN>, "iem_slopes", dim3(tiles_of(p.pairs, S::kRows)), S::kThreads,
-           branch_bytes<E, GIVEN>(tall), stream, Slopes{p, tall, aligned, vectors}, shape_of(p.pairs));
+    launch(iem_slopes_kernel<E, GIVEN>, kernels::iem_slopes, dim3(tiles_of(p.pairs, S::kRows)), S::kThreads,
+           branch_bytes<E, GIVEN>(tall), stream, Slopes{p, tall, aligned, vectors}, [&] { return shape_of(p.pairs); });
 }
 
 }  // namespace

@@ -80,7 +80,7 @@ __device__ __forceinline__ void hidden(uint32_t (&words)[4], const Layout<E>& fr
 template <class E, bool GIVEN>
 __device__ __forceinline__ void multiply_step(const Layout<E>& from, float (&sums)[Tile::kM][Tile::kN][4]) {
     constexpr int kPitch = Layout<E>::kPitch;
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
     for (int unit = 0; unit < kWeightsUnits; ++unit) {
         Left<E> slopes[Tile::kM];
 #pragma unroll
@@ -140,8 +140,9 @@ template <class E, bool GIVEN>
 void start(const WeightsArguments& p, cudaStream_t stream) {
     const unsigned tiles = (p.pairs.width + Tile::kRows - 1) / Tile::kRows;
     const bool aligned = rows_aligned<E>(p.pairs) && is_aligned<E>(p.dpre, p.pairs.width);
-    launch(iem_weights_kernel<E, GIVEN>, "iem_weights", dim3(tiles, tiles, p.groups), Tile::kThreads,
-           kWeightsStages * Layout<E>::template kTotal<GIVEN>, stream, Weights{p, aligned}, shape_of(p.pairs));
+    launch(iem_weights_kernel<E, GIVEN>, kernels::iem_weights, dim3(tiles, tiles, p.groups), Tile::kThreads,
+           kWeightsStages * Layout<E>::template kTotal<GIVEN>, stream, Weights{p, aligned},
+           [&] { return shape_of(p.pairs); });
 }
 
 }  // namespace

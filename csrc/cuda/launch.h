@@ -15,7 +15,8 @@
 
 namespace d2llm {
 
-// Rows of the workspaces that the caller provides, and blocks of a launch with one group.
+// Rows of the workspaces that the caller provides, and blocks of a launch with one group. None of it depends on the
+// GPU, so that sums are ordered alike everywhere.
 int64_t slopes_tiles(const Pairs& pairs, Element element);
 int64_t weights_blocks(int width);
 
@@ -27,12 +28,12 @@ InputsPlan inputs_plan(const Pairs& pairs, Element element);
 struct PoolLimits {
     int forward_heads, backward_heads;  // of a launch
     int slot;                           // tokens
-    int slice;                          // bytes of the width that a block of the backward takes
 };
 PoolLimits pool_limits(Element element);
 int64_t pool_slots(const Tokens& tokens);
-int pool_splits(int width, int size);  // of an element, in bytes
-int pool_heads(int heads);             // rounded up: the pitch of scores
+int64_t pool_groups(const Tokens& tokens, Element element);  // blocks of the backward that share a slice of du
+int pool_splits(int width, int size);                        // of an element, in bytes
+int pool_heads(int heads);                                   // rounded up: the pitch of scores
 
 void iem_scores(const ScoresArguments& arguments, Element element, cudaStream_t stream);
 void iem_slopes(const SlopesArguments& arguments, Element element, cudaStream_t stream);

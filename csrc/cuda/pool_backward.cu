@@ -163,7 +163,7 @@ struct Gradients {
     __device__ __forceinline__ static int column(int n) { return threadIdx.x / 32 * kChunk + 8 * n * int(sizeof(E)); }
 
     __device__ __forceinline__ void add(const M& memory) {
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
         for (int unit = 0; unit < kPoolTokens / kDepth<E>; ++unit) {
             Left<E> slopes[HEADS / 16];
 #pragma unroll
@@ -310,6 +310,11 @@ __global__ void __launch_bounds__(kPoolThreads, 2) pool_gradients_kernel(const P
             }
 }
 
+template <class E>
+int64_t slices_of(int width) {
+    return (width * int64_t{sizeof(E)} + kPoolSlice - 1) / kPoolSlice;
+}
+
 template <class E, int HEADS>
 void start(const PoolBackwardArguments& p, cudaStream_t stream) {
     const int64_t slots = pool_slots(p.tokens);
@@ -321,18 +326,27 @@ void start(const PoolBackwardArguments& p, cudaStream_t stream) {
                  is_aligned<E>(p.u, p.u_stride),
                  dpooled_aligned,
                  is_aligned<E>(p.dx, p.tokens.width)};
-    const std::string shape = shape_of(p.tokens, p.heads);
+    const auto shape = [&] { return shape_of(p.tokens, p.heads); };
     const unsigned sequences = static_cast<unsigned>(p.tokens.sequences);
-    const unsigned slices = (p.tokens.width * int64_t{sizeof(E)} + kPoolSlice - 1) / kPoolSlice;
-    launch(pool_products_kernel<E, HEADS>, "pool_products", dim3(slots), kPoolThreads, kProductBytes<2 * HEADS>, stream,
-           k, shape);
-    launch(pool_softmax_kernel<E, HEADS>, "pool_softmax", dim3(sequences, HEADS / 4), kPoolThreads, 0, stream, k,
+    const unsigned slices = slices_of<E>(p.tokens.width);
+    launch(pool_products_kernel<E, HEADS>, kernels::pool_products, dim3(slots), kPoolThreads, kProductBytes<2 * HEADS>,
+           stream, k, shape);
+    launch(pool_softmax_kernel<E, HEADS>, kernels::pool_softmax, dim3(sequences, HEADS / 4), kPoolThreads, 0, stream, k,
            shape);
-    launch(pool_gradients_kernel<E, HEADS>, "pool_gradients", dim3(slices, p.groups), kPoolThreads,
+    launch(pool_gradients_kernel<E, HEADS>, kernels::pool_gradients, dim3(slices, p.groups), kPoolThreads,
            Memory<E, HEADS>::kBytes, stream, k, shape);
 }
 
 }  // namespace
+
+int64_t pool_groups(const Tokens& tokens, Element element) {
+    int64_t groups = 0;
+    with_element(element, [&](auto e) {
+        const int64_t slices = slices_of<decltype(e)>(tokens.width);
+        groups = std::min(slots_of(tokens), std::max<int64_t>(1, kGradientBlocks / slices));
+    });
+    return groups;
+}
 
 void pool_backward(const PoolBackwardArguments& arguments, Element element, cudaStream_t stream) {
     with_element(element, [&](auto e) {

@@ -178,7 +178,7 @@ struct PoolSums {
     }
 
     __device__ __forceinline__ void add(const char* tokens) {
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
         for (int unit = 0; unit < kPoolTokens / kDepth<E>; ++unit) {
             Left<E> weights[HEADS / 16];
 #pragma unroll
@@ -274,10 +274,10 @@ void start(const PoolArguments& p, cudaStream_t stream) {
     const int64_t slots = slots_of(p.tokens);
     const int64_t slices = (p.tokens.width * int64_t{sizeof(E)} + kPoolSlice - 1) / kPoolSlice;
     const size_t shared = std::max<size_t>(kProductBytes<HEADS>, PoolMemory<E, HEADS>::kBytes);
-    launch(pool_forward_kernel<E, HEADS>, "pool_forward", dim3(slots * splits + p.tokens.sequences * slices),
+    launch(pool_forward_kernel<E, HEADS>, kernels::pool_forward, dim3(slots * splits + p.tokens.sequences * slices),
            kPoolThreads, shared, stream,
            Pool{p, splits, slots, tokens_aligned<E>(p.tokens), is_aligned<E>(p.u, p.u_stride)},
-           shape_of(p.tokens, p.heads));
+           [&] { return shape_of(p.tokens, p.heads); });
 }
 
 }  // namespace
@@ -289,7 +289,7 @@ int pool_splits(int width, int size) { return std::clamp(width * size / kSplitBy
 PoolLimits pool_limits(Element element) {
     int backward = 0;
     with_element(element, [&](auto e) { backward = 16 * kBackwardBlocks<decltype(e)>; });
-    return {16 * kForwardBlocks, backward, kSlot, kPoolSlice};
+    return {16 * kForwardBlocks, backward, kSlot};
 }
 
 int pool_heads(int heads) {

@@ -39,7 +39,7 @@ __device__ __forceinline__ void multiply_slot(Products<ROWS>& products, const To
         },
         [&](int, int b) {
             const char* from = shared_memory() + b * kBuffer;
-#pragma unroll
+#pragma unroll(kUnrolled<E>)
             for (int at = 0; at < kChunk; at += kUnit) {
                 uint32_t words[4];
                 load_rows(words, from + threadIdx.x / 32 * 16 * kPitch + at, kPitch);

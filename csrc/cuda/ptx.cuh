@@ -6,7 +6,9 @@
 #include <cstdint>
 
 #include "check.h"
+#include "devices.h"
 #include "elements.h"
+#include "kernels.h"
 
 namespace d2llm {
 
@@ -139,16 +141,17 @@ __device__ __forceinline__ void pause() { __nanosleep(64); }
 
 __device__ __forceinline__ float exponential(float value) { return __expf(value); }
 
-// Launches `kernel` with dynamic shared memory; `name` and `shape` are for the message of an error.
-template <class Arguments>
-void launch(void (*kernel)(Arguments), const char* name, dim3 grid, unsigned threads, size_t shared,
-            cudaStream_t stream, const Arguments& arguments, const std::string& shape) {
-    constexpr size_t kStandard = 48 << 10;
-    if (shared > kStandard)
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), name,
-              shape);
-    kernel<<<grid, threads, shared, stream>>>(arguments);
-    check(cudaGetLastError(), name, shape);
+// Launches a kernel with dynamic shared memory; shape() says its shape for the message of an error.
+template <class Arguments, class Shape>
+void launch(void (*function)(Arguments), Kernel& kernel, dim3 grid, unsigned threads, size_t shared,
+            cudaStream_t stream, const Arguments& arguments, Shape shape) {
+    cudaError_t status = allow_shared(reinterpret_cast<const void*>(function), shared);
+    if (status == cudaSuccess) {
+        function<<<grid, threads, shared, stream>>>(arguments);
+        status = cudaGetLastError();
+    }
+    if (status != cudaSuccess) check(status, kernel.name, shape());
+    kernel.count();
 }
 
 }  // namespace d2llm

@@ -26,7 +26,15 @@ template <class E>
 using GivenShape = Shape<1, 4, sizeof(E) == 4 ? 2 : 4, 4>;
 template <class E, bool GIVEN>
 using PairShape = std::conditional_t<GIVEN, GivenShape<E>, GridShape<E>>;
+// So that a score is the same sum in both.
+static_assert(GridShape<float>::kColumns == GivenShape<float>::kColumns &&
+              GridShape<short>::kColumns == GivenShape<short>::kColumns);
 constexpr int kBranchStages = 2;
+
+// Units along the depth whose products the compiler may mix. In float32 each has sums of its own, that registers have
+// to hold as well: it gets one at a time.
+template <class E>
+constexpr int kUnrolled = sizeof(E) == 4 ? 1 : 4;
 
 // Gradients of inputs, with the sums of two products in registers, and of weights.
 template <class E>
@@ -44,6 +52,7 @@ constexpr int kProductStages = 3, kPoolStages = 3, kGradientStages = 2;
 constexpr int kPoolLag = 64;       // score jobs between a sequence's last one and its sums
 constexpr int kSplitBytes = 2048;  // of a row in a score job: enough jobs to fill a GPU with a few sequences
 constexpr int kMostSplits = 8;
+constexpr int kGradientBlocks = 512;  // of the backward: enough to keep a large GPU busy
 // Most blocks of 16 heads in a launch.
 constexpr int kForwardBlocks = 4;
 template <class E>

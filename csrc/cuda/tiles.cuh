@@ -149,14 +149,20 @@ using Left = Operand<E, 4>;
 template <class E>
 using Right = Operand<E, 2>;
 
-// c += a b.
+// c += a b. Matrix units cut sums off where float32 arithmetic rounds them to nearest: added to c in hundreds of steps,
+// products would draw it towards zero. Those of float32 therefore add up a unit alone, the small ones first, and what
+// they come to is added to c by ordinary arithmetic.
 template <class E>
 __device__ __forceinline__ void multiply(float (&c)[4], const Left<E>& a, const Right<E>& b) {
     if constexpr (sizeof(E) == 4) {
-        mma_words(c, a.rest, b.words[0], b.words[1], E{});
-        mma_words(c, a.words, b.rest[0], b.rest[1], E{});
+        float unit[4] = {};
+        mma_words(unit, a.rest, b.words[0], b.words[1], E{});
+        mma_words(unit, a.words, b.rest[0], b.rest[1], E{});
+        mma_words(unit, a.words, b.words[0], b.words[1], E{});
+        for (int i = 0; i < 4; ++i) c[i] += unit[i];
+    } else {
+        mma_words(c, a.words, b.words[0], b.words[1], E{});
     }
-    mma_words(c, a.words, b.words[0], b.words[1], E{});
 }
 
 // Sum over a quad of lanes, which holds the columns of a product's row, in all four.

@@ -1,6 +1,5 @@
 """The pairs that will meet in the batches of a run, as work for the teacher."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +7,28 @@ from typing import Any
 
 from d2llm.data.example import Example
 from d2llm.teacher.scoring import Work, plan_pairs
-from d2llm.training.batches import in_batch_pairs, plan
 from d2llm.training.config import DataConfig, RunConfig, load_config
+from d2llm.training.plan import Plan, in_batch_pairs
 
 
-def run_of(path: Path | None, **changes: Any) -> tuple[RunConfig, DataConfig]:
+def run_of(
+    path: Path | None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+) -> tuple[RunConfig, DataConfig]:
     """The parts of a run's configuration that decide its batches.
 
     Args:
         path: YAML file of the run; None takes the defaults.
-        **changes: fields of :class:`~d2llm.training.config.RunConfig`; None leaves one as it is.
+        seed, batch_size, epochs, max_steps: of the run; None leaves one as it is.
 
     Raises:
         D2LLMError: for an absent or malformed file, or a value out of range.
     """
-    given = {name: value for name, value in changes.items() if value is not None}
+    asked = {"seed": seed, "batch_size": batch_size, "epochs": epochs, "max_steps": max_steps}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if "epochs" in given:
         # A number of epochs asked for outright is not to be cut short by the file's number of steps.
         given.setdefault("max_steps", None)
@@ -44,19 +50,7 @@ def in_batch_work(examples: Sequence[Example], run: RunConfig, data: DataConfig,
     Raises:
         InputError: if the examples do not fill a batch.
     """
-    tasks = [example.task for example in examples] if data.one_task_batches else None
-
-    def batches(epoch: int) -> Any:
-        return plan(len(examples), run.batch_size, run.seed, epoch, world_size, tasks)
-
-    steps = len(batches(0))
-    updates = math.ceil(steps / run.accumulation_steps)
-    total = run.max_steps if run.max_steps is not None else math.ceil(run.epochs * updates)
-    whole, rest = divmod(total, updates)
-    plans = [batches(epoch) for epoch in range(whole)]
-    if rest:
-        plans.append(batches(whole)[: rest * run.accumulation_steps])
     pairs: dict[str, list[tuple[str, str]]] = {}
-    for i, j in in_batch_pairs(examples, plans):
+    for i, j in in_batch_pairs(examples, Plan.of(examples, run, data, world_size)):
         pairs.setdefault(examples[i].task, []).append((examples[i].query, examples[j].positive))
     return [work for task in sorted(pairs) for work in plan_pairs(pairs[task], task)]

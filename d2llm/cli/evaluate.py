@@ -9,8 +9,8 @@ from d2llm.cli.options import Dtype, Format, Templates, load_student, load_teach
 from d2llm.errors import InputError
 
 if TYPE_CHECKING:
+    from d2llm.data.validation import Validation
     from d2llm.evaluation.compare import Comparison
-    from d2llm.training.validation import Validation
 
 KINDS = ("ir", "nli", "sts")
 _STAGES = ("bm25", "cosine", "iem")
@@ -76,8 +76,8 @@ def _read_retrieval(
     """Queries and passages, and the grades of a BEIR folder."""
     from d2llm.data.beir import read_beir
     from d2llm.data.importers import read_any
+    from d2llm.data.validation import Validation
     from d2llm.tasks import ASYM
-    from d2llm.training.validation import Validation
 
     if not data.is_dir():
         examples = [example for example in read_any(data, format) if task in (None, example.task)]

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from d2llm.errors import D2LLMError
+from d2llm.requirements import missing
 
 #: Exit code of an error that the user can mend, as for a wrong option.
 MENDABLE = 2
@@ -45,6 +46,8 @@ def explain(error: Exception) -> str | None:
         return None
     if isinstance(error, (D2LLMError, OSError)):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return missing(error.name.partition(".")[0])
     return str(error) if _is_kernel_error(error) else None
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2llm.cli.options import Format, Seed, load_student
+from d2llm.cli.options import Format, Seed, load_student, read_passages
 from d2llm.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def mine(
       d2llm mine pairs.jsonl train.jsonl --method both --model student
     """
     from d2llm.data.importers import read_any
-    from d2llm.data.jsonl import read_corpus, write_examples
+    from d2llm.data.jsonl import write_examples
     from d2llm.mining import METHODS, mine_negatives
 
     if method not in METHODS:
@@ -47,10 +47,7 @@ def mine(
     if method != "bm25" and model is None:
         raise InputError(f"--model: expected a student's folder for --method {method}, got none")
     examples = read_any(source, format)
-    if corpus is None:
-        passages = list(dict.fromkeys(passage for example in examples for passage in example.passages))
-    else:
-        passages = [text for _, text in read_corpus(corpus)]
+    passages = read_passages(corpus, examples)
     vectors = {} if method == "bm25" or model is None else _vectors(model, examples, passages)
     mined = mine_negatives(
         examples,

@@ -1,5 +1,6 @@
 """Options that several commands share, and what they stand for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from d2llm.errors import FormatError, InputError, MissingError
 if TYPE_CHECKING:
     import torch
 
+    from d2llm.data.example import Example
     from d2llm.teacher.model import Teacher
     from d2llm.teacher.templates import Template
 
@@ -53,7 +55,8 @@ def load_teacher(
     templates: list[str] | None,
     num_layers: int | None = None,
     dtype: str = "float32",
-    **limits: int,
+    query_length: int | None = None,
+    passage_length: int | None = None,
 ) -> "Teacher":
     """A teacher, on the accelerator where there is one.
 
@@ -63,7 +66,8 @@ def load_teacher(
         templates: names of built-in templates or YAML files; none takes the English ones.
         num_layers: layers kept; None takes what the adapter remembers, or all.
         dtype: number type of the weights, by name.
-        **limits: ``query_length`` and ``passage_length``, where not the default.
+        query_length, passage_length: most tokens kept of each text; None takes what the adapter remembers, or a
+            default.
 
     Raises:
         D2LLMError: for an unknown name, an absent folder or file, or a malformed template.
@@ -72,12 +76,17 @@ def load_teacher(
 
     from d2llm.teacher.model import Teacher
 
-    chosen: dict[str, Any] = dict(limits)
-    if templates:
-        chosen["templates"] = [read_template(name) for name in templates]
     if adapter is not None and not adapter.is_dir():
         raise MissingError(f"{adapter}: no such folder; expected an adapter, such as d2llm teach tune writes")
-    teacher = Teacher.from_pretrained(model, adapter, dtype=torch_dtype(dtype), num_layers=num_layers, **chosen)
+    teacher = Teacher.from_pretrained(
+        model,
+        adapter,
+        dtype=torch_dtype(dtype),
+        num_layers=num_layers,
+        templates=[read_template(name) for name in templates] if templates else None,
+        query_length=query_length,
+        passage_length=passage_length,
+    )
     return teacher.to(torch.accelerator.current_accelerator() or "cpu")
 
 
@@ -108,6 +117,19 @@ def read_template(name: str) -> "Template":
     if not all(isinstance(value, str) for value in fields.values()):
         raise FormatError(f"{path}: expected texts only, got {fields!r}")
     return Template(**fields)
+
+
+def read_passages(corpus: Path | None, examples: "Sequence[Example]") -> list[str]:
+    """The texts of a corpus, or without one those of the examples, each once.
+
+    Raises:
+        D2LLMError: if the file is absent or malformed.
+    """
+    from d2llm.data.jsonl import read_corpus
+
+    if corpus is not None:
+        return [text for _, text in read_corpus(corpus)]
+    return list(dict.fromkeys(passage for example in examples for passage in example.passages))
 
 
 def load_student(folder: Path) -> Any:

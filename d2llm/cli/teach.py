@@ -1,16 +1,13 @@
 """d2llm teach: tune, score, collect."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from d2llm.cli.failures import GuardedGroup
-from d2llm.cli.options import Dtype, Format, NumLayers, Seed, Templates, load_teacher
+from d2llm.cli.options import Dtype, Format, NumLayers, Seed, Templates, load_teacher, read_passages
 from d2llm.shipped import BASE_MODEL
-
-if TYPE_CHECKING:
-    from d2llm.data.example import Example
 
 #: In a shards folder: the names of all shards that make up the table.
 PLAN = "plan.json"
@@ -72,11 +69,11 @@ def tune(
 
     examples = read_any(data, format)
     if not own_negatives:
-        examples = make_groups(examples, _passages(examples, corpus), hard=hard, easy=easy, seed=seed)
-    limits = {"query_length": query_length, "passage_length": passage_length}
+        examples = make_groups(examples, read_passages(corpus, examples), hard=hard, easy=easy, seed=seed)
     lora = {"lora_r": lora_r, "lora_alpha": 2 * lora_r}
     config = TuningConfig(steps, groups_per_step, learning_rate, seed=seed, save_steps=save_steps, bf16=bf16, **lora)
-    run(load_teacher(model, None, template, num_layers, dtype, **limits), examples, out, config)
+    teacher = load_teacher(model, None, template, num_layers, dtype, query_length, passage_length)
+    run(teacher, examples, out, config)
     typer.echo(f"{out / 'adapter'}: the adapter; next: d2llm teach score {data} --adapter {out / 'adapter'} --out FILE")
 
 
@@ -156,15 +153,6 @@ def collect(
     table = gather([shards_dir / name for name in read_json(shards_dir / PLAN)])
     table.save(out, dtype)
     typer.echo(f"{out}: {len(table)} scored pairs")
-
-
-def _passages(examples: "list[Example]", corpus: Path | None) -> list[str]:
-    """The texts of a corpus, or without one those of the examples."""
-    from d2llm.data.jsonl import read_corpus
-
-    if corpus is not None:
-        return [text for _, text in read_corpus(corpus)]
-    return list(dict.fromkeys(passage for example in examples for passage in example.passages))
 
 
 def _finish(files: list[Path], folder: Path, out: Path) -> None:

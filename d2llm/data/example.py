@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from d2llm.errors import InputError
 from d2llm.tasks import ASYM, TASKS
+from d2llm.texts import check_text, check_texts
 
 
 def text_id(text: str) -> str:
@@ -34,11 +35,9 @@ class Example:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
-        for name, text in [("query", self.query), ("positive", self.positive)] + [
-            (f"negatives[{i}]", negative) for i, negative in enumerate(self.negatives)
-        ]:
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{name}: expected a non-empty text, got {text!r}")
+        check_text(self.query, "query")
+        check_text(self.positive, "positive")
+        check_texts(self.negatives, "negatives", none=True)
         if self.scores is not None and len(self.scores) != 1 + len(self.negatives):
             raise InputError(
                 f"scores: expected {len(self.passages)} rows (the positive and every negative), got {len(self.scores)}"

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from d2llm.data.beir import read_beir, read_tevatron
 from d2llm.data.example import Example
-from d2llm.data.jsonl import KEYS, read_examples, required_text, write_examples
+from d2llm.data.jsonl import KEYS, read_examples, required_text
 from d2llm.data.pairs import KINDS, THRESHOLDS, pair_columns, pairs_to_examples, read_pairs
 from d2llm.data.rows import json_rows, parse_rows, require_file, table_rows
 from d2llm.errors import FormatError, InputError
@@ -73,23 +73,6 @@ def read_any(
         return read_tevatron(path, corpus, task or ASYM)
     read = read_flagembedding if name == "flagembedding" else read_sentence_transformers
     return read(path, task or ASYM, scores)
-
-
-def import_data(source: str | os.PathLike[str], target: str | os.PathLike[str], **options: Any) -> int:
-    """Convert a file of any known format to the project's JSONL; the target appears whole or not at all.
-
-    Args:
-        source: as ``path`` of ``read_any``.
-        target: the file to write.
-        options: those of ``read_any``.
-
-    Returns:
-        How many examples were written.
-
-    Raises:
-        D2LLMError: whatever ``read_any`` and ``write_examples`` raise.
-    """
-    return write_examples(target, read_any(source, **options))
 
 
 def read_sentence_transformers(path: str | os.PathLike[str], task: str = ASYM, scores: str = "auto") -> list[Example]:

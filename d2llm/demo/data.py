@@ -7,10 +7,10 @@ from pathlib import Path
 from d2llm.data.docstrings import hold_out, standard_library_pairs
 from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples
+from d2llm.data.validation import Validation
 from d2llm.demo.recipe import SCORED_NEGATIVES
 from d2llm.errors import InputError
 from d2llm.mining import mine_negatives
-from d2llm.training.validation import Validation
 
 #: Share of a user's own examples that is held out.
 _HELD_OUT_SHARE = 0.1

@@ -8,12 +8,12 @@ import numpy as np
 
 from d2llm.bm25 import top_indices
 from d2llm.data.example import Example, text_id
+from d2llm.data.validation import Validation
 from d2llm.errors import MismatchError
 from d2llm.evaluation.retrieval import reranked_scores
 from d2llm.teacher.model import NO, YES, Teacher, yes_probability
 from d2llm.teacher.scores import ScoreTable
 from d2llm.teacher.scoring import collect, plan_groups, plan_pairs, score
-from d2llm.training.validation import Validation
 
 #: Pairs that are scored live at most where the shipped table does not hold them: a minute or two on two cores.
 LIVE_PAIRS = 1500

@@ -3,9 +3,10 @@
 import sysconfig
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from d2llm.cache import cache_folder
+from d2llm.compact import restore
 from d2llm.data.docstrings import standard_library_pairs
 from d2llm.data.example import text_id
 from d2llm.errors import MissingError
@@ -36,10 +37,9 @@ def open_library() -> Index:
 def library_vectors(student: D2LLM, passages: list[str]) -> np.ndarray:
     """Embeddings (N, D) float32 of passages: the shipped ones by passage id, the others encoded now."""
     ids = [text_id(passage) for passage in passages]
-    shipped = load_file(VECTORS)
+    shipped = {name: value.numpy() for name, value in restore(load_file(VECTORS)).items()}
     rows = {row.tobytes().hex(): i for i, row in enumerate(shipped["ids"])}
     absent = [passage for passage, key in zip(passages, ids, strict=True) if key not in rows]
     encoded = student.encode(absent, kind="passage") if absent else np.empty((0, student.dim), np.float32)
     fresh = {text_id(passage): row for passage, row in zip(absent, encoded, strict=True)}
-    vectors = shipped["vectors"].astype(np.float32)
-    return np.stack([fresh[key] if key in fresh else vectors[rows[key]] for key in ids])
+    return np.stack([fresh[key] if key in fresh else shipped["vectors"][rows[key]] for key in ids])

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
+from d2llm.compact import shrink
 from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pairs, without
 from d2llm.data.example import Example, text_id
 from d2llm.demo.data import load_data
+from d2llm.demo.first_phase import load_first_phase, save_first_phase
 from d2llm.demo.judgements import rerank_pairs
 from d2llm.demo.recipe import DISTIL, DOMAIN, MIXED, RERANKED, SCORED_EXAMPLES, STUDENT, TEACHER
 from d2llm.demo.training import train_phase
-from d2llm.evaluation.systems import bm25
+from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
 from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, VECTORS
 from d2llm.shipped import STUDENT as STUDENT_FOLDER
@@ -35,6 +37,8 @@ from d2llm.training.vectors import TextVectors
 
 #: Held-out groups that the teacher is judged on, and the negatives in each: BM25-hard and random.
 JUDGED_GROUPS, JUDGED_HARD, JUDGED_RANDOM = 250, 2, 2
+#: In the work folder: the whole student after its first phase.
+_FIRST = "first-phase"
 
 
 def tuning_groups(seed: int = 0) -> list[Example]:
@@ -106,8 +110,11 @@ def make_scores(work: Path, teacher: Teacher, shard: int, num_shards: int) -> No
 
 
 def make_first_phase(work: Path) -> None:
-    """Train a student on the in-batch loss, on many packages and then on the standard library; ship it in float16."""
-    if FIRST_PHASE.is_dir():
+    """Train a student on the in-batch loss, on many packages and then on the standard library.
+
+    Its interaction module is shipped, and all else of it with the student that is distilled from it.
+    """
+    if (work / _FIRST).is_dir() or (FIRST_PHASE.exists() and STUDENT_FOLDER.is_dir()):
         return
     train, held_out = hold_out(standard_library_pairs())
     mixed = list(train)
@@ -116,15 +123,16 @@ def make_first_phase(work: Path) -> None:
     student = D2LLM.create(BASE_MODEL, **STUDENT)
     train_phase(student, MIXED, mixed, work / "student-mixed", resume=True)
     train_phase(student, DOMAIN, train, work / "student-domain", resume=True)
-    student.save_pretrained(FIRST_PHASE, head_dtype=torch.float16)
+    save_first_phase(student)
+    student.save_pretrained(work / _FIRST)
 
 
 def make_student(work: Path) -> None:
-    """Distil the teacher into the interaction module; ship the student and its library embeddings in float16."""
+    """Distil the teacher into the interaction module; ship the student and its library embeddings in eight bits."""
     if STUDENT_FOLDER.is_dir() and VECTORS.exists():
         return
     data = load_data()
-    student = D2LLM.from_pretrained(FIRST_PHASE)
+    student = D2LLM.from_pretrained(work / _FIRST) if (work / _FIRST).is_dir() else load_first_phase()
     examples = data.mined(SCORED_EXAMPLES)
     vectors = TextVectors.encode(student, examples, passages=data.library)
     train_phase(
@@ -136,11 +144,11 @@ def make_student(work: Path) -> None:
         vectors=vectors,
         resume=True,
     )
-    student.save_pretrained(STUDENT_FOLDER, head_dtype=torch.float16)
-    ids = np.frombuffer(bytes.fromhex("".join(map(text_id, data.library))), np.uint8).reshape(len(data.library), -1)
+    student.save_pretrained(STUDENT_FOLDER, head_dtype=torch.int8)
+    ids = torch.tensor([list(bytes.fromhex(text_id(passage))) for passage in data.library], dtype=torch.uint8)
     with atomic_path(VECTORS) as temporary:
-        save_file({"ids": ids, "vectors": vectors.passages(data.library).numpy().astype(np.float16)}, temporary)
-    found = data.held_out.metrics(D2LLM.from_pretrained(STUDENT_FOLDER))
+        save_file({"ids": ids, **shrink({"vectors": vectors.passages(data.library)})}, temporary)
+    found = student_mrr(D2LLM.from_pretrained(STUDENT_FOLDER), data.held_out)
     write_json(work / "student-mrr.json", found)
     print(found)
 

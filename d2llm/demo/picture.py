@@ -3,6 +3,8 @@
 import os
 from collections.abc import Mapping, Sequence
 
+from matplotlib.figure import Figure
+
 from d2llm.evaluation.compare import Comparison
 from d2llm.files import atomic_path
 
@@ -13,12 +15,8 @@ def draw(
     losses: Sequence[Mapping[str, float]], comparison: Comparison, path: str | os.PathLike[str], metric: str = "mrr"
 ) -> None:
     """Write a PNG with the loss parts of ``losses`` and a bar of ``metric`` for every row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     parts = sorted({name for entry in losses for name in entry if name.startswith(_PART)})
     for part in parts:
         steps = [entry["step"] for entry in losses if part in entry]
@@ -32,4 +30,3 @@ def draw(
     right.margins(x=0.12)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    pyplot.close(figure)

@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from d2llm.data.validation import Validation
 from d2llm.demo.data import load_data
+from d2llm.demo.first_phase import load_first_phase
 from d2llm.demo.judgements import check_sample, complete, rerank_pairs, reranked
 from d2llm.demo.picture import draw
 from d2llm.demo.recipe import RERANKED, DemoRecipe
 from d2llm.demo.training import train_phase
 from d2llm.evaluation.compare import Comparison, compare
 from d2llm.evaluation.retrieval import ir_metrics
-from d2llm.evaluation.systems import bm25, mean_pool_cosine
+from d2llm.evaluation.systems import bm25, iem_scores, mean_pool_cosine
 from d2llm.files import atomic_path, write_json
 from d2llm.index import Index
-from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, TEACHER
+from d2llm.shipped import BASE_MODEL, SCORES, TEACHER
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
-from d2llm.tasks import task_index
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
-from d2llm.training.validation import Validation
 from d2llm.training.vectors import TextVectors
 
 _QUESTIONS = (
@@ -90,7 +90,7 @@ def run_demo(
         train_phase(student, recipe.first, demo_data.train, out / "runs" / "first")
     else:
         print("  first phase, in-batch loss: shipped")
-        student = D2LLM.from_pretrained(FIRST_PHASE)
+        student = load_first_phase()
     print("  embeddings of every text; the encoder is left as it is from here on")
     vectors = TextVectors.encode(student, examples, held_out.queries, demo_data.library)
     twin = copy.deepcopy(student)
@@ -136,18 +136,13 @@ def _compare(
         "BM25": lexical,
         "untrained LLM, mean-pool cosine": mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
         "student cosine": cosine_similarity(queries, passages),
-        "student IEM, trained without teacher": _iem(twin, queries, passages, held_out.task),
-        "student IEM": _iem(student, queries, passages, held_out.task),
+        "student IEM, trained without teacher": iem_scores(twin, queries, passages, held_out.task),
+        "student IEM": iem_scores(student, queries, passages, held_out.task),
     }
     if judged.all():
         systems[f"teacher on BM25's best {RERANKED}"] = judged_scores
     qrels = {query: dict.fromkeys(found, 1) for query, found in enumerate(held_out.relevant)}
     return compare(systems, lambda scores: ir_metrics(scores, qrels))
-
-
-@torch.inference_mode()
-def _iem(student: D2LLM, queries: torch.Tensor, passages: torch.Tensor, task: str) -> np.ndarray:
-    return student.iem.score_all(queries, passages, task_index(task)).float().cpu().numpy()
 
 
 def _say(text: str) -> None:

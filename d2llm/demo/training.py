@@ -12,7 +12,7 @@ from d2llm.demo.recipe import Phase
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer
-from d2llm.training.run import last_checkpoint
+from d2llm.training.run import last_whole
 from d2llm.training.vectors import TextVectors
 
 
@@ -40,7 +40,7 @@ def train_phase(
     interaction module alone is trained, on them. With ``resume`` it goes on from the newest checkpoint in
     ``output``; without, what is there is removed.
     """
-    checkpoint = last_checkpoint(output) if resume else None
+    checkpoint = last_whole(output) if resume else None
     if not resume:
         shutil.rmtree(output, ignore_errors=True)
     config = phase.config(student.config.base_model, str(output))

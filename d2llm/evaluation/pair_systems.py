@@ -51,7 +51,9 @@ def mean_pool_pairs(base_model: str, num_layers: int | None, pairs: Pairs, devic
 
 
 @torch.inference_mode()
-def student_pairs(student: D2LLM, pairs: Pairs, task: str | int = SYM, **encode_options: Any) -> tuple[Scores, Scores]:
+def student_pairs(
+    student: D2LLM, pairs: Pairs, task: str | int = SYM, show_progress: bool | None = None
+) -> tuple[Scores, Scores]:
     """Cosine and IEM logits of one encoding (paper section 3.2), both (N,) float32.
 
     Raises:
@@ -61,7 +63,7 @@ def student_pairs(student: D2LLM, pairs: Pairs, task: str | int = SYM, **encode_
     sides = []
     for side, kind in enumerate(("query", "passage")):
         rows = {text: row for row, text in enumerate(dict.fromkeys(pair[side] for pair in pairs))}
-        encoded = student.encode(list(rows), kind=kind, convert_to="torch", **encode_options)
+        encoded = student.encode(list(rows), kind=kind, convert_to="torch", show_progress=show_progress)
         sides.append(encoded[[rows[pair[side]] for pair in pairs]])
     return _cosine(*sides), student.iem(*sides, branch).float().cpu().numpy()
 
@@ -115,8 +117,8 @@ def pairs_side_by_side(
         name, device = base_model, "cpu" if student is None else str(student.device)
         systems[MEAN_POOL_ROW] = lambda: mean_pool_pairs(name, num_layers, pairs, device)
     if student is not None:
-        options = {} if show_progress else {"show_progress": False}
-        systems[COSINE_ROW], systems[IEM_ROW] = student_pairs(student, pairs, task, **options)
+        progress = None if show_progress else False
+        systems[COSINE_ROW], systems[IEM_ROW] = student_pairs(student, pairs, task, progress)
     if teacher is not None:
         systems["teacher"] = lambda: teacher_pairs(teacher, pairs, task, show_progress)
     return compare(systems, metrics)

@@ -11,16 +11,17 @@ from tqdm import tqdm
 
 from d2llm.backbone import load_encoder, load_tokenizer
 from d2llm.bm25 import BM25, top_indices
+from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.evaluation.compare import Comparison, Row
 from d2llm.evaluation.retrieval import RECALL_AT, ir_metrics, reranked_scores
 from d2llm.student import D2LLM
-from d2llm.student.encoding import batches_by_length, check_texts, cosine_similarity, pad, tokenize
+from d2llm.student.encoding import cosine_similarity
 from d2llm.tasks import ASYM, task_index
+from d2llm.texts import batches_by_length, check_texts, pad, tokenize
 
 if TYPE_CHECKING:
     from d2llm.teacher.model import Teacher
-    from d2llm.training.validation import Validation
 
 Matrix = NDArray[np.float32]
 _T = TypeVar("_T")
@@ -97,7 +98,13 @@ def mean_pool_cosine(
 
 
 def student_scores(
-    student: D2LLM, queries: Sequence[str], passages: Sequence[str], task: str | int = ASYM, **encode_options: Any
+    student: D2LLM,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    task: str | int = ASYM,
+    *,
+    show_progress: bool | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Matrix, Matrix]:
     """Cosine and IEM logits of one encoding (paper section 3.2), both (Nq, Np) float32.
 
@@ -106,14 +113,23 @@ def student_scores(
         queries: Nq non-empty texts.
         passages: Np non-empty texts.
         task: branch of the interaction module.
-        **encode_options: as for :func:`d2llm.student.encoding.encode`, such as ``batch_size``.
+        show_progress, dtype: as for :meth:`D2LLM.encode`.
 
     Raises:
         InputError: for an empty text or an unknown task.
     """
-    branch = task_index(task)
-    vectors = _encode(student, queries, passages, encode_options)
-    return cosine_similarity(*vectors), _iem(student, *vectors, branch)
+    task_index(task)  # Refused before the encoding, which takes longer.
+    vectors = _encode(student, queries, passages, show_progress, dtype)
+    return cosine_similarity(*vectors), iem_scores(student, *vectors, task)
+
+
+def student_mrr(student: D2LLM, data: Validation, dtype: torch.dtype | None = None) -> dict[str, float]:
+    """Mean reciprocal rank over all passages: ``mrr`` by the interaction module, ``mrr_cosine`` by cosine.
+
+    ``dtype`` is that of :meth:`D2LLM.encode`.
+    """
+    cosine, logits = student_scores(student, data.queries, data.passages, data.task, dtype=dtype, show_progress=False)
+    return {"mrr": data.mean_reciprocal_rank(logits), "mrr_cosine": data.mean_reciprocal_rank(cosine)}
 
 
 def teacher_reranking(
@@ -155,7 +171,7 @@ def teacher_reranking(
 
 
 def side_by_side(
-    data: "Validation",
+    data: Validation,
     student: D2LLM | None = None,
     teacher: "Teacher | None" = None,
     *,
@@ -199,7 +215,7 @@ def side_by_side(
             lambda: mean_pool_cosine(name, num_layers, data.queries, data.passages, device=device)
         )
     if student is not None:
-        systems |= _student_systems(student, data, {} if show_progress else {"show_progress": False})
+        systems |= _student_systems(student, data, None if show_progress else False)
     if teacher is not None:
         stage = first_stage if student is not None else BM25_ROW
         if stage not in systems:
@@ -215,27 +231,32 @@ def side_by_side(
 
 
 def _student_systems(
-    student: D2LLM, data: "Validation", encode_options: dict[str, Any]
+    student: D2LLM, data: Validation, show_progress: bool | None
 ) -> dict[str, tuple[NDArray[Any], float]]:
     """Both ways of a student to score, with the time of the encoding in each."""
-    vectors, encoding = _timed(lambda: _encode(student, data.queries, data.passages, encode_options))
+    vectors, encoding = _timed(lambda: _encode(student, data.queries, data.passages, show_progress))
     cosine, seconds = _timed(lambda: cosine_similarity(*vectors))
-    logits, more = _timed(lambda: _iem(student, *vectors, task_index(data.task)))
+    logits, more = _timed(lambda: iem_scores(student, *vectors, data.task))
     return {COSINE_ROW: (cosine, encoding + seconds), IEM_ROW: (logits, encoding + more)}
 
 
 def _encode(
-    student: D2LLM, queries: Sequence[str], passages: Sequence[str], options: dict[str, Any]
+    student: D2LLM,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    show_progress: bool | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return (
-        student.encode(queries, kind="query", convert_to="torch", **options),
-        student.encode(passages, kind="passage", convert_to="torch", **options),
+        student.encode(queries, "query", convert_to="torch", show_progress=show_progress, dtype=dtype),
+        student.encode(passages, "passage", convert_to="torch", show_progress=show_progress, dtype=dtype),
     )
 
 
 @torch.inference_mode()
-def _iem(student: D2LLM, queries: torch.Tensor, passages: torch.Tensor, branch: int) -> Matrix:
-    return student.iem.score_all(queries, passages, branch).float().cpu().numpy()
+def iem_scores(student: D2LLM, queries: torch.Tensor, passages: torch.Tensor, task: str | int) -> Matrix:
+    """IEM logits (Nq, Np) float32 of query embeddings (Nq, D) with passage embeddings (Np, D)."""
+    return student.iem.score_all(queries, passages, task_index(task)).float().cpu().numpy()
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:

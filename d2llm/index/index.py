@@ -13,7 +13,7 @@ from tqdm import tqdm
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.files import atomic_path
 from d2llm.index import ranking
-from d2llm.index.inputs import Corpus, Passages, check_corpus, check_count, check_ids, check_texts, check_vectors
+from d2llm.index.inputs import Corpus, Passages, check_corpus, check_count, check_ids, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import (
     Model,
@@ -31,6 +31,7 @@ from d2llm.index.snapshot import Snapshot, save_deleted
 from d2llm.index.stored import DTYPES
 from d2llm.index.writer import SEGMENTS, collect, shards, write_lock, write_shards
 from d2llm.tasks import ASYM, task_index
+from d2llm.texts import check_texts
 
 MODES = ("exact", "bm25", "cosine")
 
@@ -166,9 +167,7 @@ class Index:
             InputError: for an empty query, k or candidates out of range, an unknown task or mode, or
                 an index without what the mode or the encoding needs.
         """
-        texts = check_texts("queries", [queries] if isinstance(queries, str) else queries)
-        if not texts:
-            raise InputError("queries: expected at least one, got none")
+        texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
         branch = self._check_search(k, task, mode, candidates)
         vectors = check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)
         return self._hits(*self._rank(vectors, texts, k, branch, mode, candidates))

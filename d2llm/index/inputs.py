@@ -1,6 +1,6 @@
 """Checks of what a caller hands to the index: passages, ids, vectors and k."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from d2llm.errors import InputError
+from d2llm.texts import check_texts
 
 Passages: TypeAlias = Sequence[str] | Sequence[tuple[str, str]]
 
@@ -78,19 +79,6 @@ def check_ids(ids: Sequence[str]) -> list[str]:
     return names
 
 
-def check_texts(name: str, texts: Iterable[Any]) -> list[str]:
-    """The texts as a list.
-
-    Raises:
-        InputError: for a text that is not a string or holds nothing but white space.
-    """
-    checked = list(texts)
-    for i, text in enumerate(checked):
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{name}[{i}]: expected a non-empty text, got {text!r}")
-    return checked
-
-
 def check_vectors(name: str, vectors: Any, dim: int, first: int = 0) -> Tensor:
     """The vectors as a float32 CPU tensor (n, dim).
 
@@ -135,11 +123,11 @@ def _texts(passages: Passages | None) -> tuple[list[str] | None, list[str] | Non
         raise InputError("passages: expected a sequence of texts, got one string")
     rows: list[Any] = list(passages)
     if not rows or isinstance(rows[0], str):
-        return None, check_texts("passages", rows)
+        return None, check_texts(rows, "passages", none=True)
     for i, row in enumerate(rows):
         if not isinstance(row, (tuple, list)) or len(row) != 2:
             raise InputError(f"passages[{i}]: expected a text or an (id, text) pair, all alike, got {row!r}")
-    return check_ids([row[0] for row in rows]), check_texts("passages", [row[1] for row in rows])
+    return check_ids([row[0] for row in rows]), check_texts([row[1] for row in rows], "passages")
 
 
 def _what(value: Any) -> str:

@@ -1,16 +1,19 @@
 """A student on disk: config.json and the trained weights; the base model is named, or copied on request."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from typing_extensions import Unpack
 
+from d2llm.compact import restore, shrink
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path, read_json, write_json
-from d2llm.student.configuration import D2LLMConfig
+from d2llm.student.configuration import Architecture, D2LLMConfig, check_fields
 
 if TYPE_CHECKING:
     from d2llm.student.modeling import D2LLM
@@ -19,15 +22,18 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 #: Folder of the copied base model, inside the student's folder.
 BASE = "base"
-_HEAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_HEAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
 
 def save(
     model: "D2LLM",
-    path: str | os.PathLike[str],
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    max_shard_size: int | str | None = None,
+    *,
     head_dtype: torch.dtype | None = None,
     save_base: bool = False,
-    **_: Any,
 ) -> None:
     """Write a student's folder: config.json and model.safetensors with LoRA and heads.
 
@@ -35,19 +41,29 @@ def save(
 
     Args:
         model: the student.
-        path: folder to write.
-        head_dtype: number type on disk, such as ``torch.float16`` for a folder half the size; None keeps every bit.
+        save_directory: folder to write.
+        is_main_process: transformers' Trainer says False on all processes but one; nothing is then written.
+        state_dict: weights by name to write in place of the model's own, as the Trainer gathers them from shards; those
+            of the frozen base are left out.
+        max_shard_size: what ``push_to_hub`` passes on; a student is one small file whatever it says.
+        head_dtype: number type on disk: ``torch.float16`` for a folder half the size, ``torch.int8`` for a quarter (see
+            :mod:`d2llm.compact`); None keeps every bit.
         save_base: also copy the base model and its tokenizer, so that the folder needs nothing else.
-        **_: options of ``PreTrainedModel.save_pretrained`` that a student has no use for.
 
     Raises:
         InputError: for another number type.
     """
     if head_dtype is not None and head_dtype not in _HEAD_DTYPES:
         raise InputError(f"head_dtype: expected one of {_HEAD_DTYPES}, got {head_dtype}")
-    path = Path(path)
+    if not is_main_process:
+        return
+    path = Path(save_directory)
     path.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.to("cpu", head_dtype or v.dtype).contiguous() for k, v in model.trainable_state().items()}
+    own = model.trainable_state() if state_dict is None else own_weights(state_dict.items())
+    if head_dtype == torch.int8:
+        weights = shrink(own)
+    else:
+        weights = {name: value.to("cpu", head_dtype or value.dtype).contiguous() for name, value in own.items()}
     with atomic_path(path / WEIGHTS) as target:
         save_file(weights, target, metadata={"format": "pt"})
     config = {**model.config.to_dict(), "architectures": ["D2LLM"]}
@@ -55,6 +71,16 @@ def save(
         _save_base(model, path / BASE)
         config["base_model"] = BASE
     write_json(path / CONFIG, config)
+
+
+def own_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Those of named weights that are the student's own (LoRA and heads) and not its frozen base's, as views."""
+    return {name: value.detach() for name, value in weights if is_own(name)}
+
+
+def is_own(name: str) -> bool:
+    """Whether a weight of this name is the student's own."""
+    return not name.startswith("backbone.") or ".lora_" in name
 
 
 def _save_base(model: "D2LLM", path: Path) -> None:
@@ -69,30 +95,37 @@ def _save_base(model: "D2LLM", path: Path) -> None:
         model.tokenizer.save_pretrained(target)
 
 
-def load(cls: type["D2LLM"], path: str | os.PathLike[str], dtype: torch.dtype | None = None, **changes: Any) -> "D2LLM":
+def load(
+    cls: type["D2LLM"],
+    path: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    base_model: str | os.PathLike[str] | None = None,
+    **changes: Unpack[Architecture],
+) -> "D2LLM":
     """Read a student's folder; LoRA and heads come back bit for bit.
 
     Args:
         cls: the model class.
         path: folder written by :func:`save`.
         dtype: number type of the frozen base instead of the configured one; LoRA and heads stay float32.
-        **changes: fields of the configuration to replace, such as ``base_model`` or ``kernels_backend``.
+        base_model: decoder instead of the configured one, such as the same one at another place.
+        **changes: fields of the configuration to replace, by name, such as ``kernels_backend``.
 
     Raises:
         MissingError: if the folder, one of its files or the base model is missing.
         FormatError: if a file is malformed, or its weights do not fit the configuration.
         InputError: for an unknown field.
     """
+    check_fields(changes)
     path = Path(path)
     if not path.is_dir():
         raise MissingError(f"{path}: no such folder; expected a student with {CONFIG} and {WEIGHTS}")
     fields = read_json(path / CONFIG)
     if not isinstance(fields, dict) or fields.get("model_type") != D2LLMConfig.model_type:
         raise FormatError(f"{path / CONFIG}: expected a configuration with model_type {D2LLMConfig.model_type!r}")
-    unknown = changes.keys() - D2LLMConfig().to_dict().keys()
-    if unknown:
-        raise InputError(f"from_pretrained: unknown options {sorted(unknown)}")
     fields.update(changes)
+    if base_model is not None:
+        fields["base_model"] = os.fspath(base_model)
     if dtype is not None:
         fields["base_dtype"] = str(dtype).removeprefix("torch.")
     weights = read_weights(path / WEIGHTS)
@@ -105,7 +138,7 @@ def load(cls: type["D2LLM"], path: str | os.PathLike[str], dtype: torch.dtype | 
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file.
+    """The weights in a student's file, in whatever number type it holds them.
 
     Raises:
         MissingError: if there is no such file.
@@ -114,8 +147,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise MissingError(f"{path}: file not found")
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        return restore(load_file(path))
+    except (SafetensorError, KeyError) as error:
         raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
 
 

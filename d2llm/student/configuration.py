@@ -1,6 +1,7 @@
 """Everything that decides a student's architecture, kept in its config.json."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypedDict
 
 import torch
 from transformers import PretrainedConfig
@@ -12,6 +13,39 @@ BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": 
 _INITS = ("warm", "xavier")
 _RESIDUALS = ("seed", "projected")
 _DEFAULT_HEADS = 32
+
+
+class Architecture(TypedDict, total=False):
+    """The fields of :class:`D2LLMConfig` that a call may set by name, beside the base model."""
+
+    base_dtype: str
+    num_layers: int | None
+    hidden_layer: int
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_targets: str | list[str]
+    pma_heads: int | None
+    pma_ln: bool
+    pma_residual: str
+    iem_hidden: int
+    init: str
+    query_length: int
+    passage_length: int
+    kernels_backend: str
+
+
+def check_fields(names: Iterable[str]) -> None:
+    """Make sure that every name is a field of :class:`Architecture`, as Python itself does not.
+
+    Raises:
+        InputError: naming those that are not.
+    """
+    unknown = sorted(set(names) - Architecture.__annotations__.keys())
+    if unknown:
+        raise InputError(
+            f"student: unknown fields {unknown}; expected some of {', '.join(Architecture.__annotations__)}"
+        )
 
 
 class D2LLMConfig(PretrainedConfig):

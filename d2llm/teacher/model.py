@@ -16,8 +16,10 @@ from tqdm import tqdm
 from d2llm.backbone import load_causal_lm, load_tokenizer
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.files import read_json, sha256
-from d2llm.teacher.prompt import PromptBuilder, left_pad, length_batches
+from d2llm.quiet import quiet
+from d2llm.teacher.prompt import PromptBuilder, left_pad
 from d2llm.teacher.templates import TEMPLATES, Template
+from d2llm.texts import batches_by_length
 
 #: In an adapter's folder: the settings it was tuned with, and its weights as peft names them.
 SETTINGS = "teacher.json"
@@ -80,12 +82,22 @@ class Teacher(nn.Module):
         dtype: torch.dtype = torch.float32,
         num_layers: int | None = None,
         revision: str | None = None,
-        **options: Any,
+        templates: Sequence[Template] | None = None,
+        query_length: int | None = None,
+        passage_length: int | None = None,
     ) -> "Teacher":
         """Load a causal LM by name (see :mod:`d2llm.backbone`), cut to ``num_layers``, with a LoRA adapter on it.
 
-        An adapter folder made by ``d2llm teach`` remembers the number of layers and the text lengths it
-        was made with. The lengths are taken from it unless given in ``options``, which go to the constructor.
+        Args:
+            model: the LLM's name.
+            adapter: folder made by ``d2llm teach``. It remembers the number of layers and the text lengths it was made
+                with.
+            dtype: number type of the weights.
+            num_layers: keep only the first layers; None takes what the adapter remembers, or all.
+            revision: of a model on the hub.
+            templates: one for each task that will be asked; None takes the constructor's.
+            query_length, passage_length: most tokens kept of each text; None takes what the adapter remembers, or the
+                constructor's.
 
         Raises:
             MissingError: if the model, the adapter or a file of either is missing.
@@ -100,7 +112,8 @@ class Teacher(nn.Module):
                     f"num_layers: the adapter was tuned with {remembered['num_layers']} layers, got {num_layers}"
                 )
             num_layers = remembered["num_layers"]
-            options = {**{name: remembered[name] for name in ("query_length", "passage_length")}, **options}
+            query_length = remembered["query_length"] if query_length is None else query_length
+            passage_length = remembered["passage_length"] if passage_length is None else passage_length
         lm = load_causal_lm(model, dtype, num_layers, revision)
         decoder = lm.get_decoder()
         if adapter is not None:
@@ -112,7 +125,9 @@ class Teacher(nn.Module):
             "num_layers": num_layers,
             "weights_dtype": str(dtype).removeprefix("torch."),
         }
-        return cls(decoder, lm.get_output_embeddings(), load_tokenizer(model, revision), origin, **options).eval()
+        options = {"templates": templates, "query_length": query_length, "passage_length": passage_length}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        return cls(decoder, lm.get_output_embeddings(), load_tokenizer(model, revision), origin, **given).eval()
 
     def header(self) -> dict[str, Any]:
         """What decides this teacher's scores: model, adapter, templates, answer tokens, text lengths, number type."""
@@ -180,6 +195,8 @@ class Teacher(nn.Module):
             InputError: for a task without a template, lists of different lengths, an empty text or a
                 ``batch_tokens`` below 1.
         """
+        if batch_tokens < 1:
+            raise InputError(f"batch_tokens: expected at least 1, got {batch_tokens}")
         prompts = self.builder(task).build(queries, passages)
         device = self.head.weight.device
         logits = np.empty((len(prompts), 2), np.float32)
@@ -188,7 +205,7 @@ class Teacher(nn.Module):
         self.decoder.eval()
         try:
             with torch.inference_mode(), tqdm(total=len(prompts), desc="teacher", disable=not show_progress) as bar:
-                for rows in length_batches([len(prompt) for prompt in prompts], batch_tokens):
+                for rows in batches_by_length([len(prompt) for prompt in prompts], token_budget=batch_tokens):
                     inputs = left_pad([prompts[i] for i in rows], self.tokenizer.pad_token_id)
                     z, y = self({name: tensor.to(device) for name, tensor in inputs.items()}, task)
                     logits[rows], features[rows] = z.cpu().numpy(), y.float().cpu().numpy()
@@ -265,12 +282,13 @@ def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
     try:
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             names = set(file.keys())
-        model = PeftModel.from_pretrained(decoder, os.fspath(folder))
+        with quiet():
+            model = PeftModel.from_pretrained(decoder, os.fspath(folder))
     except SafetensorError as error:
         raise FormatError(f"adapter: {folder / ADAPTER_WEIGHTS}: truncated or altered ({error})") from None
     except (RuntimeError, ValueError) as error:  # Other widths, or none of the modules that it adapts.
         raise MismatchError(f"adapter: {folder} was not made for this model ({error})") from None
     # peft passes over weights that have no place in the model.
-    if names != set(get_peft_model_state_dict(model)):
+    if names != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
         raise MismatchError(f"adapter: {folder} was made for a model with other layers")
     return model

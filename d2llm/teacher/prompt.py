@@ -1,12 +1,13 @@
 """Prompts as token ids: texts are shortened to fit, the question at the end never is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from d2llm.errors import InputError
 from d2llm.teacher.templates import Template
+from d2llm.texts import check_texts, pad
 
 
 def answer_id(tokenizer: Any, answer: str) -> int:
@@ -74,13 +75,7 @@ class PromptBuilder:
         Raises:
             InputError: for lists of different lengths or an empty text.
         """
-        texts = {"queries": queries, "passages": passages}
-        for name, values in texts.items():
-            if isinstance(values, str):
-                raise InputError(f"{name}: expected a list of texts, got the text {values[:40]!r}")
-            for i, value in enumerate(values):
-                if not isinstance(value, str) or not value.strip():
-                    raise InputError(f"{name}[{i}]: expected a non-empty text, got {value!r}")
+        queries, passages = check_texts(queries, "queries", none=True), check_texts(passages, "passages", none=True)
         if len(queries) != len(passages):
             raise InputError(f"passages: expected one for each of {len(queries)} queries, got {len(passages)}")
         cut = {
@@ -97,35 +92,10 @@ class PromptBuilder:
         return prompts
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, shortest first; a batch padded to its longest has at most ``batch_tokens``.
-
-    One that is longer than that by itself is a batch of one.
-
-    Raises:
-        InputError: if ``batch_tokens`` is below 1.
-    """
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens: expected at least 1, got {batch_tokens}")
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and lengths[i] * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """``input_ids``, ``attention_mask`` and ``position_ids``, each (N, L) int64, padded on the left.
 
     Left padding puts every prompt's last token at position -1, where the answer is read.
     """
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[i, longest - len(prompt) :] = 1
+    ids, mask = pad(prompts, pad_id, "left")
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}

@@ -18,15 +18,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from d2llm.checkpoints import last_checkpoint
 from d2llm.data.example import Example
-from d2llm.errors import FormatError, InputError, MissingError
-from d2llm.files import atomic_path, read_json, sha256, write_json
+from d2llm.errors import InputError
+from d2llm.files import atomic_path, sha256, write_json
+from d2llm.quiet import quiet
 from d2llm.teacher.model import ADAPTER_WEIGHTS, NO, SETTINGS, YES, Teacher
 from d2llm.teacher.prompt import left_pad
 
 #: Chunks of like length that a step's prompts are run in.
 CHUNKS = 3
-_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def tune(
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
     )
-    teacher.decoder = get_peft_model(teacher.decoder, lora)
+    with quiet():
+        teacher.decoder = get_peft_model(teacher.decoder, lora)
     arguments = _arguments(os.fspath(output), config)
     # The trainer moves the decoder alone.
     teacher.head.to(arguments.device)
@@ -115,7 +117,7 @@ def tune(
         data_collator=_GroupCollator(teacher),
         callbacks=list(callbacks),
     )
-    checkpoint = _last_checkpoint(Path(output))
+    checkpoint = last_checkpoint(Path(output))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
     adapter = Path(output) / "adapter"
     save_adapter(teacher, adapter)
@@ -160,19 +162,6 @@ def _arguments(output: str, config: TuningConfig) -> TrainingArguments:
         dataloader_pin_memory=False,
         report_to="none",
     )
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; one that was being written when the process was killed is passed over."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-"))):
-        try:
-            # The trainer writes its state last of all.
-            read_json(path / _STATE)
-        except (FormatError, MissingError):
-            continue
-        return path
-    return None
 
 
 class _GroupCollator:

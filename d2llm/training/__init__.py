@@ -3,6 +3,5 @@
 from d2llm.training.config import TrainConfig, load_config
 from d2llm.training.run import train
 from d2llm.training.trainer import DistillationTrainer
-from d2llm.training.validation import Validation
 
-__all__ = ["DistillationTrainer", "TrainConfig", "Validation", "load_config", "train"]
+__all__ = ["DistillationTrainer", "TrainConfig", "load_config", "train"]

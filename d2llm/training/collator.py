@@ -10,8 +10,8 @@ from torch import Tensor
 from d2llm.data.example import Example, text_id
 from d2llm.errors import MismatchError
 from d2llm.losses import duplicate_mask
-from d2llm.student.encoding import pad, tokenize
 from d2llm.tasks import task_index
+from d2llm.texts import pad, tokenize
 from d2llm.training.vectors import TextVectors
 
 

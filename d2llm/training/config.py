@@ -12,7 +12,7 @@ import yaml
 
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.losses import LossWeights
-from d2llm.student import D2LLMConfig
+from d2llm.student.configuration import Architecture
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class TrainConfig:
     #: Folder of checkpoints and of the finished student.
     output_dir: str
     data: DataConfig = field(default_factory=DataConfig)
-    #: Fields of :class:`~d2llm.student.D2LLMConfig`.
+    #: Fields of :class:`~d2llm.student.configuration.Architecture`.
     student: dict[str, Any] = field(default_factory=dict)
     loss: LossWeights = field(default_factory=LossWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -144,9 +144,7 @@ def build_config(values: Mapping[str, Any]) -> TrainConfig:
         InputError: naming an unknown or missing field, or a value of the wrong type.
     """
     config: TrainConfig = _build(TrainConfig, values, "")
-    hints = typing.get_type_hints(D2LLMConfig.__init__)
-    for reserved in ("base_model", "kwargs", "return"):
-        hints.pop(reserved, None)
+    hints = typing.get_type_hints(Architecture)
     student = {name: _convert(hints, name, value, "student.") for name, value in config.student.items()}
     config.student.clear()
     config.student.update(student)

@@ -4,21 +4,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from d2llm.checkpoints import last_checkpoint
 from d2llm.data.jsonl import read_examples
-from d2llm.errors import FormatError, InputError, MismatchError
+from d2llm.data.validation import Validation
+from d2llm.errors import InputError, MismatchError
 from d2llm.files import read_json, write_json
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.collator import Scores, check_header
 from d2llm.training.config import TrainConfig
 from d2llm.training.trainer import DistillationTrainer
-from d2llm.training.validation import Validation
 
 #: The configuration a folder's checkpoints were made with.
 SETTINGS = "training.json"
 #: Fields that may change when a run is resumed: they do not change what a step computes.
 _MAY_CHANGE = {"output_dir", "run.epochs", "run.max_steps", "run.logging_steps", "run.save_total_limit", "run.patience"}
-_STATE = "trainer_state.json"
 
 
 def train(config: TrainConfig, resume: bool = False) -> D2LLM:
@@ -68,7 +68,7 @@ def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:
         MismatchError: if its checkpoints were made with settings that would change the run.
     """
     folder = Path(config.output_dir)
-    checkpoint = last_checkpoint(folder)
+    checkpoint = last_whole(folder)
     if checkpoint is not None and not resume:
         raise InputError(f"output_dir: {folder} already holds {checkpoint.name}; resume it or name another folder")
     settings = asdict(config)
@@ -83,18 +83,9 @@ def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:
     return checkpoint
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; one that was being written when the run was killed is passed over."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-"))):
-        try:
-            # The trainer writes its state last of all.
-            read_json(path / _STATE)
-            read_weights(path / WEIGHTS)
-        except (FormatError, FileNotFoundError):
-            continue
-        return path
-    return None
+def last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint of a run whose weights can be read too."""
+    return last_checkpoint(folder, lambda path: read_weights(path / WEIGHTS))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

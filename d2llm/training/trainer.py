@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +11,13 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from d2llm.data.example import Example
+from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.losses import d2llm_loss
 from d2llm.student import D2LLM
-from d2llm.training.batches import EpochExamples, PlannedBatches, plan
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import TrainConfig
-from d2llm.training.validation import Validation
+from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
 from d2llm.training.vectors import TextVectors
 
 _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
@@ -67,7 +66,7 @@ def _checkpointing(enabled: bool) -> dict[str, Any]:
 class DistillationTrainer(Trainer):
     """Trains a student on examples, with or without a teacher's scores.
 
-    Batches follow :func:`d2llm.training.batches.plan`, each loss part is logged under ``loss_<part>``, checkpoints
+    Batches follow :class:`d2llm.training.plan.Plan`, each loss part is logged under ``loss_<part>``, checkpoints
     hold LoRA and heads only, and a run that is killed and resumed ends, on the CPU, with the same bits as one that
     was not.
     """
@@ -101,15 +100,12 @@ class DistillationTrainer(Trainer):
         self.validation = validation
         self.part_sums: dict[str, Tensor] = {}
         self.part_steps = 0
-        tasks = [example.task for example in examples] if config.data.one_task_batches else None
-        self.make_plan = partial(self._plan, len(examples), tasks)
         arguments = training_arguments(config, validation is not None)
         if arguments.n_gpu > 1:
             raise InputError(
                 f"devices: expected one process a GPU (torchrun, accelerate launch), got one for {arguments.n_gpu}"
             )
-        self.world_size, self.rank = arguments.world_size, arguments.process_index
-        self.make_plan(0)
+        self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
         self.examples = EpochExamples(examples, config.data.negatives, config.run.seed)
         stopping = [EarlyStoppingCallback(config.run.patience)] if validation and config.run.patience else []
         super().__init__(
@@ -128,15 +124,11 @@ class DistillationTrainer(Trainer):
             callbacks=[*(callbacks or []), *stopping],
         )
 
-    def _plan(self, num_examples: int, tasks: list[str] | None, epoch: int) -> Any:
-        run = self.config.run
-        return plan(num_examples, run.batch_size, run.seed, epoch, self.world_size, tasks)
-
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
-        batches = len(self.make_plan(0))
-        updates = -(-batches // self.args.gradient_accumulation_steps)
-        sampler = PlannedBatches(self.make_plan, self.rank, lambda: self.state.global_step // updates)
+        sampler = PlannedBatches(
+            self.plan, self.args.process_index, lambda: self.state.global_step // self.plan.updates
+        )
         return DataLoader(
             self.examples,
             batch_sampler=sampler,
@@ -201,8 +193,11 @@ class DistillationTrainer(Trainer):
         """
         if self.validation is None:
             raise InputError("validation: expected validation data to evaluate on, got None")
+        # Imported here: what compares systems brings trec_eval and scikit-learn along.
+        from d2llm.evaluation.systems import student_mrr
+
         dtype = torch.bfloat16 if self.args.bf16 else None
-        found = self.validation.metrics(self.student, dtype=dtype)
+        found = student_mrr(self.student, self.validation, dtype)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

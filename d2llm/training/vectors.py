@@ -5,7 +5,6 @@ every hard negative that the teacher has scored.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,15 +41,14 @@ class TextVectors:
         examples: Iterable[Example],
         queries: Iterable[str] = (),
         passages: Iterable[str] = (),
-        **options: Any,
     ) -> "TextVectors":
-        """Embeddings of every text of ``examples`` and of further texts; ``options`` are those of ``D2LLM.encode``."""
+        """Embeddings of every text of ``examples`` and of further texts."""
         examples = list(examples)
         asked = list(dict.fromkeys([*queries, *(example.query for example in examples)]))
         held = list(dict.fromkeys([*passages, *(text for example in examples for text in example.passages)]))
         return cls(
-            (asked, student.encode(asked, kind="query", convert_to="torch", **options)),
-            (held, student.encode(held, kind="passage", convert_to="torch", **options)),
+            (asked, student.encode(asked, kind="query", convert_to="torch")),
+            (held, student.encode(held, kind="passage", convert_to="torch")),
         )
 
     def queries(self, texts: Sequence[str]) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from d2llm_kernels import gpu_interaction
-from d2llm_kernels.cuda.library import operators
+from d2llm_kernels.cuda.library import module, operators
 from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.promotion import cast_like, promoted
 
@@ -67,25 +67,17 @@ class _Kernels:
     def __init__(self, branch: Branch) -> None:
         self.branch = branch
         self.transposed = branch.weight.t().contiguous()
-        self.parts = max(1, gpu_interaction.PROGRAMS // operators().weights_blocks(branch.weight))
+        self.parts = max(1, gpu_interaction.PROGRAMS // module().weights_blocks(branch.weight.shape[0]))
 
     def slopes(
         self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, dpre: Tensor, pairs: bool
     ) -> tuple[Tensor, Tensor]:
-        tiles = operators().slopes_tiles(a, b, pairs)
-        dbias, dout_weight = dz.new_empty(2, tiles, a.shape[1])
-        operators().slopes(a, b, *self.branch, dz, dfeatures, dpre, dbias, dout_weight, pairs)
+        dbias, dout_weight = operators().slopes(a, b, *self.branch, dz, dfeatures, dpre, pairs)
         return dbias, dout_weight
 
     def weights(self, a: Tensor, b: Tensor, dpre: Tensor, dweight: Tensor, pairs: bool) -> None:
         operators().weights(a, b, dpre, dweight, pairs)
 
     def inputs(self, a: Tensor, b: Tensor, dpre: Tensor, pairs: bool) -> tuple[Tensor | None, Tensor]:
-        queries, (passages, width) = 1 if pairs else a.shape[0], b.shape
-        parts, blocks = operators().inputs_plan(a, b, pairs)
-        groups = min(queries, -(-gpu_interaction.PROGRAMS // blocks))
-        share = -(-queries // groups)
-        da = None if pairs else a.new_empty(queries, parts, width, dtype=torch.float32)
-        db = b.new_empty(-(-queries // share), passages, width, dtype=torch.float32)
-        operators().inputs(a, b, self.transposed, dpre, da, db, share, pairs)
-        return da, db
+        da, db = operators().inputs(a, b, self.transposed, dpre, gpu_interaction.PROGRAMS, pairs)
+        return None if pairs else da, db

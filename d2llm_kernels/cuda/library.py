@@ -4,7 +4,10 @@ It is a library of its own, so that a torch without CUDA loads that of the CPU. 
 ``tests/emulation`` it takes CPU tensors instead.
 """
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -15,6 +18,8 @@ from d2llm_kernels import extension
 
 #: Another file to load in place of the installed library.
 LIBRARY = "D2LLM_KERNELS_CUDA_LIBRARY"
+#: "1": kernels for one GPU that have yet to prove faster run where they can. Read when the library is loaded.
+EXPERIMENTAL = "D2LLM_KERNELS_EXPERIMENTAL"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _EXTENSION = extension.Extension("_cuda", LIBRARY)
 _OLDEST_GPU = (8, 0)
@@ -22,23 +27,43 @@ _OLDEST_GPU = (8, 0)
 
 @cache
 def missing() -> str | None:
-    """Why the library cannot be used here, or None once it is loaded."""
+    """Why the library cannot be used here, or None once it is loaded and one of the GPUs runs it."""
     return extension.missing(_EXTENSION) or (None if emulated() else _no_gpu())
 
 
+@cache
 def module() -> ModuleType:
-    """The extension's module; importing it registers the operators.
+    """The extension's module; importing it registers the operators. Its ``launches()`` counts launches by kernel.
 
     Raises:
         ImportError: if there is none, or it does not fit.
     """
-    return extension.load(_EXTENSION)
+    loaded = extension.load(_EXTENSION)
+    loaded.use_experimental(os.environ.get(EXPERIMENTAL) == "1")
+    return loaded
 
 
+@cache
 def operators() -> Any:
     """The namespace of the library's operators."""
     module()
     return torch.ops.d2llm_cuda
+
+
+@contextmanager
+def experimental(wanted: bool = True) -> Iterator[None]:
+    """Whether kernels for one GPU that have yet to prove faster run inside, whatever the environment said.
+
+    Where the library is missing there is nothing to choose.
+    """
+    if missing() is not None:
+        yield
+        return
+    before = module().use_experimental(wanted)
+    try:
+        yield
+    finally:
+        module().use_experimental(before)
 
 
 def emulated() -> bool:
@@ -47,10 +72,19 @@ def emulated() -> bool:
 
 
 def unsupported(device: str, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot take tensors of this device type and (promoted) dtype, or None when they can."""
-    expected = "cpu" if emulated() else "cuda"
-    if device != expected:
-        return f"the CUDA kernels take {expected} tensors, got {device} tensors"
+    """Why the kernels cannot take tensors of this device and (promoted) dtype, or None when they can.
+
+    Args:
+        device: its type, which means the current device of that type, or type and index.
+    """
+    expected, kind = "cpu" if emulated() else "cuda", torch.device(device).type
+    if kind != expected:
+        return f"the CUDA kernels take {expected} tensors, got {kind} tensors"
+    if kind == "cuda" and (misfits := _misfits()):
+        index = torch.device(device).index
+        reason = misfits.get(torch.cuda.current_device() if index is None else index)
+        if reason is not None:
+            return reason
     if dtype not in DTYPES:
         return f"the CUDA kernels take float16, bfloat16 and float32, got {str(dtype).removeprefix('torch.')}"
     return None
@@ -59,11 +93,21 @@ def unsupported(device: str, dtype: torch.dtype) -> str | None:
 def _no_gpu() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    capability = torch.cuda.get_device_capability()
-    if capability < _OLDEST_GPU:
-        return f"the GPU's compute capability is below {'.'.join(map(str, _OLDEST_GPU))}"
-    built = module().build_info()["architectures"]
-    return None if _fits(built, capability) else f"built for {built}, the GPU is sm_{capability[0]}{capability[1]}"
+    misfits = _misfits()
+    return "; ".join(misfits.values()) if len(misfits) == torch.cuda.device_count() else None
+
+
+@cache
+def _misfits() -> dict[int, str]:
+    """The GPUs that cannot run the kernels, and why."""
+    built, found = module().build_info()["architectures"], {}
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if capability < _OLDEST_GPU:
+            found[index] = f"cuda:{index} has a compute capability below {'.'.join(map(str, _OLDEST_GPU))}"
+        elif not _fits(built, capability):
+            found[index] = f"built for {built}, cuda:{index} is sm_{capability[0]}{capability[1]}"
+    return found
 
 
 def _fits(built: str, capability: tuple[int, int]) -> bool:

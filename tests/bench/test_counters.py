@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.counters import __main__ as gate
 from benchmarks.counters import cases, instructions
+from benchmarks.counters.launches import DEVICE, issued
 from d2llm.bench.memory import peak_bytes
 
 BUILT = {"torch": "2.13.0", "compiler": "g++ 12"}
@@ -59,3 +60,26 @@ def test_operations_of_the_folded_forms():
     assert found["attn_pool"] == 2 * 2 * 4 * 96 * 64 * 4
     # A product of (pairs, F) with (F, F); the last layer is no matrix product.
     assert found["iem_scores"] == 16 * 256 * 2 * 64**2
+
+
+def test_what_an_update_does_not_count_stays_unless_it_is_of_another_build():
+    known = baseline(**{"instructions, avx512": {"a": 1}, "FLOPs, folded": {"a": 1}, "launches, triton": {"a": 9}})
+    new = gate.updated(known, {"launches, triton": {"a": 5}}, {**BUILT, "compiler": "g++ 14"})
+    assert new["counts"] == {"FLOPs, folded": {"a": 1}, "launches, triton": {"a": 5}}
+    assert new["built_with"]["compiler"] == "g++ 14"
+
+
+def test_launches_are_triton_kernels_and_what_torch_launches():
+    pytest.importorskip("triton")
+    x = torch.empty(4, 3, device=DEVICE)
+    with issued() as found:
+        x.t().expand(2, 3, 4).contiguous().add_(torch.empty_like(x.t()))
+    assert found.launching == ["clone", "add_.Tensor"] and found.launches == 2
+    # Besides: an allocation and three views.
+    assert found.host_operations == found.launches + 4
+    counts = gate.count_launches()
+    launched, asked = counts["launches, triton"], counts["host operations, triton"]
+    assert launched.keys() == asked.keys() and all(0 < launched[name] <= asked[name] for name in asked)
+    # Scores in chunks of pairs: the backward's three kernels and their sums for each.
+    assert launched["IEM.score_all 4096 backward"] > 20 * launched["IEM.score_all 32 backward"] / 3
+    assert "IEM.topk backward" not in launched

@@ -1,7 +1,5 @@
 """Rows' variants for one GPU alone: offered there and nowhere else, judged as the others are."""
 
-import os
-
 import pytest
 import torch
 
@@ -33,11 +31,9 @@ def test_offered_where_the_kernels_are(monkeypatch, case, capability, missing, n
     assert experimental.variants(case, torch.device("cpu")) == []
 
 
-def test_fp8_is_judged_and_the_environment_left_as_it_was(monkeypatch):
-    monkeypatch.setenv("D2LLM_KERNELS_EXPERIMENTAL", "0")
+def test_fp8_is_judged(monkeypatch):
     found = experimental.measure(SMALL, FP8, Timer(fewest=1, most=1), 1.0)
     assert found["median_s"] > 0 and 0 <= found["error"] <= found["limit"]
     right = Interaction.in_fp8
     monkeypatch.setattr(Interaction, "in_fp8", lambda self, backend="auto": right(self, backend) * 1.1)
     assert experimental.measure(SMALL, FP8, Timer(fewest=1, most=1), 1.0)["failure"].startswith("wrong")
-    assert os.environ["D2LLM_KERNELS_EXPERIMENTAL"] == "0"

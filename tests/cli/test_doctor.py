@@ -1,12 +1,14 @@
-"""The doctor sees what is wrong, says what to do, and its list of packages is that of the project."""
+"""The doctor sees what is wrong, says what to do, and its list of packages is that of the metadata."""
 
 import re
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import d2llm.doctor as doctor
-from d2llm.doctor import OPTIONAL, REQUIRED, cache_check, disk_check, package_check, run_checks
+import d2llm.requirements as requirements
+from d2llm.doctor import EXTRAS, cache_check, disk_check, package_check, run_checks
 from tests.cli.conftest import Run
 
 PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text()
@@ -24,14 +26,14 @@ def test_every_warning_says_what_to_do() -> None:
 
 
 def test_an_error_sets_the_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REQUIRED, "no-such-package", "1")
+    monkeypatch.setattr(doctor, "needed", lambda extra="": [Requirement("no-such-package>=1")])
     result = run("doctor")
-    assert result.exit_code == 1 and 'pip install "no-such-package>=1"' in result.output
+    assert result.exit_code == 1 and 'pip install --upgrade "no-such-package>=1"' in result.output
 
 
 def test_an_old_package_is_an_error() -> None:
-    check = package_check("numpy", "999")
-    assert check.status == "error" and "needs 999" in check.detail and "--upgrade" in check.advice
+    check = package_check(Requirement("numpy>=999"))
+    assert check.status == "error" and "needs >=999" in check.detail and "--upgrade" in check.advice
 
 
 def test_an_unknown_backend_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,8 +57,32 @@ def test_little_space_is_a_warning_and_none_an_error(tmp_path: Path, monkeypatch
         assert disk_check(tmp_path).status == status
 
 
-def test_packages_are_those_of_the_project() -> None:
-    listed = dict(re.findall(r'^    "([\w-]+)>=([\d.]+)",$', PROJECT.split("[project.optional-dependencies]")[0], re.M))
-    assert listed == REQUIRED
-    for package, _, extra in OPTIONAL:
-        assert re.search(rf'^{extra} = \[.*"{package}', PROJECT, re.M), package
+METADATA = [
+    "numpy>=1.26",
+    "x>=2; extra == 'demo'",
+    "y; extra == 'serve'",
+    "z; python_version < '3' and extra == 'demo'",
+]
+
+
+def test_packages_are_those_of_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements.importlib.metadata, "requires", lambda _: METADATA)
+    assert [each.name for each in requirements.needed()] == ["numpy"]
+    assert [each.name for each in requirements.needed("demo")] == ["x"]
+    found = {check.name: check for check in run_checks()}
+    assert found["numpy"].status == "ok" and found["x"].status == "warn" and "y" not in found and "z" not in found
+    assert found["x"].advice == 'pip install --upgrade "d2llm[demo]"'
+
+
+def test_run_from_source_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> None:
+        raise requirements.importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(requirements.importlib.metadata, "requires", absent)
+    assert next(check for check in run_checks() if check.name == "d2llm").status == "warn"
+
+
+def test_extras_that_are_explained_exist() -> None:
+    assert (
+        set(re.findall(r"^([a-z]+) = \[", PROJECT.split("[project.optional-dependencies]")[1], re.M)) >= EXTRAS.keys()
+    )

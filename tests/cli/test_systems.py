@@ -8,10 +8,10 @@ import torch
 
 from d2llm.backbone import load_encoder, load_tokenizer
 from d2llm.data.example import Example
+from d2llm.data.validation import Validation
 from d2llm.errors import InputError
-from d2llm.evaluation.systems import mean_pool_cosine, side_by_side, student_scores, teacher_reranking
+from d2llm.evaluation.systems import mean_pool_cosine, side_by_side, student_mrr, student_scores, teacher_reranking
 from d2llm.student import D2LLM
-from d2llm.training.validation import Validation
 
 QUERIES = ["open the file", "close the socket of x"]
 PASSAGES = ["open a file of x y", "read it", "close the socket of z and then that of x y"]
@@ -53,6 +53,13 @@ def test_student_scores_equal_pairwise_scores(student: D2LLM) -> None:
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     q, p = student.encode(QUERIES, kind="query", normalize=True), student.encode(PASSAGES, normalize=True)
     np.testing.assert_allclose(cosine, q @ p.T, atol=1e-6)
+
+
+def test_student_mrr(student: D2LLM) -> None:
+    texts = ["open the file", "close the socket of x y", "z", "read a b c"]
+    found = student_mrr(student, Validation.from_examples([Example(text, text) for text in texts]))
+    # A warm student ranks by distance, and no text is nearer to a text than itself.
+    assert found == {"mrr": 1.0, "mrr_cosine": 1.0}
 
 
 def test_teacher_judges_only_candidates_and_orders_them() -> None:

@@ -4,8 +4,8 @@ import math
 import pytest
 
 from d2llm.data.example import Example
-from d2llm.data.importers import import_data, read_any, sniff
-from d2llm.data.jsonl import read_examples
+from d2llm.data.importers import read_any, sniff
+from d2llm.data.jsonl import read_examples, write_examples
 from d2llm.errors import FormatError, InputError, MissingError
 
 
@@ -132,11 +132,11 @@ def test_beir_faults(tmp_path, row, fault):
 def test_import_writes_the_projects_own_format(tmp_path):
     source = jsonl(tmp_path / "fe.jsonl", {"query": "q", "pos": ["p"], "neg": ["n"]})
     target = tmp_path / "data.jsonl"
-    assert import_data(source, target, task="sym") == 1
+    assert write_examples(target, read_any(source, task="sym")) == 1
     assert sniff(target) == "d2llm"
     assert read_any(target) == read_examples(target) == [Example("q", "p", ("n",), "sym")]
     with pytest.raises(FormatError, match=r"fe\.jsonl:1: pos: expected"):
-        import_data(jsonl(source, {"query": "q", "pos": [], "neg": ["n"]}), target)
+        write_examples(target, read_any(jsonl(source, {"query": "q", "pos": [], "neg": ["n"]})))
     assert len(read_examples(target)) == 1
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
+from d2llm.compact import restore
 from d2llm.data.docstrings import hold_out, standard_library_pairs
 from d2llm.data.example import Example, text_id
 from d2llm.data.jsonl import write_examples
@@ -87,11 +88,11 @@ def test_shipped_student_answers_over_the_standard_library() -> None:
 
 def test_shipped_vectors_are_those_of_the_shipped_student() -> None:
     student = D2LLM.from_pretrained(STUDENT)
-    shipped = load_file(VECTORS)
+    shipped = {name: value.numpy() for name, value in restore(load_file(VECTORS)).items()}
     rows = {row.tobytes().hex(): i for i, row in enumerate(shipped["ids"])}
     passages = [pair.positive for pair in standard_library_pairs() if text_id(pair.positive) in rows][::400]
     assert passages
     live = student.encode(passages, kind="passage")
-    kept = shipped["vectors"][[rows[text_id(passage)] for passage in passages]].astype(np.float32)
+    kept = shipped["vectors"][[rows[text_id(passage)] for passage in passages]]
     cosine = (live * kept).sum(1) / np.linalg.norm(live, axis=1) / np.linalg.norm(kept, axis=1)
     assert cosine.min() > 0.99

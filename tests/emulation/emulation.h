@@ -16,7 +16,6 @@
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <map>
 #include <mutex>
 #include <numeric>
 #include <random>
@@ -42,7 +41,6 @@ class Machine {
                 unsigned cluster = 1) {
         std::lock_guard<std::mutex> lock(mutex_);
         name_ = name;
-        ++launches_[name.substr(0, name.find(' '))];
         largest_shared_ = std::max(largest_shared_, shared);
         kernel_ = kernel;
         configure();
@@ -74,11 +72,6 @@ class Machine {
 
     // Dynamic shared memory of the largest block so far.
     size_t largest_shared() const { return largest_shared_; }
-
-    int launches(const std::string& kernel) const {
-        const auto found = launches_.find(kernel);
-        return found == launches_.end() ? 0 : found->second;
-    }
 
     void wait(Wait kind) {
         Fiber& fiber = *fibers_[current_];
@@ -331,7 +324,6 @@ class Machine {
     std::vector<unsigned> ranks_, warps_, lanes_;  // in the order of their turns
     std::deque<std::function<bool()>> under_way_;
     std::mt19937 shuffled_;
-    std::map<std::string, int> launches_;
     jmp_buf scheduler_;
     unsigned current_ = 0, first_block_ = 0;
     bool eager_ = false, eager_products_ = false, running_ = false;

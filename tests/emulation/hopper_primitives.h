@@ -229,11 +229,13 @@ inline uint32_t larger(uint32_t a, uint32_t b) {
 // driver.h
 
 struct Call {
-    const char* kernel;
-    std::string shape;
+    Kernel& kernel;
+    std::function<std::string()> shape;
+
+    std::string label() const { return std::string(kernel.name) + " (" + shape() + ")"; }
 
     void check(cudaError_t status) const {
-        if (status != cudaSuccess) throw std::runtime_error(std::string(kernel) + " (" + shape + "): refused");
+        if (status != cudaSuccess) throw std::runtime_error(label() + ": refused");
     }
 };
 
@@ -247,9 +249,8 @@ void launch_clusters(const Call& call, void (*kernel)(Arguments), int64_t wanted
     constexpr size_t kMostShared = 227 << 10;
     if (least > kMost || cluster > 8 || shared > kMostShared) call.check(cudaErrorInvalidConfiguration);
     const unsigned number = static_cast<unsigned>(wanted < kMost ? wanted : kMost);
-    Machine::get().launch(
-        std::string(call.kernel) + " (" + call.shape + ")", dim3(number * cluster), threads, shared,
-        [=] { kernel(arguments); }, cluster);
+    Machine::get().launch(call.label(), dim3(number * cluster), threads, shared, [=] { kernel(arguments); }, cluster);
+    call.kernel.count();
 }
 
 }  // namespace hopper

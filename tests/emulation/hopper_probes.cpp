@@ -74,7 +74,8 @@ void faulty_kernel(const Fault fault) {
 // `source` (64, 64) bfloat16 is what boxes are of.
 at::Tensor fault(const at::Tensor& source, const std::string& kind) {
     at::Tensor to = at::empty({2, 128}, source.options().dtype(at::kFloat));
-    const Call call{"hopper_fault", kind};
+    Kernel kernel{"hopper_fault"};
+    const Call call{kernel, [&] { return kind; }};
     const char* origin = static_cast<const char*>(source.const_data_ptr()) + (kind == "origin" ? 2 : 0);
     const CUtensorMap map = tensor_map<bf16, 2>(call, origin, {64, 64}, {64}, {kind == "wide" ? 128 : 64, 64}, true);
     launch_clusters(call, faulty_kernel, 1, 1, 2, 128, kBytes, nullptr, Fault{kind, map, to.mutable_data_ptr<float>()});

@@ -3,6 +3,7 @@
 
 #include "elements.h"
 #include "emulation.h"
+#include "kernels.h"
 
 namespace d2llm {
 
@@ -82,16 +83,41 @@ float element(const char* lanes, bool second, int index, int k, E) {
     return widen(E{uint16_t(word >> k % 2 * 16)});
 }
 
+// Numbers as a matrix unit adds them, which rounds nothing to nearest: all are cut off one bit below the last of the
+// largest in float32, added up, and the sum is cut off to float32. So measured on real ones: Fasi, Higham, Mikaitis and
+// Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7:e330, 2021; Khattak and Mikaitis,
+// "Accurate models of NVIDIA tensor cores", arXiv 2512.07004, 2025, who found one more bit of the terms in newer units.
+template <size_t N>
+float truncated_sum(const float (&terms)[N]) {
+    float largest = 0;
+    for (float term : terms) largest = std::isfinite(term) ? max(largest, std::fabs(term)) : INFINITY;
+    if (!std::isfinite(largest)) return std::accumulate(terms, terms + N, 0.0f);
+    const double last = std::ldexp(1.0, max(int(bits_of(largest) >> 23), 1) - 127 - 24);
+    int64_t sum = 0;
+    for (float term : terms) sum += static_cast<int64_t>(term / last);
+    const int spare = 64 - 24 - __builtin_clzll(std::abs(sum) | 1);
+    return static_cast<float>((spare > 0 ? sum / (int64_t{1} << spare) * (int64_t{1} << spare) : sum) * last);
+}
+
 template <class E>
 void mma_words(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, E tag) {
     const char* lanes = emulation::Machine::get().exchange(Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
     const int lane = threadIdx.x % 32;
     for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        float sum = 0;
-        for (int k = 0; k < int(32 / sizeof(E)); ++k)
-            sum += element(lanes, false, row, k, tag) * element(lanes, true, column, k, tag);
-        c[i] += sum;
+        const auto product = [&](int k) {
+            return element(lanes, false, row, k, tag) * element(lanes, true, column, k, tag);
+        };
+        if constexpr (sizeof(E) == 4) {
+            // Four products at a time, the fewest that a unit for tf32 was found to take.
+            for (int k = 0; k < 8; k += 4)
+                c[i] = truncated_sum({c[i], product(k), product(k + 1), product(k + 2), product(k + 3)});
+        } else {
+            // What is cut off here is far below the rounding of the operands.
+            float sum = 0;
+            for (int k = 0; k < 16; ++k) sum += product(k);
+            c[i] += sum;
+        }
     }
 }
 
@@ -151,11 +177,12 @@ inline void pause() { emulation::Machine::get().spin(); }
 
 inline float exponential(float value) { return std::exp(value); }
 
-template <class Arguments>
-void launch(void (*kernel)(Arguments), const char* name, dim3 grid, unsigned threads, size_t shared, cudaStream_t,
-            const Arguments& arguments, const std::string& shape) {
-    const std::string label = std::string(name) + " (" + shape + ")";
-    emulation::Machine::get().launch(label, grid, threads, shared, [=] { kernel(arguments); });
+template <class Arguments, class Shape>
+void launch(void (*function)(Arguments), Kernel& kernel, dim3 grid, unsigned threads, size_t shared, cudaStream_t,
+            const Arguments& arguments, Shape shape) {
+    const std::string label = std::string(kernel.name) + " (" + shape() + ")";
+    emulation::Machine::get().launch(label, grid, threads, shared, [=] { function(arguments); });
+    kernel.count();
 }
 
 }  // namespace d2llm

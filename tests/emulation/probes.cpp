@@ -38,12 +38,20 @@ void faulty_kernel(const Fault fault) {
         fault.to[thread] = shared[thread];
     }
     if (fault.kind == "barrier") __syncwarp();
+    if (fault.kind == "product") {
+        // from[8] plus the sum of from[0] to from[7].
+        const uint32_t one = __float_as_uint(1), *terms = reinterpret_cast<const uint32_t*>(fault.from);
+        float sums[4] = {fault.from[8], 0, 0, 0};
+        mma_words(sums, {terms[thread % 4], 0, terms[4 + thread % 4], 0}, one, one, float{});
+        fault.to[thread] = sums[0];
+    }
 }
 
 at::Tensor fault(const at::Tensor& from, const std::string& kind) {
     at::Tensor to = at::empty_like(from);
-    launch(faulty_kernel, "fault", dim3(1), 64, 256, nullptr,
-           Fault{from.const_data_ptr<float>(), to.mutable_data_ptr<float>(), kind}, kind);
+    Kernel kernel{"fault"};
+    launch(faulty_kernel, kernel, dim3(1), 64, 256, nullptr,
+           Fault{from.const_data_ptr<float>(), to.mutable_data_ptr<float>(), kind}, [&] { return kind; });
     return to;
 }
 
@@ -53,6 +61,4 @@ at::Tensor fault(const at::Tensor& from, const std::string& kind) {
 TORCH_LIBRARY(d2llm_emulation, m) {
     m.def("fault(Tensor source, str kind) -> Tensor", &d2llm::fault);
     m.def("largest_shared() -> int", [] { return static_cast<int64_t>(emulation::Machine::get().largest_shared()); });
-    m.def("launches(str kernel) -> int",
-          [](const std::string& kernel) { return static_cast<int64_t>(emulation::Machine::get().launches(kernel)); });
 }

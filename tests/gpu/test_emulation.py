@@ -1,12 +1,14 @@
 """The CUDA kernels in the emulation under other schedules, and the emulation itself: does it see what it should?"""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import d2llm_kernels as dk
-from tests.contract import run
+from d2llm_kernels import reference
+from tests.contract import assert_parity, run
 
 SCHEDULES = (("forward", "late"), ("reverse", "late"), ("7", "late"), ("forward", "eager"), ("reverse", "eager"))
 
@@ -46,6 +48,42 @@ def test_the_schedule_changes_nothing(dtype, monkeypatch):
         results.append(everything(dtype))
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_given_pairs_score_as_they_do_in_a_grid(make_pairs, dtype):
+    a, b, *weights = make_pairs(3, 20, 200, dtype)
+    grid = dk.functional.iem_scores(a, b, *weights, backend="cuda")
+    assert torch.equal(grid, dk.functional.iem_pairs(a[:, None], b[None].expand(3, -1, -1), *weights, backend="cuda"))
+
+
+@pytest.mark.parametrize(
+    "terms,total",
+    [
+        ({8: 1.0, 0: 1.5 * 2**-24}, 1.0),
+        ({8: -1.0, 5: -1.5 * 2**-24}, -1.0),
+        ({8: 1 + 2**-23, 0: 2**-24}, 1 + 2**-23),
+        ({8: 1.0, 0: 2**-24, 1: 2**-24}, 1 + 2**-23),
+        ({8: 1.0, 0: 2**-24, 4: 2**-24}, 1.0),
+        ({0: 1.0, 1: 2**-12, 2: -1.0}, 2**-12),
+    ],
+)
+def test_matrix_units_cut_off_what_arithmetic_would_round(terms, total):
+    source = torch.zeros(64)
+    for place, term in terms.items():
+        source[place] = term
+    assert (torch.ops.d2llm_emulation.fault(source, "product") == total).all()
+
+
+def test_long_sums_of_float32_stay_within_the_contract(make_pairs, make_tokens, monkeypatch):
+    monkeypatch.setenv(dk.backends.ENVIRONMENT, "cuda")
+    pairs = partial(dk.functional.iem_pairs, return_features=True)
+    assert_parity(lambda *t: (dk.functional.iem_scores(*t),), lambda *t: (reference.iem_scores(*t),),
+                  make_pairs(2, 20, 512), torch.float32)  # fmt: skip
+    assert_parity(pairs, reference.iem_pairs, make_pairs(20, 20, 512), torch.float32)
+    for shape in ((1, 20, 4096, 4), (1, 700, 64, 4)):
+        x, u, _ = make_tokens(*shape)
+        assert_parity(dk.functional.attn_pool, reference.attn_pool, (x, u), torch.float32)
 
 
 def test_every_gpu_has_the_shared_memory():

@@ -29,22 +29,19 @@ SCHEDULES = [
 
 
 @pytest.fixture(autouse=True)
-def experimental(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("D2LLM_KERNELS_EXPERIMENTAL", "1")
+def experimental(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(backends.ENVIRONMENT, "cuda")
+    with library.experimental():
+        yield
 
 
 @contextmanager
-def runs(kernel: str) -> Iterator[None]:
-    """What is inside must launch ``kernel``: shapes that it does not take go to the portable ones unnoticed."""
-
-    def launches() -> int:
-        library.operators()
-        return torch.ops.d2llm_emulation.launches(kernel) if EMULATED else 0
-
-    before = launches()
+def runs(*kernels: str) -> Iterator[None]:
+    """What is inside must launch these kernels and no others: shapes that they do not take go elsewhere unnoticed."""
+    before = library.module().launches()
     yield
-    assert not EMULATED or launches() > before, f"{kernel} did not run"
+    launched = {name for name, count in library.module().launches().items() if count > before[name]}
+    assert launched == set(kernels)
 
 
 def scores(*tensors):
@@ -90,10 +87,10 @@ def test_scores_parity_of_wider_branches(make_pairs, queries, passages, hidden, 
 
 
 def test_gradients_are_those_of_the_portable_kernels(make_pairs, make_tokens):
-    with runs(SCORES):
+    with runs(SCORES, "iem_slopes", "iem_inputs", "iem_weights"):
         assert_parity(scores, plain_scores, make_pairs(3, 20, 128), torch.bfloat16)
     x, u, mask = make_tokens(2, 20, 64, 4)
-    with runs(POOL):
+    with runs(POOL, "pool_products", "pool_softmax", "pool_gradients"):
         assert_parity(partial(pool, mask=mask), partial(reference.attn_pool, mask=mask), (x, u), torch.bfloat16)
 
 
@@ -148,7 +145,7 @@ def test_fp8_scores_of_what_is_not_finite_are_nan(make_pairs):
 
 def test_fp8_topk_is_ranked_by_the_kernel_for_pairs(make_pairs):
     a, b, *branch = make_pairs(2, 400, 128, torch.float32)
-    with runs(SCORES_FP8):
+    with runs(SCORES_FP8, "iem_scores"):
         values, indices = fp8.iem_topk(a, b, branch, 10, backend="cuda")
     expected = dk.functional.iem_topk(a, b, *branch, 10)
     assert torch.equal(indices, expected[1])
@@ -167,7 +164,11 @@ def test_pool_parity(make_tokens, batch, length, dim, heads, dtype):
             assert_forward_parity(partial(pool, mask=kept), partial(reference.attn_pool, mask=kept), (x, u), dtype)
 
 
-@pytest.mark.parametrize("dim,heads", [(896, 16), (1536, 12), (3584, 28), (5120, 40), (8192, 64)])
+# Clusters of 1, 2, 3, 4, 5, 5, 6, 7 and 8 blocks.
+@pytest.mark.parametrize(
+    "dim,heads",
+    [(896, 16), (1536, 12), (3072, 24), (3584, 28), (5120, 40), (5120, 8), (6144, 48), (7168, 16), (8192, 64)],
+)
 def test_pool_parity_at_the_widths_of_llms(make_tokens, dim, heads):
     x, u, mask = make_tokens(1, 18, dim, heads)
     with runs(POOL):
@@ -202,7 +203,7 @@ def test_masked_tokens_are_not_read_and_an_all_masked_row_pools_to_zero(make_tok
     assert (clean[0][1] == 0).all() and (clean[1][1] == -math.inf).all()
 
 
-@pytest.mark.parametrize("dim,heads", [(64, 9), (2048, 33)])
+@pytest.mark.parametrize("dim,heads", [(64, 9), (2048, 33), (5120, 8), (6144, 20)])
 def test_packed_and_padded_give_the_same_bits(make_tokens, dim, heads):
     x, u, _ = make_tokens(4, 37, dim, heads, torch.bfloat16)
     lengths = torch.tensor([37, 1, 16, 20], device=x.device)
@@ -225,17 +226,21 @@ def test_offsets_that_leave_the_batch_do_what_they_do_elsewhere(make_tokens, mon
     cu = torch.tensor([-5, 3, 60, 3, 900, 1 << 40])
     with runs(POOL):
         got = pooling.attn_pool(guarded(x[0]), u, None, cu)
-    monkeypatch.setenv("D2LLM_KERNELS_EXPERIMENTAL", "0")
-    for one, two in zip(got, pooling.attn_pool(x[0], u, None, cu), strict=True):
+    with library.experimental(False), runs("pool_forward"):
+        plain = pooling.attn_pool(x[0], u, None, cu)
+    for one, two in zip(got, plain, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.skipif(not EMULATED, reason="chooses schedules in the emulation")
-@pytest.mark.parametrize("case", ("scores", "narrow", "full", "wide", "fp8", "pool", "packed"))
+@pytest.mark.parametrize("case", ("scores", "narrow", "full", "wide", "fp8", "pool", "packed", "five", "six"))
 def test_the_schedule_changes_nothing(make_pairs, make_tokens, monkeypatch, case):
     def outputs():
         if case == "pool":
             x, u, mask = make_tokens(5, 90, 2048, 33, torch.bfloat16)
+            return pool(x, u, mask=mask)
+        if case in ("five", "six"):  # blocks of a cluster
+            x, u, mask = make_tokens(2, 50, {"five": 5120, "six": 6144}[case], 4, torch.bfloat16)
             return pool(x, u, mask=mask)
         if case == "packed":
             x, u, _ = make_tokens(1, 170, 1024, 16, torch.bfloat16)
@@ -251,7 +256,8 @@ def test_the_schedule_changes_nothing(make_pairs, make_tokens, monkeypatch, case
         monkeypatch.setenv("EMULATION_ORDER", order)
         monkeypatch.setenv("EMULATION_COPIES", copies)
         monkeypatch.setenv("EMULATION_PRODUCTS", products)
-        with runs({"fp8": SCORES_FP8, "pool": POOL, "packed": POOL}.get(case, SCORES)):
+        pooled = case in ("pool", "packed", "five", "six")
+        with runs(POOL if pooled else SCORES_FP8 if case == "fp8" else SCORES):
             results.append(outputs())
     for other in results[1:]:
         assert_equal(results[0], other)

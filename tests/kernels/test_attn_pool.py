@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import d2llm_kernels as dk
 from d2llm_kernels import ops, reference
+from tests import adversarial
 from tests.contract import assert_parity, run
 from tests.kernels.cases import BACKENDS, CASES, PARITY
 
@@ -45,6 +46,28 @@ def test_parity_packed_with_empty_sequences(backend, dtype, threads):
     cu = torch.tensor([0, 0, 7, 8, 8, 70, 70], dtype=torch.int32)
     kernel, literal = partial(pool, backend=backend, cu_seqlens=cu), partial(reference.attn_pool, cu_seqlens=cu)
     assert_parity(kernel, literal, (x[0], u), dtype)
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("tokens", adversarial.TOKENS)
+@pytest.mark.parametrize("batch,length,dim,heads", [(1, 1, 40, 3), (4, 64, 96, 5), (3, 131, 70, 9)])
+def test_parity_where_scores_tie(batch, length, dim, heads, tokens, backend, dtype):
+    x, u, mask = adversarial.pool(batch, length, dim, heads, tokens)
+    for kept in (None, mask):
+        kernel, literal = partial(pool, backend=backend, mask=kept), partial(reference.attn_pool, mask=kept)
+        assert_parity(kernel, literal, (x, u), dtype)
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+def test_equal_scores_give_the_mean_and_a_lone_token_itself(backend, dtype):
+    """To the last bit, where the number of tokens is a power of two."""
+    x, u, mask = (t.to(dtype) if t.is_floating_point() else t for t in adversarial.pool(3, 64, 96, 5, "no query"))
+    pooled, lse = pool(x, u, backend)
+    assert torch.equal(pooled, x.mean(1, dtype=torch.float64).to(dtype)[:, None].expand(pooled.shape))
+    torch.testing.assert_close(lse, torch.full_like(lse, math.log(64)))
+    x, u, mask = (t.to(dtype) if t.is_floating_point() else t for t in adversarial.pool(3, 64, 96, 5, "grid"))
+    alone = pool(x, u, backend, mask=mask)[0][0]
+    assert torch.equal(alone, x[0, 32].expand(5, 96))
 
 
 def test_bfloat16_tokens_wider_than_a_block():
@@ -88,8 +111,10 @@ def test_nan_in_masked_tokens_does_not_leak(backend):
 
 
 @pytest.mark.parametrize("backend,dtype", CASES)
-def test_padded_and_packed_agree_bit_for_bit(backend, dtype):
-    x, u, _ = inputs(5, 40, 96, 6)
+@pytest.mark.parametrize("dim", (96, 5, 33, 50, 130))
+def test_padded_and_packed_agree_bit_for_bit(dim, backend, dtype):
+    """In every width: rows of most begin anywhere in a line of the cache."""
+    x, u, _ = inputs(5, 40, dim, 6)
     x, u = x.to(dtype), u.to(dtype)
     lengths = torch.tensor([40, 1, 0, 17, 33])
     mask = torch.arange(40) < lengths[:, None]
@@ -102,11 +127,11 @@ def test_padded_and_packed_agree_bit_for_bit(backend, dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=25, deadline=None)
-@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_a_row_does_not_depend_on_its_neighbours(backend, lengths, seed):
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 99), dim=st.integers(1, 40))
+def test_a_row_does_not_depend_on_its_neighbours(backend, lengths, seed, dim):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(sum(lengths), 24, generator=generator)
-    u = torch.randn(3, 24, generator=generator)
+    x = torch.randn(sum(lengths), dim, generator=generator)
+    u = torch.randn(3, dim, generator=generator)
     cu = torch.tensor([0, *lengths]).cumsum(0)
     pooled, lse = pool(x, u, backend, cu_seqlens=cu)
     for row, (start, end) in enumerate(pairwise(cu.tolist())):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.contract import MAXIMUM_FACTOR, RMS_FACTOR, assert_within
+from tests.contract import MAXIMUM_FACTOR, RMS_FACTOR, SMALLEST_ROW, assert_within
 
 
 def within(size: int, ratio: float) -> bool:
@@ -19,3 +19,26 @@ def within(size: int, ratio: float) -> bool:
 @pytest.mark.parametrize("size,factor", [(1, MAXIMUM_FACTOR), (2, RMS_FACTOR), (100, RMS_FACTOR)])
 def test_one_number_is_held_as_a_maximum_and_more_on_average_too(size, factor):
     assert within(size, 0.99 * factor) and not within(size, 1.01 * factor)
+
+
+def test_row_by_row_a_small_row_does_not_hide_behind_a_large_one():
+    exact = torch.tensor([1000.0, 0.693], dtype=torch.float64)
+    same = exact * (1 + 1e-7)
+    wrong = torch.tensor([1000.0, 1.386]).double()
+    whole = torch.bfloat16  # its rounding of 1000 is 8
+    assert_within(wrong, same, exact, whole)
+    with pytest.raises(AssertionError, match="maximum error 1.000e"):
+        assert_within(wrong.float(), same, exact, whole, rows=SMALLEST_ROW)
+    matrix = exact[:, None] * torch.tensor([1.0, -0.01], dtype=torch.float64)
+    assert_within((matrix * (1 + 1e-7)).float(), matrix, matrix, torch.float32, rows=SMALLEST_ROW)
+    matrix_wrong = matrix.clone()
+    matrix_wrong[1, 1] += 0.001
+    with pytest.raises(AssertionError, match="maximum error 1.443e-03"):
+        assert_within(matrix_wrong.float(), matrix, matrix, torch.float32, rows=SMALLEST_ROW)
+
+
+def test_row_by_row_what_underflows_counts_as_nothing():
+    exact = torch.tensor([1.0, 2.0**-140], dtype=torch.float64)
+    assert_within(torch.tensor([1.0, 0.0]), exact, exact, torch.float32, rows=SMALLEST_ROW)
+    with pytest.raises(AssertionError, match="maximum error"):
+        assert_within(torch.tensor([1.0, 2.0**-99]), exact, exact, torch.float32, rows=SMALLEST_ROW)

@@ -1,5 +1,7 @@
 """The library of the CUDA kernels: which GPUs it fits, what is said where it cannot be used."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -49,6 +51,42 @@ def test_a_library_for_another_torch_is_not_loaded_and_says_so(named):
     assert expected in str(backends.missing("cuda"))
     with pytest.raises(BackendError, match="backend='cuda': _cuda.so was built for torch 1.0.0"):
         attn_pool(torch.randn(1, 2, 16), torch.randn(2, 16), backend="cuda")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Makes up GPUs of these compute capabilities, the first of them current, and a library built for sm_90a."""
+
+    def make(*capabilities):
+        monkeypatch.setattr(library, "emulated", lambda: False)
+        monkeypatch.setattr(library.extension, "missing", lambda extension: None)
+        info = SimpleNamespace(build_info=lambda: {"architectures": "9.0a"})
+        monkeypatch.setattr(library, "module", lambda: info)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capabilities[device or 0])
+        for function in (library.missing, library._misfits):
+            function.cache_clear()
+
+    yield make
+    for function in (library.missing, library._misfits):
+        function.cache_clear()
+
+
+def test_each_gpu_is_asked_for_itself(gpus):
+    gpus((7, 5), (9, 0), (8, 6))
+    assert library.missing() is None
+    reasons = {device: library.unsupported(device, torch.bfloat16) for device in ("cuda:0", "cuda:1", "cuda:2")}
+    assert reasons["cuda:1"] is None
+    assert reasons["cuda:0"] == "cuda:0 has a compute capability below 8.0"
+    assert reasons["cuda:2"] == "built for 9.0a, cuda:2 is sm_86"
+    assert library.unsupported("cuda", torch.bfloat16) == reasons["cuda:0"]
+
+
+def test_a_library_that_no_gpu_runs_is_missing(gpus):
+    gpus((8, 6), (7, 0))
+    assert library.missing() == "built for 9.0a, cuda:0 is sm_86; cuda:1 has a compute capability below 8.0"
 
 
 def test_what_is_no_library_says_so(named):

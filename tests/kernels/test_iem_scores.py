@@ -8,8 +8,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import d2llm_kernels as dk
 from d2llm_kernels import reference
+from tests import adversarial
 from tests.contract import assert_parity
-from tests.kernels.cases import BACKENDS, CASES, PARITY
+from tests.kernels.cases import BACKENDS, CASES, PARITY, needs_even_products
 
 
 def inputs(queries: int, passages: int, hidden: int, seed: int = 0):
@@ -44,6 +45,21 @@ def test_pairs_parity(rows, hidden, backend, dtype, threads):
     assert_parity(partial(pairs, backend=backend), reference.iem_pairs, inputs(rows, rows, hidden), dtype)
 
 
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("queries,passages,hidden", [(1, 1, 1), (5, 63, 50), (7, 130, 33), (40, 3, 16)])
+def test_whole_numbers_are_exact(queries, passages, hidden, backend, dtype):
+    """Every sum is, in any order; gradients too where the relu's argument is exactly 0."""
+    tensors = adversarial.pairs(queries, passages, hidden)
+    got = scores(*(t.to(dtype) for t in tensors), backend=backend)[0]
+    assert torch.equal(got.double(), reference.iem_scores(*tensors))
+    assert_parity(partial(scores, backend=backend), lambda *t: (reference.iem_scores(*t),), tensors, dtype)
+    rows = min(queries, passages)
+    tensors = (tensors[0][:rows], tensors[1][:rows], *tensors[2:])
+    got, exact = pairs(*(t.to(dtype) for t in tensors), backend=backend), reference.iem_pairs(*tensors)
+    assert all(torch.equal(one.double(), other) for one, other in zip(got, exact, strict=True))
+    assert_parity(partial(pairs, backend=backend), reference.iem_pairs, tensors, dtype)
+
+
 def test_gradcheck():
     tensors = tuple(t.requires_grad_() for t in inputs(3, 4, 6))
     assert torch.autograd.gradcheck(scores, tensors)
@@ -69,13 +85,15 @@ def test_pairs_equal_the_diagonal_of_scores_and_broadcast():
     torch.testing.assert_close(dk.functional.iem_pairs(a[:, None], b, *weights), full, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend,dtype", [case for case in CASES if torch.float64 not in case.values])
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("hidden", (100, 9, 33))
 @pytest.mark.parametrize("passages", (1, 5, 17, 257, 300))
-def test_a_score_does_not_depend_on_place_or_neighbours(passages, backend, dtype):
+def test_a_score_does_not_depend_on_place_or_neighbours(passages, hidden, backend, dtype):
+    needs_even_products(backend, dtype, hidden)
     score = partial(scores, backend=backend)
-    a, b, *weights = (t.to(dtype) for t in inputs(3, 1, 100))
+    a, b, *weights = (t.to(dtype) for t in inputs(3, 1, hidden))
     alone = score(a, b, *weights)[0]
-    crowd = torch.cat([b.expand(passages, -1), torch.randn(7, 100).to(dtype)])
+    crowd = torch.cat([b.expand(passages, -1), torch.randn(7, hidden).to(dtype)])
     assert torch.equal(score(a, crowd, *weights)[0][:, :passages], alone.expand(3, passages))
     assert torch.equal(score(a[1:2], b, *weights)[0], alone[1:2])
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import d2llm_kernels as dk
 from d2llm_kernels import iem_folded, reference
-from tests.kernels.cases import BACKENDS
+from tests import adversarial
+from tests.kernels.cases import BACKENDS, CASES, needs_even_products
 
 
 def weights(hidden: int, seed: int = 0):
@@ -22,6 +23,7 @@ def weights(hidden: int, seed: int = 0):
 @settings(max_examples=40, deadline=None)
 @given(queries=st.integers(0, 4), passages=st.integers(1, 200), data=st.data())
 def test_equals_the_sorted_score_matrix(backend, queries, passages, data):
+    needs_even_products(backend, torch.float32, 8)
     k = data.draw(st.integers(1, passages))
     distinct = data.draw(st.integers(1, passages))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
@@ -42,9 +44,20 @@ def test_equals_the_sorted_score_matrix(backend, queries, passages, data):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_take_the_lower_index_across_blocks(backend):
+    needs_even_products(backend, torch.float32, 16)
     a, b = torch.randn(3, 16), torch.randn(1, 16).expand(5000, 16)
     _, indices = dk.functional.iem_topk(a, b, *weights(16), 7, backend=backend)
     assert torch.equal(indices, torch.arange(7).expand(3, 7))
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("k", (1, 9, 300))
+def test_passages_that_differ_and_score_alike_tie(k, backend, dtype):
+    """Of whole numbers, whose scores are exact on every machine: what is equal is known beforehand."""
+    tensors = adversarial.pairs(6, 300, 24)
+    values, indices = dk.functional.iem_topk(*(t.to(dtype) for t in tensors), k, backend=backend)
+    expected = reference.topk(reference.iem_scores(*tensors), k)
+    assert torch.equal(values.double(), expected[0]) and torch.equal(indices, expected[1])
 
 
 @pytest.mark.parametrize("backend", (*BACKENDS, "reference"))

@@ -1,14 +1,24 @@
 """The losses over all pairs of a batch: parity, gradients, what takes part, memory, the operator."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 import d2llm_kernels as dk
 from d2llm_kernels import in_batch_folded, ops
-from tests.contract import assert_parity
+from tests import adversarial
+from tests.contract import SMALLEST_ROW, assert_parity
 from tests.kernels.cases import BACKENDS, CASES, PARITY
 
+# Each row of the two losses is a problem of its own. Of the cross-entropy the digits beside a softmax's 1 count, of the
+# pairs, all of whose terms have one sign, those of the sum itself.
+ROWS = (1.0, SMALLEST_ROW)
+# Roundings of a float32 logarithm and of what leads to it: two exponentials, a quotient, a product.
+ROUNDINGS = 4
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
@@ -94,6 +104,88 @@ def test_large_logits_are_exact_and_their_gradients_finite(backend, dtype):
     outputs = terms(teacher, backend=backend)(*leaves)
     sum(t.sum() for t in outputs).backward()
     assert all(t.isfinite().all() for t in (*outputs, *(leaf.grad for leaf in leaves)))
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("judged", adversarial.JUDGED)
+@pytest.mark.parametrize("logits", adversarial.LOGITS)
+def test_parity_row_by_row_where_ties_and_the_last_bit_decide(logits, judged, backend, dtype):
+    student, teacher = adversarial.in_batch(100, 5, logits, judged)
+    kernel, literal = (terms(teacher, backend=name) for name in (backend, "reference"))
+    assert_parity(kernel, literal, student, dtype, rows=ROWS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(2, 40),
+    hard=st.integers(1, 9),
+    logits=st.sampled_from(adversarial.LOGITS),
+    judged=st.sampled_from(adversarial.JUDGED),
+    seed=st.integers(0, 999),
+    masked=st.booleans(),
+)
+def test_any_ties_keep_the_contract_row_by_row(backend, batch, hard, logits, judged, seed, masked):
+    student, (s_hard, s_in_batch, duplicates) = adversarial.in_batch(batch, hard, logits, judged, seed)
+    teacher = (s_hard, s_in_batch, duplicates if masked else None)
+    kernel, literal = (terms(teacher, backend=name) for name in (backend, "reference"))
+    assert_parity(kernel, literal, student, torch.float32, rows=ROWS)
+
+
+def pairs_of(easy: torch.Tensor, hard: torch.Tensor, backend: str) -> torch.Tensor:
+    """The pairwise term of rows with one hard negative (n,) each and some columns (n, c), -inf where there is none."""
+    results, columns = [], easy.shape[1]
+    for values, against in zip(easy.split(256), hard.split(256), strict=True):
+        rows = len(values)
+        z = torch.full((rows + columns, rows + columns), -math.inf)
+        z[:rows, rows:] = values
+        duplicates = z == -math.inf
+        z_hard, s_hard = torch.zeros(len(z), 1), torch.full((len(z), 1), math.nan)
+        z_hard[:rows, 0], s_hard[:rows] = against, 1
+        got = dk.functional.in_batch_terms(
+            z.masked_fill(duplicates, 0), z_hard, s_hard, None, duplicates, backend=backend
+        )
+        results.append(got[1][:rows])
+    return torch.cat(results)
+
+
+def assert_logarithms(easy: torch.Tensor, hard: torch.Tensor, backend: str) -> None:
+    """Hold ``pairs_of`` against log(1 + exp(z_e - z_h)) in float64, each row to a few roundings."""
+    expected = torch.nn.functional.softplus(easy.double() - hard.double()[:, None], threshold=1e3).sum(1)
+    error = ((pairs_of(easy, hard, backend) - expected) / expected).abs()
+    assert error.max() <= ROUNDINGS * torch.finfo(torch.float32).eps, f"{error.max():.3e} in row {error.argmax()}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pair_of_any_logits_has_its_logarithm(backend):
+    """Equal logits, all of bfloat16; exp of a difference at every float32 from 0.999 to 1; differences of any size."""
+    equal = torch.arange(-(1 << 15), 1 << 15).short().view(torch.bfloat16).float()
+    equal = equal[equal.abs() <= 40]
+    near = torch.arange(1 << 14) * 2.0**-24
+    apart = torch.cat([near, torch.linspace(0, 30, 1000), torch.arange(-60, 6).exp2()])
+    easy = torch.cat([equal, apart, -apart])
+    assert_logarithms(easy[:, None], torch.cat([equal, torch.zeros(2 * len(apart))]), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_product_of_factors_has_its_logarithm(backend):
+    """Up to 64 factors 1 + t in one lane of the C++ kernels: 2^n, just beside it and between, from n = 0."""
+    last = torch.cat([torch.arange(16) * 2.0**-24, torch.linspace(0, 30, 40), torch.tensor([-1e-7, -1e-3, -1.0])])
+    easy = torch.full((17, len(last), 64, 16), -math.inf)
+    for row, n in enumerate((*range(8), *range(15, 64, 6))):
+        easy[row, :, :n, 0] = 0
+        easy[row, :, n, 0] = -last
+    assert_logarithms(easy.flatten(2).flatten(0, 1), torch.zeros(17 * len(last)), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("logit", (0.0, -0.40625, 2.0**-24, 1e-3, -36.0))
+def test_columns_that_are_all_alike_have_the_logarithm_of_one(logit, backend):
+    """As many as are multiplied before a logarithm is taken, and more."""
+    columns = torch.cat([torch.arange(1, 70), torch.arange(70, 1100, 29)])
+    easy = torch.where(torch.arange(1100) < columns[:, None], logit, -math.inf)
+    for hard in (logit, logit + 2.0**-20, logit - 3):
+        assert_logarithms(easy, torch.full((len(easy),), hard), backend)
 
 
 def test_gradcheck(small_chunks):

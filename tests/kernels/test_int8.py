@@ -22,7 +22,7 @@ from d2llm.shipped import STUDENT
 from d2llm.student import D2LLM
 from d2llm_kernels import cpu, int8, reference
 from tests.contract import guarded
-from tests.kernels.cases import BACKENDS
+from tests.kernels.cases import BACKENDS, needs_even_products
 from tests.kernels.test_iem_scores import inputs as wide_inputs
 
 needs_library = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
@@ -188,6 +188,7 @@ def test_bit_equal_for_any_number_of_threads():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_topk_equals_the_sorted_scores_of_the_rounded_passages(backend):
+    needs_even_products(backend, torch.float32, 70)
     a, b, *branch = inputs(3, 131, 70)
     values, scale = int8.quantize(b[torch.randint(40, (131,))])
     for k in (1, 9, 131):
@@ -200,6 +201,7 @@ def test_topk_equals_the_sorted_scores_of_the_rounded_passages(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_take_the_lower_index_across_blocks(backend, monkeypatch):
+    needs_even_products(backend, torch.float32, 16)
     monkeypatch.setattr(int8, "_BLOCK", 1000)
     a, b, *branch = inputs(3, 1, 16)
     values, scale = int8.quantize(b.expand(5000, 16))

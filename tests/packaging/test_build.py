@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.fake_toolkit import Toolkit
+
 ROOT = Path(__file__).parents[2]
 HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
 needs_gcc = pytest.mark.skipif(not (shutil.which("g++") and HEADERS), reason="no g++ or no headers of Python")
@@ -82,3 +84,23 @@ def test_the_source_distribution_holds_what_the_kernels_are_built_from(tmp_path)
         names = {name.partition("/")[2] for name in packed.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
     assert sources | {"setup.py", "d2llm_kernels/py.typed", "d2llm_kernels/triton/table.json"} <= names
+
+
+def test_what_the_wheel_carries_beside_code_stays_small():
+    assets = [path for path in (ROOT / "d2llm/assets").rglob("*") if path.is_file()]
+    assert assets and sum(path.stat().st_size for path in assets) <= 12_000_000
+
+
+@pytest.mark.skipif(not HEADERS, reason="no headers of Python")
+def test_the_toolkit_is_nvccs_own_and_not_the_folder_of_its_wrapper(tmp_path, monkeypatch):
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    toolkit = Toolkit(tmp_path)
+    build = ("build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp"))
+    done = setup(*build, D2LLM_KERNELS_BUILD="cuda", **toolkit.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "lib/d2llm_kernels").glob("_cuda*"))) == 1
+    (ninja,) = (tmp_path / "temp").rglob("build.ninja")
+    assert f"nvcc = {toolkit.home}/bin/nvcc" in ninja.read_text()
+    compiled = [line for line in toolkit.log.read_text().splitlines() if " -c " in f" {line} "]
+    assert len(compiled) == len(list((ROOT / "csrc/cuda").rglob("*.cu")))

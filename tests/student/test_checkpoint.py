@@ -59,6 +59,19 @@ def test_the_file_holds_lora_and_heads_only(student: D2LLM, saved: Path) -> None
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_weights_that_were_gathered_elsewhere_are_what_is_written(student: D2LLM, saved: Path) -> None:
+    gathered = {name: value + 1 for name, value in student.state_dict().items()}
+    student.save_pretrained(saved, state_dict=gathered)
+    written = load_file(saved / "model.safetensors")
+    assert written.keys() == student.trainable_state().keys()
+    assert all(torch.equal(value, gathered[name]) for name, value in written.items())
+
+
+def test_only_the_main_process_writes(student: D2LLM, tmp_path: Path) -> None:
+    student.save_pretrained(tmp_path / "absent", is_main_process=False, state_dict={})
+    assert not (tmp_path / "absent").exists()
+
+
 def test_half_precision_is_half_the_size_and_close(student: D2LLM, saved: Path) -> None:
     compact = saved.parent / "compact"
     student.save_pretrained(compact, head_dtype=torch.float16)
@@ -68,7 +81,12 @@ def test_half_precision_is_half_the_size_and_close(student: D2LLM, saved: Path) 
     assert all(value.dtype == torch.float32 for value in loaded.trainable_state().values())
     np.testing.assert_allclose(loaded.encode(TEXTS), student.encode(TEXTS), atol=2e-2)
     with pytest.raises(InputError, match="head_dtype"):
-        student.save_pretrained(compact, head_dtype=torch.int8)
+        student.save_pretrained(compact, head_dtype=torch.int16)
+
+
+def test_eight_bits_are_close(student: D2LLM, tmp_path: Path) -> None:
+    student.save_pretrained(tmp_path, head_dtype=torch.int8)
+    np.testing.assert_allclose(D2LLM.from_pretrained(tmp_path).encode(TEXTS), student.encode(TEXTS), atol=5e-2)
 
 
 def test_a_folder_with_its_base_needs_nothing_else_and_may_move(student: D2LLM, saved: Path) -> None:

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from d2llm.errors import InputError
 from d2llm.student import D2LLM
-from d2llm.student.encoding import batches_by_length, cosine_similarity, pad
+from d2llm.student.encoding import cosine_similarity
 
 
 @pytest.fixture(scope="module")
@@ -70,27 +68,6 @@ def test_outputs(student: D2LLM) -> None:
 def test_bad_input_is_named(student: D2LLM, texts: list, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         student.encode(texts, **options)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=80),
-    batch_size=st.integers(1, 20),
-    budget=st.integers(1, 1000),
-)
-def test_batches_hold_every_text_once_within_the_budget(lengths: list[int], batch_size: int, budget: int) -> None:
-    batches = list(batches_by_length(lengths, batch_size, budget))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) <= batch_size
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
-
-
-@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=9))
-def test_padding_is_on_the_right(ids: list[list[int]]) -> None:
-    tokens, mask = pad(ids, 0)
-    assert [row[keep.bool()].tolist() for row, keep in zip(tokens, mask, strict=True)] == ids
-    assert (tokens * (1 - mask)).sum() == 0
-    assert all(sorted(row, reverse=True) == row for row in mask.tolist())
 
 
 def test_cosine_similarity() -> None:

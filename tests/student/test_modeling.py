@@ -1,11 +1,14 @@
 """The student computes what it is documented to, and only its own weights learn."""
 
+import typing
+
 import numpy as np
 import pytest
 import torch
 
 from d2llm.errors import D2LLMError, InputError, MissingError
-from d2llm.student import D2LLM
+from d2llm.student import D2LLM, D2LLMConfig
+from d2llm.student.configuration import Architecture
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,13 @@ def test_bad_input_is_named(student: D2LLM, call: object, message: str) -> None:
 def test_bad_configuration_is_named(base_model: str, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         D2LLM.create(base_model, **options)
+
+
+def test_the_fields_that_can_be_named_are_those_of_the_configuration() -> None:
+    hints = typing.get_type_hints(D2LLMConfig.__init__)
+    assert typing.get_type_hints(Architecture) == {
+        name: hint for name, hint in hints.items() if name not in ("base_model", "kwargs", "return")
+    }
 
 
 def test_a_package_that_is_not_there_is_missing() -> None:

@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +6,7 @@ from teacher_models import save_model
 
 from d2llm.backbone import load_tokenizer
 from d2llm.errors import InputError
-from d2llm.teacher.prompt import PromptBuilder, answer_id, left_pad, length_batches
+from d2llm.teacher.prompt import PromptBuilder, answer_id, left_pad
 from d2llm.teacher.templates import TEMPLATES, Template
 
 QUESTION = "\nDoes the passage answer the query? Answer yes or no.\nAnswer:"
@@ -120,20 +118,3 @@ def test_left_pad():
     assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert inputs["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
     assert all(tensor.dtype == torch.int64 for tensor in inputs.values())
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
-def test_length_batches_hold_every_index_once_within_the_budget(lengths, budget):
-    batches = list(length_batches(lengths, budget))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
-    # No two neighbours would fit into one.
-    for one, two in pairwise(batches):
-        assert lengths[two[0]] * (len(one) + 1) > budget
-
-
-def test_a_budget_below_one_is_refused():
-    with pytest.raises(InputError, match="batch_tokens: expected at least 1, got 0"):
-        list(length_batches([1], 0))

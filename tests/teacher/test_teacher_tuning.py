@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -86,6 +87,18 @@ def test_float32_adapters_are_restored_bit_for_bit(tuned, tiny_lm):
         np.testing.assert_array_equal(one, two)
     weights = loaded.decoder.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in teacher.decoder.state_dict().items())
+
+
+def test_loading_a_tuned_teacher_says_nothing(tuned, tiny_lm, tmp_path, capfd):
+    adapter = shutil.copytree(tuned[1] / "adapter", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    # Neither a folder nor a name that a hub knows.
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "pypi:a-package"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Teacher.from_pretrained(tiny_lm, adapter)
+    printed = capfd.readouterr()
+    assert printed.out == printed.err == ""
 
 
 def test_float16_adapters_are_half_the_size_and_nearly_the_same(tuned, tiny_lm, tmp_path):

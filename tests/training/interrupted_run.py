@@ -34,7 +34,7 @@ def run(base_model: str, output: Path, kill_at: int = -1, resume: bool = False) 
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     # A file each: what processes print to one pipe interleaves.
-    (output / f"fingerprint-{trainer.rank}").write_text(student.fingerprint())
+    (output / f"fingerprint-{trainer.args.process_index}").write_text(student.fingerprint())
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from training_setup import make_config, make_examples
 
 from d2llm.data.example import Example
 from d2llm.data.jsonl import write_examples
+from d2llm.data.validation import Validation
 from d2llm.errors import InputError, MismatchError
+from d2llm.evaluation.systems import student_mrr
 from d2llm.files import write_json
 from d2llm.student import D2LLM
-from d2llm.training import DistillationTrainer, Validation, train
-from d2llm.training.run import last_checkpoint, prepare_folder
+from d2llm.training import DistillationTrainer, train
+from d2llm.training.run import last_whole, prepare_folder
 from d2llm.training.trainer import parameter_groups
 
 HERE = Path(__file__).parent
@@ -33,7 +35,7 @@ def test_a_killed_run_resumes_to_the_same_bits(base_model: str, tmp_path: Path) 
     command = [sys.executable, str(HERE / "interrupted_run.py"), base_model, str(killed), "7"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert last_checkpoint(killed).name == "checkpoint-4" and not (killed / "model.safetensors").exists()
+    assert last_whole(killed).name == "checkpoint-4" and not (killed / "model.safetensors").exists()
     run(base_model, killed, resume=True)
     expected, got = (load_file(folder / "model.safetensors") for folder in (whole, killed))
     assert expected.keys() == got.keys()
@@ -70,11 +72,11 @@ def test_the_best_step_is_what_remains(trained: Trained) -> None:
     trainer, student = trained
     best = max(entry["eval_mrr"] for entry in trainer.state.log_history if "eval_mrr" in entry)
     assert trainer.state.best_metric == best
-    assert trainer.validation.metrics(student)["mrr"] == pytest.approx(best, abs=1e-12)
+    assert student_mrr(student, trainer.validation)["mrr"] == pytest.approx(best, abs=1e-12)
 
 
 def test_checkpoints_hold_students_without_their_base(trained: Trained) -> None:
-    newest = last_checkpoint(Path(trained[0].config.output_dir))
+    newest = last_whole(Path(trained[0].config.output_dir))
     assert newest is not None
     assert load_file(newest / "model.safetensors").keys() == trained[1].trainable_state().keys()
     assert not (newest / "training_args.bin").exists()
@@ -83,15 +85,15 @@ def test_checkpoints_hold_students_without_their_base(trained: Trained) -> None:
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(trained: Trained, tmp_path: Path) -> None:
     folder = Path(trained[0].config.output_dir)
-    newest = last_checkpoint(folder)
+    newest = last_whole(folder)
     for name, text in (("trainer_state.json", '{"epoch": 1'), ("model.safetensors", "")):
         cut = folder / "checkpoint-999"
         cut.mkdir(exist_ok=True)
         for file in newest.iterdir():
             (cut / file.name).write_bytes(file.read_bytes())
         (cut / name).write_text(text)
-        assert last_checkpoint(folder) == newest
-    assert last_checkpoint(tmp_path) is None
+        assert last_whole(folder) == newest
+    assert last_whole(tmp_path) is None
 
 
 def test_learning_without_a_teacher_lowers_the_loss_and_leaves_the_base(base_model: str, tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monk
     config = make_config(base_model, tmp_path, max_steps=20, patience=2)
     validation = Validation.from_examples([e for e in examples if e.task == "sym"])
     falling = iter(np.linspace(0.9, 0.1, 20))
-    monkeypatch.setattr(Validation, "metrics", lambda *_, **__: {"mrr": float(next(falling))})
+    monkeypatch.setattr("d2llm.evaluation.systems.student_mrr", lambda *_: {"mrr": float(next(falling))})
     trainer = DistillationTrainer(D2LLM.create(base_model, **config.student), config, examples, validation)
     trainer.train()
     # Best at step 2, worse at 4 and 6: stop.

@@ -7,18 +7,23 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <functional>
 #include <string>
 
 #include "../check.h"
+#include "../devices.h"
+#include "../kernels.h"
 
 namespace d2llm::hopper {
 
-// What an error names.
+// The kernel of a call, and what makes the words in which an error tells its shape.
 struct Call {
-    const char* kernel;
-    std::string shape;
+    Kernel& kernel;
+    std::function<std::string()> shape;
 
-    void check(cudaError_t status) const { d2llm::check(status, kernel, shape); }
+    void check(cudaError_t status) const {
+        if (status != cudaSuccess) d2llm::check(status, kernel.name, shape());
+    }
 };
 
 inline decltype(&cuTensorMapEncodeTiled) map_encoder(const Call& call) {
@@ -39,7 +44,8 @@ inline decltype(&cuTensorMapEncodeTiled) map_encoder(const Call& call) {
 template <class Arguments>
 void launch_clusters(const Call& call, void (*kernel)(Arguments), int64_t wanted, int least, int cluster, int threads,
                      size_t shared, cudaStream_t stream, const Arguments& arguments) {
-    call.check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+    const void* const function = reinterpret_cast<const void*>(kernel);
+    call.check(allow_shared(function, shared));
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
@@ -51,10 +57,11 @@ void launch_clusters(const Call& call, void (*kernel)(Arguments), int64_t wanted
     config.attrs = &attribute;
     config.numAttrs = 1;
     int most = 0;
-    call.check(cudaOccupancyMaxActiveClusters(&most, kernel, &config));
+    call.check(most_clusters(most, function, cluster, config));
     if (most < least) call.check(cudaErrorInvalidConfiguration);
     config.gridDim = dim3(static_cast<unsigned>(wanted < most ? wanted : most) * cluster);
     call.check(cudaLaunchKernelEx(&config, kernel, arguments));
+    call.kernel.count();
 }
 
 }  // namespace d2llm::hopper

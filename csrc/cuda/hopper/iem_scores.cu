@@ -67,7 +67,7 @@ bool hopper_iem_scores_takes(const ScoresArguments& p, Element element) {
 }
 
 void hopper_iem_scores(const ScoresArguments& p, Element element, cudaStream_t stream) {
-    const hopper::Call call{"hopper_iem_scores", shape_of(p.pairs)};
+    const hopper::Call call{kernels::hopper_iem_scores, [&] { return shape_of(p.pairs); }};
     if (!hopper_iem_scores_takes(p, element)) call.check(cudaErrorInvalidValue);
     if (element == Element::kFloat16)
         hopper::start_half<fp16>(call, p, stream);

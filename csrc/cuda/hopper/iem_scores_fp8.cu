@@ -91,7 +91,7 @@ bool hopper_iem_scores_fp8_takes(const Fp8ScoresArguments& p) {
 }
 
 void hopper_iem_scores_fp8(const Fp8ScoresArguments& p, cudaStream_t stream) {
-    const hopper::Call call{"hopper_iem_scores_fp8", shape_of(p.scores.pairs)};
+    const hopper::Call call{kernels::hopper_iem_scores_fp8, [&] { return shape_of(p.scores.pairs); }};
     if (!hopper_iem_scores_fp8_takes(p)) call.check(cudaErrorInvalidValue);
     hopper::with_width(p.scores.pairs.width, [&](auto width) {
         using Hidden = hopper::Fp8Hidden<width()>;

@@ -2,10 +2,15 @@
 // thrown as std::runtime_error with the kernel's name and the shape.
 #pragma once
 
+#include <atomic>
+
 #include "../launch.h"
 #include "arguments.h"
 
 namespace d2llm {
+
+// Whether calls go to them at all: nothing has shown yet that they are faster.
+inline std::atomic<bool> hopper_wanted{false};
 
 bool hopper_iem_scores_takes(const ScoresArguments& arguments, Element element);
 bool hopper_iem_scores_fp8_takes(const Fp8ScoresArguments& arguments);

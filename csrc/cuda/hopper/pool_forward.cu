@@ -352,7 +352,7 @@ bool hopper_pool_forward_takes(const PoolArguments& p, Element element) {
 }
 
 void hopper_pool_forward(const PoolArguments& p, Element element, cudaStream_t stream) {
-    const hopper::Call call{"hopper_pool_forward", shape_of(p.tokens, p.heads)};
+    const hopper::Call call{kernels::hopper_pool_forward, [&] { return shape_of(p.tokens, p.heads); }};
     hopper::PoolPlan plan;
     if (!hopper_pool_forward_takes(p, element) || !hopper::make_plan(plan, p.tokens.width, p.heads))
         call.check(cudaErrorInvalidValue);

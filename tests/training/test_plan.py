@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from d2llm.data.example import Example
 from d2llm.errors import InputError
-from d2llm.training.batches import EpochExamples, PlannedBatches, choose_negatives, in_batch_pairs, plan
+from d2llm.training.config import RunConfig
+from d2llm.training.plan import EpochExamples, Plan, PlannedBatches, choose_negatives, in_batch_pairs
+
+
+def plan(n: int, batch_size: int, seed: int = 0, epoch: int = 0, world_size: int = 1, tasks: list[str] | None = None):
+    return Plan(n, RunConfig(batch_size=batch_size, seed=seed), world_size, tasks).epoch(epoch)
+
 
 NEGATIVES = tuple(f"n{i}" for i in range(12))
 
@@ -44,6 +50,15 @@ def test_the_plan_is_fixed_for_all_time() -> None:
 PLAN_8_4_1_2 = [[[4, 2, 0, 6]], [[1, 5, 7, 3]]]
 
 
+@pytest.mark.parametrize(
+    ("length", "steps"), [({"epochs": 2.5}, [4, 4, 2]), ({"epochs": 0.1}, [2]), ({"max_steps": 3}, [4, 2])]
+)
+def test_a_run_ends_within_an_epoch(length: dict, steps: list[int]) -> None:
+    made = Plan(9, RunConfig(batch_size=2, accumulation_steps=2, **length))
+    assert made.updates == 2
+    assert [len(epoch) for epoch in made.epochs()] == steps
+
+
 def test_world_size_only_deals_the_same_step_out() -> None:
     np.testing.assert_array_equal(plan(64, 4, 7, 1, world_size=2).reshape(8, 8), plan(64, 8, 7, 1).reshape(8, 8))
 
@@ -66,10 +81,16 @@ def test_bad_plans_are_named(arguments: dict) -> None:
 
 def test_announced_pairs_are_those_that_meet() -> None:
     examples = [Example(f"q{i % 7}", f"p{i % 5}") for i in range(12)]
-    plans = [plan(12, 4, seed=2, epoch=epoch) for epoch in range(3)]
-    met = {(examples[i].query, examples[j].positive) for p in plans for b in p.reshape(-1, 4) for i in b for j in b}
+    whole = Plan(12, RunConfig(batch_size=4, seed=2, epochs=3))
+    met = {
+        (examples[i].query, examples[j].positive)
+        for p in whole.epochs()
+        for b in p.reshape(-1, 4)
+        for i in b
+        for j in b
+    }
     known = {(example.query, example.positive) for example in examples}
-    announced = [(examples[i].query, examples[j].positive) for i, j in in_batch_pairs(examples, plans)]
+    announced = [(examples[i].query, examples[j].positive) for i, j in in_batch_pairs(examples, whole)]
     assert len(announced) == len(set(announced))
     assert set(announced) == met - known
 
@@ -98,7 +119,7 @@ def test_epochs_draw_other_negatives_and_each_gets_its_turn() -> None:
 
 def test_the_sampler_asks_for_the_epoch_when_it_starts() -> None:
     epoch = 0
-    sampler = PlannedBatches(lambda e: plan(10, 2, 0, e, 2), rank=1, current_epoch=lambda: epoch)
+    sampler = PlannedBatches(Plan(10, RunConfig(batch_size=2), 2), rank=1, current_epoch=lambda: epoch)
     dataset = EpochExamples([Example(f"q{i}", "p", NEGATIVES) for i in range(10)], negatives=2, seed=0)
     for epoch in (0, 3):
         batches = list(sampler)

@@ -1,17 +1,14 @@
-"""The figure that early stopping watches: retrieval quality on held-out queries, not a training loss."""
+"""Held-out queries and what they are searched in: what early stopping watches and a comparison measures."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
 from d2llm.data.example import Example
 from d2llm.errors import InputError
-from d2llm.student import D2LLM
-from d2llm.student.encoding import check_texts, cosine_similarity
 from d2llm.tasks import ASYM, task_index
+from d2llm.texts import check_texts
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,6 @@ class Validation:
         for example in examples:
             positives.setdefault(example.query, set()).add(rows[example.positive])
         return cls(tuple(positives), tuple(rows), tuple(map(frozenset, positives.values())), tasks.pop())
-
-    def metrics(self, student: D2LLM, **encode_options: Any) -> dict[str, float]:
-        """Mean reciprocal rank over all passages: ``mrr`` by the interaction module, ``mrr_cosine`` by cosine."""
-        encode_options.setdefault("show_progress", False)
-        queries = student.encode(self.queries, kind="query", convert_to="torch", **encode_options)
-        passages = student.encode(self.passages, kind="passage", convert_to="torch", **encode_options)
-        with torch.no_grad():
-            scores = student.iem.score_all(queries, passages, task_index(self.task)).float().cpu().numpy()
-        return {
-            "mrr": self.mean_reciprocal_rank(scores),
-            "mrr_cosine": self.mean_reciprocal_rank(cosine_similarity(queries, passages)),
-        }
 
     def mean_reciprocal_rank(self, scores: np.ndarray) -> float:
         """Mean of 1 / (rank of the best relevant passage); of equal scores, the lower index ranks first.

@@ -70,22 +70,28 @@ def recorded(arch: str, case: str, launches: list[Launch]) -> Iterator[None]:
 
 
 def source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
-    """What Triton would compile for a launch: the source with its specialised arguments, and the options."""
+    """What Triton would compile for a launch: the source with its specialised arguments, and the options.
+
+    Tensors without data count as aligned where their storage begins, as what allocators return is.
+    """
     signature, constants, attributes = {}, {}, {}
     options = {k: v for k, v in launch.arguments.items() if k not in launch.kernel.arg_names}
     for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        value, specialised = launch.arguments[parameter.name], not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
             signature[parameter.name], constants[(index,)] = "constexpr", value
             continue
         if isinstance(value, Tensor):
             signature[parameter.name] = "*" + ELEMENTS[value.dtype]
-            # Allocators align to 16 bytes; a view that starts elsewhere is a rarer, slower variant of the same code.
-            attributes[(index,)] = [["tt.divisibility", 16]]
+            place = value.storage_offset() * value.element_size()
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+            continue
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
+            place = value
+        if specialised and not parameter.do_not_specialize_on_alignment and place % 16 == 0:
+            attributes[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, attributes), options
 
 

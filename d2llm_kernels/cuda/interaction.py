@@ -1,5 +1,7 @@
 """Interaction scores on the CUDA kernels: workspaces and launches; what the kernels do is told beside them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,22 +37,24 @@ def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tens
     return gpu_interaction.topk(queries, passages, k, score)
 
 
-def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
+def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     """Gradients of ``iem_scores`` with respect to a, b and the four tensors of the branch, in that order."""
     left, right, *weights = _ready(a, b, branch)
-    kernels, wide = _Kernels(Branch(*weights)), dz.float()
-    wide = wide if wide.stride(-1) == 1 else wide.contiguous()
-    return cast_like(gpu_interaction.scores_backward(kernels, wide, left, right, kernels.branch), (a, b, *branch))
+    dz = dz.float()
+    dz = dz if dz.stride(-1) == 1 else dz.contiguous()
+    gradients = gpu_interaction.scores_backward(_Kernels(Branch(*weights)), dz, left, right, Branch(*weights), wanted)
+    return cast_like(gradients, (a, b, *branch))
 
 
 def iem_pairs_backward(
-    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch
+    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch, wanted: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     """Gradients of ``iem_pairs`` with respect to a, b and the four tensors of the branch, in that order."""
     left, right, *weights = _ready(a, b, branch)
-    kernels = _Kernels(Branch(*weights))
     dfeatures = None if dfeatures is None else dfeatures.to(left.dtype)
-    gradients = gpu_interaction.pairs_backward(kernels, dz.float(), dfeatures, left, right, kernels.branch)
+    gradients = gpu_interaction.pairs_backward(
+        _Kernels(Branch(*weights)), dz.float(), dfeatures, left, right, Branch(*weights), wanted
+    )
     return cast_like(gradients, (a, b, *branch))
 
 
@@ -62,30 +66,43 @@ def _ready(a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
 
 
 class _Kernels:
-    """The kernels of the backward with the weights of one call (``gpu_interaction.Kernels``)."""
+    """The kernels of the backward with the weights of one call (``gpu_interaction.Kernels``).
+
+    They write what the protocol adds: sums of several chunks are added here.
+    """
 
     def __init__(self, branch: Branch) -> None:
         self.branch = branch
         self.transposed = branch.weight.t().contiguous()
-        self.parts = max(1, gpu_interaction.PROGRAMS // operators().weights_blocks(branch.weight))
 
     def slopes(
-        self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, dpre: Tensor, pairs: bool
+        self, pairs: gpu_interaction.Pairs, dz: Tensor, dfeatures: Tensor | None, sums: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        tiles = operators().slopes_tiles(a, b, pairs)
-        dbias, dout_weight = dz.new_empty(2, tiles, a.shape[1])
-        operators().slopes(a, b, *self.branch, dz, dfeatures, dpre, dbias, dout_weight, pairs)
-        return dbias, dout_weight
+        a, b, given, _ = pairs
+        dpre = a.new_empty(pairs.size(), a.shape[1])
+        parts = dz.new_empty(2, operators().slopes_tiles(a, b, given), a.shape[1])
+        operators().slopes(a, b, *self.branch, dz, dfeatures, dpre, *parts, given)
+        # How many parts there are depends on the chunk.
+        part = parts.sum(1)[None]
+        return dpre, part if sums is None else sums.add_(part)
 
-    def weights(self, a: Tensor, b: Tensor, dpre: Tensor, dweight: Tensor, pairs: bool) -> None:
-        operators().weights(a, b, dpre, dweight, pairs)
+    def weights(self, pairs: gpu_interaction.Pairs, dpre: Tensor, dweight: Tensor | None) -> Tensor:
+        if dweight is None:
+            parts = max(1, gpu_interaction.PROGRAMS // operators().weights_blocks(self.branch.weight))
+            dweight = dpre.new_zeros(parts, *self.branch.weight.shape, dtype=torch.float32)
+        operators().weights(pairs.a, pairs.b, dpre, dweight, pairs.given)
+        return dweight
 
-    def inputs(self, a: Tensor, b: Tensor, dpre: Tensor, pairs: bool) -> tuple[Tensor | None, Tensor]:
-        queries, (passages, width) = 1 if pairs else a.shape[0], b.shape
-        parts, blocks = operators().inputs_plan(a, b, pairs)
-        groups = min(queries, -(-gpu_interaction.PROGRAMS // blocks))
+    def inputs(self, pairs: gpu_interaction.Pairs, dpre: Tensor, db: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        a, b, given, _ = pairs
+        queries, (passages, width) = 1 if given else a.shape[0], b.shape
+        parts, blocks = operators().inputs_plan(a, b, given)
+        groups = min(queries, -(-gpu_interaction.PROGRAMS // blocks)) if db is None else db.shape[0]
         share = -(-queries // groups)
-        da = None if pairs else a.new_empty(queries, parts, width, dtype=torch.float32)
-        db = b.new_empty(-(-queries // share), passages, width, dtype=torch.float32)
-        operators().inputs(a, b, self.transposed, dpre, da, db, share, pairs)
+        da = None if given else a.new_empty(queries, parts, width, dtype=torch.float32)
+        some = b.new_empty(-(-queries // share), passages, width, dtype=torch.float32)
+        operators().inputs(a, b, self.transposed, dpre, da, some, share, given)
+        if db is None:
+            return da, some
+        db[: some.shape[0]].add_(some)
         return da, db

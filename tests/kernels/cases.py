@@ -1,7 +1,11 @@
 """Backends that the parity tests run on, each with the dtypes it takes."""
 
+import math
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
 from d2llm_kernels import backends
 
@@ -37,3 +41,16 @@ PARITY = [
     for dtype in dtypes
     for threads in _THREADS.get(name, (None,))
 ]
+
+
+def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors with NaN between any two elements: a kernel that takes them for contiguous reads it."""
+    return [torch.stack([tensor, torch.full_like(tensor, math.nan)], -1)[..., 0] for tensor in tensors]
+
+
+def with_gradients(function: Callable[..., Tensor | tuple[Tensor, ...]], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of ``function`` and the gradients of their sum, for tensors taken as they lie."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    outputs = function(*leaves)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return [*outputs, *torch.autograd.grad(sum(output.sum() for output in outputs), leaves)]

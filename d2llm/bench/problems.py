@@ -200,8 +200,9 @@ class Interaction:
     def backward(self, backend: str, slopes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Gradients of the six tensors, given those of the outputs."""
         if self.paired:
-            return iem_pairs_backward(slopes[0], slopes[1] if self.features else None, *self.tensors, backend)
-        return iem_scores_backward(slopes[0], *self.tensors, backend)
+            features = slopes[1] if self.features else None
+            return iem_pairs_backward(slopes[0], features, *self.tensors, None, backend, (True, True))
+        return iem_scores_backward(slopes[0], *self.tensors, None, backend, (True, True))
 
     def slopes(self, corner: bool = False) -> tuple[Tensor, ...]:
         """Random gradients of the outputs; with ``corner`` zero outside it."""

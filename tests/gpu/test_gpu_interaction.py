@@ -9,6 +9,7 @@ import torch
 import d2llm_kernels as dk
 from d2llm_kernels import gpu_interaction, reference
 from tests.contract import assert_parity, guarded, run
+from tests.kernels.cases import apart, with_gradients
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -99,6 +100,13 @@ def test_strided_inputs_and_expanded_gradients(make_pairs):
         z.sum().backward()
         outputs.append((z, leaf.grad))
     assert_equal(*outputs)
+
+
+def test_strided_weights(make_pairs):
+    a, b, *weights = make_pairs(3, 5, 32, torch.float32)
+    for call, right in ((scores, b), (pairs, b[:3])):
+        assert_equal(*(with_gradients(call, (a, right, *some)) for some in (weights, apart(weights))))
+    assert_equal(*(dk.functional.iem_topk(a, b, *some, 3) for some in (weights, apart(weights))))
 
 
 @pytest.mark.parametrize("queries,passages", [(0, 4), (4, 0), (0, 0)])

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import backend, corpus
-from d2llm.bench.case import Case, Prepared
-from d2llm.bench.problems import LIMITS, Verdict, distance
 from d2llm.student import D2LLM
 from d2llm.texts import batches_by_length, pad, tokenize
+from d2llm_kernels.measure.case import Case, Prepared
+from d2llm_kernels.measure.problems import LIMITS, Verdict, distance
 
 _BATCH = 16
 _TITLES = {

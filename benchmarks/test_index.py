@@ -8,9 +8,9 @@ import torch
 
 import d2llm_kernels as dk
 from benchmarks import backend
-from d2llm.bench.case import Case, Prepared, identity
-from d2llm.bench.problems import LIMITS, Verdict, distance
 from d2llm.index import Index
+from d2llm_kernels.measure.case import Case, Prepared, identity
+from d2llm_kernels.measure.problems import LIMITS, Verdict, distance
 
 _D, _F, _K = 576, 512, 10
 _DTYPES = (torch.float32, torch.bfloat16, torch.int8)

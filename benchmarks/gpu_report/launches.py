@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.backend import chosen
 from benchmarks.gpu_report import experimental
-from d2llm.bench.in_batch import losses
-from d2llm.bench.problems import Interaction, Pool, TopK, Verdict
 from d2llm_kernels.backends import unsupported
 from d2llm_kernels.cuda import library
+from d2llm_kernels.measure.in_batch import losses
+from d2llm_kernels.measure.problems import Interaction, Pool, TopK, Verdict
 
 _DTYPE = torch.bfloat16
 # One tile and a bit of each dimension. The kernels for Hopper GPUs want widths of 64 and 128.

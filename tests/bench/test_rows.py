@@ -5,14 +5,14 @@ import time
 import pytest
 import torch
 
-from d2llm.bench import ceilings, writing
-from d2llm.bench.case import COMPILED, FOLDED, LITERAL, Target, compare, measure, measure_variant
-from d2llm.bench.in_batch import losses
-from d2llm.bench.interaction import groups, linear, pairs, score_all, scores, topk
-from d2llm.bench.memory import peak_bytes
-from d2llm.bench.passes import NAMES
-from d2llm.bench.pooling import pma, pooling
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure import ceilings, writing
+from d2llm_kernels.measure.case import COMPILED, FOLDED, LITERAL, Target, compare, measure, measure_variant
+from d2llm_kernels.measure.in_batch import losses
+from d2llm_kernels.measure.interaction import groups, linear, pairs, score_all, scores, topk
+from d2llm_kernels.measure.memory import peak_bytes
+from d2llm_kernels.measure.passes import NAMES
+from d2llm_kernels.measure.pooling import pma, pooling
+from d2llm_kernels.measure.timing import Timer
 
 SIZES = (2, 9, 32, 4)
 RATES = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 2e11, "int8": 4e11})

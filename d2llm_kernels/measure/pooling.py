@@ -3,9 +3,9 @@
 import torch
 
 import d2llm_kernels as dk
-from d2llm.bench.case import Call, Case, Prepared, Target, Wrap
-from d2llm.bench.passes import NAMES, differentiated, gradients_of
-from d2llm.bench.problems import Pool, Verdict, judge
+from d2llm_kernels.measure.case import Call, Case, Prepared, Target, Wrap
+from d2llm_kernels.measure.passes import NAMES, differentiated, gradients_of
+from d2llm_kernels.measure.problems import Pool, Verdict, judge
 
 #: B, L, D and H.
 Sizes = tuple[int, int, int, int]

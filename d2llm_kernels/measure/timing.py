@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from d2llm.bench import memory
+from d2llm_kernels.measure import memory
 
 Function = Callable[[], object]
 

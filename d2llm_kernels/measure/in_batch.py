@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from d2llm.bench.case import FOLDED, Call, Case, Prepared, Wrap
-from d2llm.bench.problems import Verdict, judge
 from d2llm_kernels import functional, reference
+from d2llm_kernels.measure.case import FOLDED, Call, Case, Prepared, Wrap
+from d2llm_kernels.measure.problems import Verdict, judge
 
 # Rows of the batch that checks use: the reference in float64 then fits beside the row's own tensors.
 _CHECKED = 512

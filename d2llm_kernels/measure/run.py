@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from d2llm.bench import ceilings, machine
-from d2llm.bench.case import Case, measure
-from d2llm.bench.in_batch import losses
-from d2llm.bench.interaction import scores, topk
-from d2llm.bench.pooling import pma, pooling
-from d2llm.bench.timing import Timer
-from d2llm.errors import InputError
+from d2llm_kernels.errors import ArgumentError
+from d2llm_kernels.measure import ceilings, machine
+from d2llm_kernels.measure.case import Case, measure
+from d2llm_kernels.measure.in_batch import losses
+from d2llm_kernels.measure.interaction import scores, topk
+from d2llm_kernels.measure.pooling import pma, pooling
+from d2llm_kernels.measure.timing import Timer
 
 _KINDS = ("whole", "masked", "packed")
 
@@ -23,7 +23,7 @@ class Shapes:
     """Sizes by their letters in the documents: B, L, D, H, F, Nq, Np, k, K, and how texts to pool are laid out.
 
     Raises:
-        InputError: for a size below 1, heads that do not divide the width, k above Np, or an unknown kind.
+        ArgumentError: for a size below 1, heads that do not divide the width, k above Np, or an unknown kind.
     """
 
     batch: int
@@ -41,13 +41,13 @@ class Shapes:
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, int) and value < 1:
-                raise InputError(f"{each.name}: expected at least 1, got {value}")
+                raise ArgumentError(f"{each.name}: expected at least 1, got {value}")
         if self.dim % self.heads:
-            raise InputError(f"heads: expected a divisor of dim ({self.dim}), got {self.heads}")
+            raise ArgumentError(f"heads: expected a divisor of dim ({self.dim}), got {self.heads}")
         if self.k > self.passages:
-            raise InputError(f"k: expected at most the number of passages, {self.passages}, got {self.k}")
+            raise ArgumentError(f"k: expected at most the number of passages, {self.passages}, got {self.k}")
         if self.kind not in _KINDS:
-            raise InputError(f"kind: expected one of {', '.join(_KINDS)}, got {self.kind!r}")
+            raise ArgumentError(f"kind: expected one of {', '.join(_KINDS)}, got {self.kind!r}")
 
 
 def chosen_cases(
@@ -56,7 +56,7 @@ def chosen_cases(
     """The rows of some parts: "pool", "pma", "score", "topk" and "loss".
 
     Raises:
-        InputError: for an unknown part.
+        ArgumentError: for an unknown part.
     """
     sizes = (shapes.batch, shapes.length, shapes.dim, shapes.heads)
     passes = ("f",) if forward else ("f", "b")
@@ -70,7 +70,7 @@ def chosen_cases(
     }
     unknown = [part for part in parts if part not in found]
     if unknown:
-        raise InputError(f"parts: expected some of {', '.join(found)}, got {unknown[0]!r}")
+        raise ArgumentError(f"parts: expected some of {', '.join(found)}, got {unknown[0]!r}")
     cases = [case for part in parts for case in found[part]()]
     return cases if literal else [case.without_literal() for case in cases]
 

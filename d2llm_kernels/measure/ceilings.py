@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from d2llm.bench.timing import Timer
 from d2llm_kernels import cpu
+from d2llm_kernels.measure.timing import Timer
 
 #: Bounds that a floor names.
 ARITHMETIC, MEMORY = "arithmetic", "memory"

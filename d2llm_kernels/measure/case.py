@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from d2llm.bench.ceilings import Ceilings
-from d2llm.bench.problems import Verdict, judge
-from d2llm.bench.timing import Function, Sample, Timer
 from d2llm_kernels.backends import KERNELS, unsupported
+from d2llm_kernels.measure.ceilings import Ceilings
+from d2llm_kernels.measure.problems import Verdict, judge
+from d2llm_kernels.measure.timing import Function, Sample, Timer
 
 LITERAL, COMPILED, FOLDED = "reference", "reference compiled", "folded"
 

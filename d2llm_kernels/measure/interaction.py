@@ -10,9 +10,9 @@ from functools import partial
 import torch
 
 import d2llm_kernels as dk
-from d2llm.bench.case import Call, Case, Prepared, Target, Wrap
-from d2llm.bench.passes import NAMES, differentiated, gradients_of
-from d2llm.bench.problems import BytesTopK, Interaction, TopK, Verdict, judge
+from d2llm_kernels.measure.case import Call, Case, Prepared, Target, Wrap
+from d2llm_kernels.measure.passes import NAMES, differentiated, gradients_of
+from d2llm_kernels.measure.problems import BytesTopK, Interaction, TopK, Verdict, judge
 
 #: Nq, Np (or the number of pairs), F, and the width D of the literal form's vectors.
 Sizes = tuple[int, int, int, int]

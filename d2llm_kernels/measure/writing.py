@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from d2llm.bench.case import COMPILED, FOLDED, LITERAL
 from d2llm_kernels.backends import KERNELS
+from d2llm_kernels.measure.case import COMPILED, FOLDED, LITERAL
 
 #: What the columns say, for those who meet them for the first time.
 LEGEND = (

@@ -126,6 +126,6 @@ $(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* csrc/cu
 
 # The C++ kernels, beside the sources of the package, for the torch that is installed; without a compiler there is
 # nothing to do.
-$(VENV)/.kernels: $(VENV)/.demo setup.py $(TORCH_VERSION) $(wildcard csrc/cpu/* csrc/cuda/* csrc/cuda/hopper/*)
+$(VENV)/.kernels: $(VENV)/.demo setup.py $(TORCH_VERSION) $(wildcard csrc/cpu/*/* csrc/cuda/* csrc/cuda/hopper/*)
 	@$(COMPILE)
 	@touch $@

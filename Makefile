@@ -120,7 +120,8 @@ $(VENV)/.bench: $(VENV)/.dev
 
 TORCH_VERSION := $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
 EMULATION := $(CURDIR)/$(VENV)/emulation/_cuda.so
-$(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* csrc/cuda/hopper/* tests/emulation/*)
+EMULATED  := tests/emulation/*.* $(addprefix tests/emulation/include/,*.* */*.* */*/*.*)
+$(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* csrc/cuda/hopper/* $(EMULATED))
 	$(BIN)/python -m tests.emulation.build $(EMULATION)
 	touch $@
 

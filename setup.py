@@ -129,6 +129,7 @@ def _cuda_extension() -> Any:
         CUDA,
         _files("csrc/cuda", "**/*.cu") + _files("csrc/cuda", "*.cpp"),
         depends=_files("csrc/cuda", "**/*.cuh") + _files("csrc/cuda", "**/*.h"),
+        include_dirs=[os.path.abspath("csrc/cuda")],
         define_macros=_macros(defines),
         extra_compile_args={"cxx": ["-O2", "-g0"], "nvcc": ["-O3", "-lineinfo"]},
     )

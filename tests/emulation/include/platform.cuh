@@ -1,4 +1,4 @@
-// The operations of csrc/cuda/platform.cuh on a CPU: what csrc/cuda/ptx.cuh says in PTX, lane by lane.
+// The operations of csrc/cuda/platform.cuh on a CPU: what it says in PTX, lane by lane.
 #pragma once
 
 #include "elements.h"

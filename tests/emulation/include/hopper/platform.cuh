@@ -2,8 +2,10 @@
 #pragma once
 
 #include <array>
+#include <platform.cuh>
 
-#include "primitives.h"
+#include "check.h"
+#include "hopper/layout.cuh"
 #include "products.h"
 #include "tensor_copies.h"
 
@@ -20,8 +22,6 @@ struct alignas(8) float2 {
 struct alignas(8) uint2 {
     uint32_t x, y;
 };
-
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidConfiguration };
 
 template <class T>
 T __shfl_xor_sync(uint32_t, T value, int mask) {
@@ -235,7 +235,7 @@ struct Call {
     std::string label() const { return std::string(kernel.name) + " (" + shape() + ")"; }
 
     void check(cudaError_t status) const {
-        if (status != cudaSuccess) throw std::runtime_error(label() + ": refused");
+        if (status != cudaSuccess) d2llm::check(status, kernel.name, shape());
     }
 };
 

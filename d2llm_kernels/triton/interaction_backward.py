@@ -105,8 +105,8 @@ def slopes_kernel(
         given = kept[:, None] & known[None, :]
         gradient += tl.load(dfeatures + pairs[:, None] * WIDTH + n[None, :], mask=given, other=0).to(SUM)
     gradient = tl.where((pre > 0) & kept[:, None], gradient, 0.0)
-    _add(sums + n, tl.sum(gradient, 0), known, added)
     store(dpre + pairs[:, None] * WIDTH + n[None, :], gradient, written[:, None] & known[None, :])
+    _add(sums + n, tl.sum(gradient, 0), known, added)
 
 
 @triton.jit

@@ -36,10 +36,9 @@ at::Tensor all_pairs(const Kernels& kernels, const PackedBranch& branch, const O
 
 }  // namespace
 
-at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
-                      const at::Tensor& out_weight, const at::Tensor& out_bias) {
+at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const Branch& branch) {
     const Operands operands{rows_of(a), rows_of(b)};
-    return all_pairs<Scorer>(kernels(), pack(kernels(), rows_kind(a), weight, bias, out_weight, out_bias), operands);
+    return all_pairs<Scorer>(kernels(), pack(kernels(), rows_kind(a), branch), operands);
 }
 
 ByteOperands byte_operands(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale) {
@@ -63,23 +62,20 @@ ByteOperands byte_operands(const at::Tensor& a, const at::Tensor& b, const at::T
     return operands;
 }
 
-at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const at::Tensor& weight,
-                           const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias) {
-    const PackedBranch branch = pack_int8(kernels(), weight, bias, out_weight, out_bias);
-    return all_pairs<ByteScorer>(kernels(), branch, byte_operands(a, b, scale));
+at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const Branch& branch) {
+    return all_pairs<ByteScorer>(kernels(), pack_int8(kernels(), branch), byte_operands(a, b, scale));
 }
 
-std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
-                                             const at::Tensor& bias, const at::Tensor& out_weight,
-                                             const at::Tensor& out_bias, bool return_features) {
+std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const Branch& branch,
+                                             bool return_features) {
     const Kernels& table = kernels();
     const Operands operands{rows_of(a), rows_of(b)};
-    const PackedBranch branch = pack(table, rows_kind(a), weight, bias, out_weight, out_bias);
+    const PackedBranch packed = pack(table, rows_kind(a), branch);
     const int64_t pairs = a.size(0), width = a.size(1);
     at::Tensor z = at::empty({pairs}, at::kFloat), kept = at::empty({return_features ? pairs : 0, width}, a.options());
     float* out = z.mutable_data_ptr<float>();
     at::parallel_for(0, strips_of(pairs, table.strip), 1, [&](int64_t begin, int64_t end) {
-        Scorer score(table, branch.view, operands);
+        Scorer score(table, packed.view, operands);
         at::Tensor features = at::empty({return_features ? table.strip : 0, width}, at::kFloat);
         for (int64_t s = begin; s < end; ++s) {
             const int64_t first = s * table.strip, count = std::min(table.strip, pairs - first);

@@ -7,36 +7,29 @@
 #include <optional>
 #include <tuple>
 
+#include "arguments.h"
+
 namespace d2llm {
 
-at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
-                      const at::Tensor& out_weight, const at::Tensor& out_bias);
+at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const Branch& branch);
 
-std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
-                                             const at::Tensor& bias, const at::Tensor& out_weight,
-                                             const at::Tensor& out_bias, bool return_features);
+std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const Branch& branch,
+                                             bool return_features);
 
-std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
-                                            const at::Tensor& bias, const at::Tensor& out_weight,
-                                            const at::Tensor& out_bias, int64_t k);
+std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k);
 
 // The same in int8 for passages b (Np, F) int8 with scale (Np,) float; all other tensors are float.
-at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const at::Tensor& weight,
-                           const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias);
+at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const Branch& branch);
 
 // The best k, by scores in float, of the best `candidates` by scores in int8.
 std::tuple<at::Tensor, at::Tensor> iem_topk_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale,
-                                                 const at::Tensor& weight, const at::Tensor& bias,
-                                                 const at::Tensor& out_weight, const at::Tensor& out_bias, int64_t k,
-                                                 int64_t candidates);
+                                                 const Branch& branch, int64_t k, int64_t candidates);
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
-                              const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias);
+Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const Branch& branch);
 
 Gradients iem_pairs_backward(const at::Tensor& dz, const std::optional<at::Tensor>& dfeatures, const at::Tensor& a,
-                             const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
-                             const at::Tensor& out_weight, const at::Tensor& out_bias);
+                             const at::Tensor& b, const Branch& branch);
 
 }  // namespace d2llm

@@ -101,8 +101,7 @@ class Differentiator {
 };
 
 Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const at::Tensor& a, const at::Tensor& b,
-                        const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
-                        const at::Tensor& out_bias, bool grid) {
+                        const Branch& branch, bool grid) {
     const Kernels& table = kernels();
     const int64_t features = a.size(1), columns = b.size(0), lines = grid ? a.size(0) : 1;
     const int64_t parts = std::clamp<int64_t>(columns, 1, at::get_num_threads());
@@ -111,8 +110,8 @@ Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const
                     rows_of(b),
                     dz.to(at::kFloat).contiguous(),
                     dfeatures.defined() ? dfeatures.to(at::kFloat).contiguous() : at::Tensor(),
-                    pack(table, rows_kind(a), weight, bias, out_weight, out_bias),
-                    pack_transposed(table, rows_kind(a), weight),
+                    pack(table, rows_kind(a), branch),
+                    pack_transposed(table, rows_kind(a), branch.weight),
                     grid ? at::zeros({parts, a.size(0), features}, at::kFloat) : at::zeros(a.sizes(), at::kFloat),
                     at::zeros(b.sizes(), at::kFloat),
                     at::zeros({parts, (features + 2) * features}, at::kFloat),
@@ -135,23 +134,21 @@ Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const
     };
     return {like(grid ? problem.da.sum(0) : problem.da, a),
             like(problem.db, b),
-            like(part(0, square), weight),
-            like(part(square, features), bias),
-            like(part(square + features, features), out_weight),
-            like(problem.dz.sum(), out_bias)};
+            like(part(0, square), branch.weight),
+            like(part(square, features), branch.bias),
+            like(part(square + features, features), branch.out_weight),
+            like(problem.dz.sum(), branch.out_bias)};
 }
 
 }  // namespace
 
-Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
-                              const at::Tensor& bias, const at::Tensor& out_weight, const at::Tensor& out_bias) {
-    return differentiate(dz, {}, a, b, weight, bias, out_weight, out_bias, true);
+Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const Branch& branch) {
+    return differentiate(dz, {}, a, b, branch, true);
 }
 
 Gradients iem_pairs_backward(const at::Tensor& dz, const std::optional<at::Tensor>& dfeatures, const at::Tensor& a,
-                             const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
-                             const at::Tensor& out_weight, const at::Tensor& out_bias) {
-    return differentiate(dz, dfeatures.value_or(at::Tensor()), a, b, weight, bias, out_weight, out_bias, false);
+                             const at::Tensor& b, const Branch& branch) {
+    return differentiate(dz, dfeatures.value_or(at::Tensor()), a, b, branch, false);
 }
 
 }  // namespace d2llm

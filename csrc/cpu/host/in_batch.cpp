@@ -21,14 +21,13 @@ at::Tensor lines_of(const std::optional<at::Tensor>& tensor) { return tensor ? l
 // A call's tensors, row by row.
 class Batch {
   public:
-    Batch(const at::Tensor& z, const at::Tensor& z_hard, const at::Tensor& s_hard, const std::optional<at::Tensor>& s,
-          const std::optional<at::Tensor>& duplicates, double temperature)
-        : z_(lines_of(z)),
-          z_hard_(lines_of(z_hard)),
-          s_hard_(lines_of(s_hard)),
-          s_(lines_of(s)),
-          duplicates_(lines_of(duplicates)),
-          slope_(1 / temperature) {}
+    explicit Batch(const InBatch& inputs)
+        : z_(lines_of(inputs.z)),
+          z_hard_(lines_of(inputs.z_hard)),
+          s_hard_(lines_of(inputs.s_hard)),
+          s_(lines_of(inputs.s)),
+          duplicates_(lines_of(inputs.duplicates)),
+          slope_(1 / inputs.temperature) {}
 
     int64_t size() const { return z_.size(0); }
     int64_t hard() const { return z_hard_.size(1); }
@@ -64,26 +63,23 @@ class Batch {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> in_batch_terms(const at::Tensor& z_in_batch, const at::Tensor& z_hard,
-                                                  const at::Tensor& s_hard, const std::optional<at::Tensor>& s_in_batch,
-                                                  const std::optional<at::Tensor>& duplicates, double temperature) {
-    const Batch batch(z_in_batch, z_hard, s_hard, s_in_batch, duplicates, temperature);
+std::tuple<at::Tensor, at::Tensor> in_batch_terms(const InBatch& inputs) {
+    const Batch batch(inputs);
     const Kernels& table = kernels();
-    at::Tensor cross_entropy = at::empty({batch.size()}, z_in_batch.options());
-    at::Tensor pairwise = at::empty({batch.size()}, z_in_batch.options());
+    at::Tensor cross_entropy = at::empty({batch.size()}, inputs.z.options());
+    at::Tensor pairwise = at::empty({batch.size()}, inputs.z.options());
     float *to = cross_entropy.mutable_data_ptr<float>(), *to_pairs = pairwise.mutable_data_ptr<float>();
     batch.each(table, [&](const BatchRow& row, int64_t i) { table.in_batch(row, to + i, to_pairs + i); });
     return {cross_entropy, pairwise};
 }
 
-std::tuple<at::Tensor, at::Tensor> in_batch_terms_backward(
-    const std::optional<at::Tensor>& dcross_entropy, const std::optional<at::Tensor>& dpairwise,
-    const at::Tensor& z_in_batch, const at::Tensor& z_hard, const at::Tensor& s_hard,
-    const std::optional<at::Tensor>& s_in_batch, const std::optional<at::Tensor>& duplicates, double temperature) {
-    const Batch batch(z_in_batch, z_hard, s_hard, s_in_batch, duplicates, temperature);
+std::tuple<at::Tensor, at::Tensor> in_batch_terms_backward(const std::optional<at::Tensor>& dcross_entropy,
+                                                           const std::optional<at::Tensor>& dpairwise,
+                                                           const InBatch& inputs) {
+    const Batch batch(inputs);
     const Kernels& table = kernels();
-    at::Tensor dz = fresh(z_in_batch.sizes(), z_in_batch.options());
-    at::Tensor dz_hard = at::empty(z_hard.sizes(), z_hard.options());
+    at::Tensor dz = fresh(inputs.z.sizes(), inputs.z.options());
+    at::Tensor dz_hard = at::empty(inputs.z_hard.sizes(), inputs.z_hard.options());
     float *to = dz.mutable_data_ptr<float>(), *to_hard = dz_hard.mutable_data_ptr<float>();
     auto slope = [](const std::optional<at::Tensor>& tensor, int64_t i) {
         return tensor ? tensor->const_data_ptr<float>()[i * tensor->stride(0)] : 0;

@@ -8,6 +8,13 @@
 #include "linear.h"
 #include "pool.h"
 
+namespace {
+
+using In = const at::Tensor&;
+using Optional = const std::optional<at::Tensor>&;
+
+}  // namespace
+
 TORCH_LIBRARY(d2llm_cpu, m) {
     m.def("attn_pool(Tensor x, Tensor u, Tensor? mask, Tensor? offsets) -> (Tensor, Tensor)");
     m.def(
@@ -42,16 +49,38 @@ TORCH_LIBRARY(d2llm_cpu, m) {
 }
 
 TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
-    m.impl("attn_pool", d2llm::attn_pool);
-    m.impl("attn_pool_backward", d2llm::attn_pool_backward);
-    m.impl("iem_scores", d2llm::iem_scores);
-    m.impl("iem_scores_backward", d2llm::iem_scores_backward);
-    m.impl("iem_pairs", d2llm::iem_pairs);
-    m.impl("iem_pairs_backward", d2llm::iem_pairs_backward);
-    m.impl("iem_topk", d2llm::iem_topk);
-    m.impl("in_batch_terms", d2llm::in_batch_terms);
-    m.impl("in_batch_terms_backward", d2llm::in_batch_terms_backward);
-    m.impl("linear", d2llm::linear);
-    m.impl("iem_scores_int8", d2llm::iem_scores_int8);
-    m.impl("iem_topk_int8", d2llm::iem_topk_int8);
+    using namespace d2llm;
+    m.impl("attn_pool", attn_pool);
+    m.impl("attn_pool_backward", attn_pool_backward);
+    m.impl("iem_scores", [](In a, In b, In weight, In bias, In out_weight, In out_bias) {
+        return iem_scores(a, b, {weight, bias, out_weight, out_bias});
+    });
+    m.impl("iem_scores_backward", [](In dz, In a, In b, In weight, In bias, In out_weight, In out_bias) {
+        return iem_scores_backward(dz, a, b, {weight, bias, out_weight, out_bias});
+    });
+    m.impl("iem_pairs", [](In a, In b, In weight, In bias, In out_weight, In out_bias, bool return_features) {
+        return iem_pairs(a, b, {weight, bias, out_weight, out_bias}, return_features);
+    });
+    m.impl("iem_pairs_backward",
+           [](In dz, Optional dfeatures, In a, In b, In weight, In bias, In out_weight, In out_bias) {
+               return iem_pairs_backward(dz, dfeatures, a, b, {weight, bias, out_weight, out_bias});
+           });
+    m.impl("iem_topk", [](In a, In b, In weight, In bias, In out_weight, In out_bias, int64_t k) {
+        return iem_topk(a, b, {weight, bias, out_weight, out_bias}, k);
+    });
+    m.impl("in_batch_terms", [](In z, In z_hard, In s_hard, Optional s, Optional duplicates, double temperature) {
+        return in_batch_terms({z, z_hard, s_hard, s, duplicates, temperature});
+    });
+    m.impl("in_batch_terms_backward", [](Optional dcross_entropy, Optional dpairwise, In z, In z_hard, In s_hard,
+                                         Optional s, Optional duplicates, double temperature) {
+        return in_batch_terms_backward(dcross_entropy, dpairwise, {z, z_hard, s_hard, s, duplicates, temperature});
+    });
+    m.impl("linear", linear);
+    m.impl("iem_scores_int8", [](In a, In b, In scale, In weight, In bias, In out_weight, In out_bias) {
+        return iem_scores_int8(a, b, scale, {weight, bias, out_weight, out_bias});
+    });
+    m.impl("iem_topk_int8",
+           [](In a, In b, In scale, In weight, In bias, In out_weight, In out_bias, int64_t k, int64_t candidates) {
+               return iem_topk_int8(a, b, scale, {weight, bias, out_weight, out_bias}, k, candidates);
+           });
 }

@@ -63,23 +63,22 @@ void round_rows(int64_t features, float* weight, float* scale) {
 
 }  // namespace
 
-PackedBranch pack(const Kernels& kernels, Rows rows, const at::Tensor& weight, const at::Tensor& bias,
-                  const at::Tensor& out_weight, const at::Tensor& out_bias) {
-    const int64_t features = weight.size(0), panel = kernels.panel, length = round_up(features, panel);
+PackedBranch pack(const Kernels& kernels, Rows rows, const Branch& branch) {
+    const int64_t features = branch.weight.size(0), panel = kernels.panel, length = round_up(features, panel);
     PackedBranch packed;
-    packed.bias = padded(bias, length);
-    packed.out = padded(out_weight, length);
+    packed.bias = padded(branch.bias, length);
+    packed.out = padded(branch.out_weight, length);
     const int64_t unit = rows == Rows::f32 ? 1 : kernels.unit_bf16;
     const int64_t units = (features + unit - 1) / unit;
     // A unit is 32 bits, whatever it holds.
     packed.weight = at::zeros({length * units}, at::kFloat);
     float* to = packed.weight.mutable_data_ptr<float>();
     if (unit == 2) {
-        const at::Tensor half = weight.contiguous();
+        const at::Tensor half = branch.weight.contiguous();
         fill_panels<2>(static_cast<const uint16_t*>(half.const_data_ptr()), features, 1, features, panel,
                        reinterpret_cast<uint16_t*>(to));
     } else {
-        const at::Tensor wide = weight.to(at::kFloat).contiguous();
+        const at::Tensor wide = branch.weight.to(at::kFloat).contiguous();
         fill_panels<1>(wide.const_data_ptr<float>(), features, 1, features, panel, to);
     }
     packed.view = {features,
@@ -87,20 +86,19 @@ PackedBranch pack(const Kernels& kernels, Rows rows, const at::Tensor& weight, c
                    packed.bias.const_data_ptr<float>(),
                    packed.out.const_data_ptr<float>(),
                    nullptr,
-                   out_bias.item().toFloat()};
+                   branch.out_bias.item().toFloat()};
     return packed;
 }
 
-PackedBranch pack_int8(const Kernels& kernels, const at::Tensor& weight, const at::Tensor& bias,
-                       const at::Tensor& out_weight, const at::Tensor& out_bias) {
-    const int64_t features = weight.size(0), panel = kernels.panel, unit = kernels.unit_int8;
+PackedBranch pack_int8(const Kernels& kernels, const Branch& branch) {
+    const int64_t features = branch.weight.size(0), panel = kernels.panel, unit = kernels.unit_int8;
     const int64_t length = round_up(features, panel);
     PackedBranch packed;
-    packed.bias = padded(bias, length);
-    packed.out = padded(out_weight, length);
+    packed.bias = padded(branch.bias, length);
+    packed.out = padded(branch.out_weight, length);
     packed.scale = at::zeros({length}, at::kFloat);
     packed.weight = at::zeros({length * round_up(features, unit) / unit}, at::kFloat);
-    at::Tensor whole = weight.contiguous().clone();
+    at::Tensor whole = branch.weight.contiguous().clone();
     float* rows = whole.mutable_data_ptr<float>();
     round_rows(features, rows, packed.scale.mutable_data_ptr<float>());
     float* to = packed.weight.mutable_data_ptr<float>();
@@ -113,7 +111,7 @@ PackedBranch pack_int8(const Kernels& kernels, const at::Tensor& weight, const a
                    packed.bias.const_data_ptr<float>(),
                    packed.out.const_data_ptr<float>(),
                    packed.scale.const_data_ptr<float>(),
-                   out_bias.item().toFloat()};
+                   branch.out_bias.item().toFloat()};
     return packed;
 }
 

@@ -4,22 +4,21 @@
 #include <ATen/core/Tensor.h>
 
 #include "../isa/kernels.h"
+#include "arguments.h"
 
 namespace d2llm {
 
 // A branch and the memory behind it.
 struct PackedBranch {
     at::Tensor weight, bias, out, scale;
-    Branch view;
+    BranchView view;
 };
 
-// weight (F, F), bias (F,), out_weight (1, F), out_bias (1,), float or bfloat16, for products with rows of that kind.
-PackedBranch pack(const Kernels&, Rows, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
-                  const at::Tensor& out_bias);
+// Of weights in float or bfloat16, for products with rows of that kind.
+PackedBranch pack(const Kernels&, Rows, const Branch& branch);
 
 // The same in float, with each row of the weight rounded to whole steps of 1/127 of its largest value.
-PackedBranch pack_int8(const Kernels&, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& out_weight,
-                       const at::Tensor& out_bias);
+PackedBranch pack_int8(const Kernels&, const Branch& branch);
 
 // The transposed weight in panels like those of `pack`, for the backward.
 at::Tensor pack_transposed(const Kernels&, Rows, const at::Tensor& weight);

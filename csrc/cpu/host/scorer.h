@@ -15,7 +15,7 @@ struct Operands {
 
 class Scorer {
   public:
-    Scorer(const Kernels& kernels, const Branch& branch, const Operands& operands)
+    Scorer(const Kernels& kernels, const BranchView& branch, const Operands& operands)
         : kernels_(kernels),
           branch_(branch),
           operands_(operands),
@@ -42,7 +42,7 @@ class Scorer {
 
   private:
     const Kernels& kernels_;
-    const Branch& branch_;
+    const BranchView& branch_;
     const Operands& operands_;
     std::vector<const void*> a_, b_;
     std::vector<float> z_, scratch_;

@@ -30,7 +30,7 @@ inline Gauge gauge_of(float top, float scale) {
 
 class ByteScorer {
   public:
-    ByteScorer(const Kernels& kernels, const Branch& branch, const ByteOperands& operands)
+    ByteScorer(const Kernels& kernels, const BranchView& branch, const ByteOperands& operands)
         : kernels_(kernels),
           branch_(branch),
           operands_(operands),
@@ -55,7 +55,7 @@ class ByteScorer {
 
   private:
     const Kernels& kernels_;
-    const Branch& branch_;
+    const BranchView& branch_;
     const ByteOperands& operands_;
     std::vector<const int16_t*> a_;
     std::vector<const int8_t*> b_;

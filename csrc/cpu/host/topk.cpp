@@ -127,27 +127,23 @@ std::tuple<at::Tensor, at::Tensor> tensors_of(const std::vector<std::vector<Foun
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight,
-                                            const at::Tensor& bias, const at::Tensor& out_weight,
-                                            const at::Tensor& out_bias, int64_t k) {
+std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k) {
     const Operands operands{rows_of(a), rows_of(b)};
     const Kernels& table = kernels();
-    const PackedBranch branch = pack(table, rows_kind(a), weight, bias, out_weight, out_bias);
-    auto make = [&] { return Scorer(table, branch.view, operands); };
+    const PackedBranch packed = pack(table, rows_kind(a), branch);
+    auto make = [&] { return Scorer(table, packed.view, operands); };
     return tensors_of(best_of(a.size(0), b.size(0), table.strip, k, make), k);
 }
 
 std::tuple<at::Tensor, at::Tensor> iem_topk_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale,
-                                                 const at::Tensor& weight, const at::Tensor& bias,
-                                                 const at::Tensor& out_weight, const at::Tensor& out_bias, int64_t k,
-                                                 int64_t candidates) {
+                                                 const Branch& branch, int64_t k, int64_t candidates) {
     const Kernels& table = kernels();
     const ByteOperands operands = byte_operands(a, b, scale);
-    const PackedBranch rough = pack_int8(table, weight, bias, out_weight, out_bias);
+    const PackedBranch rough = pack_int8(table, branch);
     auto make = [&] { return ByteScorer(table, rough.view, operands); };
     std::vector<std::vector<Found>> found = best_of(a.size(0), b.size(0), table.strip, candidates, make);
-    const PackedBranch branch = pack(table, Rows::f32, weight, bias, out_weight, out_bias);
-    rescore(table, branch, rows_of(a), operands.b, operands.scale, k, found);
+    const PackedBranch packed = pack(table, Rows::f32, branch);
+    rescore(table, packed, rows_of(a), operands.b, operands.scale, k, found);
     return tensors_of(found, k);
 }
 

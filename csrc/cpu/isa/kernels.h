@@ -22,7 +22,7 @@ constexpr int64_t kLinearDepth = 512;
 constexpr int64_t kBatchBlock = 64;
 
 // One branch of the IEM, its weights packed in panels of output features, zeros past F (host/pack.h).
-struct Branch {
+struct BranchView {
     int64_t features;    // F
     const void* weight;  // (panels, units, panel, unit) float, bfloat16 or int8
     const float* bias;   // (panels * panel,)
@@ -129,10 +129,10 @@ struct Kernels {
     int64_t panel;      // output features in a panel
     int64_t unit_bf16;  // input features side by side in weights for bfloat16 rows; 1: they are floats
     int64_t unit_int8;  // the same in int8 weights: 4 bytes, or 2 that were widened to int16
-    void (*score_f32)(const Branch&, const Strip&);
-    void (*score_bf16)(const Branch&, const Strip&);
-    void (*score_int8)(const Branch&, const ByteStrip&);
-    void (*differentiate)(const Branch&, const float* transposed, const StripGradient&, Rows);
+    void (*score_f32)(const BranchView&, const Strip&);
+    void (*score_bf16)(const BranchView&, const Strip&);
+    void (*score_int8)(const BranchView&, const ByteStrip&);
+    void (*differentiate)(const BranchView&, const float* transposed, const StripGradient&, Rows);
     // Queries u (H, D) of the kind of the rows, as `products` reads them, in slabs that cover D.
     void (*pack_queries)(Rows, const void* u, int64_t heads, int64_t width, int64_t slab, float* packed);
     // s (count, stride) = products of the rows with packed queries.

@@ -33,7 +33,7 @@ static void token_rows(const TokenGradient& s, Rows rows) {
     rows == Rows::f32 ? token_gradients<Wide, float>(s) : token_gradients<PoolBf16, uint16_t>(s);
 }
 
-static void differentiate_rows(const Branch& branch, const float* transposed, const StripGradient& s, Rows rows) {
+static void differentiate_rows(const BranchView& branch, const float* transposed, const StripGradient& s, Rows rows) {
     rows == Rows::f32 ? differentiate<Singles<float>>(branch, transposed, s)
                       : differentiate<GradientBf16>(branch, transposed, s);
 }

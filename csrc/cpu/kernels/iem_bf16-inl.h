@@ -40,7 +40,7 @@ D2LLM_INLINE void form_pairs(const uint16_t* const* a, const uint16_t* const* b,
     }
 }
 
-static void score_pairs(const Branch& branch, const Strip& strip) {
+static void score_pairs(const BranchView& branch, const Strip& strip) {
     form_pairs(reinterpret_cast<const uint16_t* const*>(strip.a), reinterpret_cast<const uint16_t* const*>(strip.b),
                branch.features, strip.scratch);
     project<Bfloat16>(branch, strip.scratch, (branch.features + 1) / 2, strip);

@@ -40,7 +40,7 @@ struct Singles {
 };
 
 // Gradients of the features of panel `p`, (panel, strip), where they are given; else 0.
-D2LLM_INLINE void feature_gradients(const StripGradient& s, const Branch& branch, int64_t p, float* tile) {
+D2LLM_INLINE void feature_gradients(const StripGradient& s, const BranchView& branch, int64_t p, float* tile) {
     for (int64_t r = 0; r < kPanel; ++r)
         for (int64_t lane = 0; lane < kStrip; ++lane) {
             const bool given = s.dfeatures && s.dfeatures[lane] && p * kPanel + r < branch.features;
@@ -50,7 +50,7 @@ D2LLM_INLINE void feature_gradients(const StripGradient& s, const Branch& branch
 
 // dpre, the gradient before the second relu; adds to dbias and dout.
 template <class Form>
-D2LLM_INLINE void before_relu(const Branch& branch, const StripGradient& s, int64_t units, const float* h,
+D2LLM_INLINE void before_relu(const BranchView& branch, const StripGradient& s, int64_t units, const float* h,
                               float* columns, float* lines) {
     const float* weight = static_cast<const float*>(branch.weight);
     float given[kPanel * kStrip] = {};
@@ -121,7 +121,7 @@ D2LLM_INLINE void row_gradients(const StripGradient& s, int64_t features, int64_
 }
 
 template <class Form>
-static void differentiate(const Branch& branch, const float* transposed, const StripGradient& s) {
+static void differentiate(const BranchView& branch, const float* transposed, const StripGradient& s) {
     constexpr int64_t kUnit = Form::Unit::kProducts;
     const int64_t features = branch.features, units = (features + kUnit - 1) / kUnit;
     const int64_t padded = (features + kPanel - 1) / kPanel * kPanel;

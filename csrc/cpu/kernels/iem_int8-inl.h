@@ -71,7 +71,7 @@ D2LLM_INLINE Vector product(Vector one, Vector other) {
 }
 
 // Scales, bias, relu and the dot with out_weight on the sums of panel `p`.
-D2LLM_INLINE void finish_steps(Integers (&acc)[kPanel][kColumns], const Branch& branch, int64_t p,
+D2LLM_INLINE void finish_steps(Integers (&acc)[kPanel][kColumns], const BranchView& branch, int64_t p,
                                const Vector (&step)[kColumns], Vector (&z)[kColumns]) {
 #pragma GCC unroll 12
     for (int r = 0; r < kPanel; ++r) {
@@ -84,7 +84,8 @@ D2LLM_INLINE void finish_steps(Integers (&acc)[kPanel][kColumns], const Branch& 
 }
 
 template <class Unit>
-D2LLM_INLINE void project_steps(const Branch& branch, const float* h, int64_t units, const float* steps, float* out) {
+D2LLM_INLINE void project_steps(const BranchView& branch, const float* h, int64_t units, const float* steps,
+                                float* out) {
     Vector z[1][kColumns], step[kColumns];
     fill(z, broadcast(branch.out_bias));
 #pragma GCC unroll 4
@@ -100,7 +101,7 @@ D2LLM_INLINE void project_steps(const Branch& branch, const float* h, int64_t un
 }
 
 template <class Unit>
-static void score_bytes(const Branch& branch, const ByteStrip& strip) {
+static void score_bytes(const BranchView& branch, const ByteStrip& strip) {
     const int64_t features = branch.features, units = (features + Unit::kProducts - 1) / Unit::kProducts;
     const int64_t stride = (units + kLanes - 1) / kLanes * kLanes;
     float *h = strip.scratch, *rows = h + units * kStrip, *wide = rows + kLanes * stride, steps[kStrip];

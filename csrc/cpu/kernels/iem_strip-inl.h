@@ -26,7 +26,8 @@ D2LLM_INLINE void form(const T* const* a, const T* const* b, int64_t features, f
 }
 
 // features (strip, F): a tile of panel by strip, transposed back.
-D2LLM_INLINE void keep(const Vector (&tile)[kPanel][kColumns], int64_t first, const Branch& branch, float* features) {
+D2LLM_INLINE void keep(const Vector (&tile)[kPanel][kColumns], int64_t first, const BranchView& branch,
+                       float* features) {
     float rows[kPanel * kStrip];
     store(rows, kStrip, tile);
     for (int64_t lane = 0; lane < kStrip; ++lane)
@@ -35,7 +36,7 @@ D2LLM_INLINE void keep(const Vector (&tile)[kPanel][kColumns], int64_t first, co
 }
 
 // Bias, relu and the dot with out_weight on the accumulators of panel `p`.
-D2LLM_INLINE void finish(Vector (&acc)[kPanel][kColumns], const Branch& branch, int64_t p, Vector (&z)[kColumns]) {
+D2LLM_INLINE void finish(Vector (&acc)[kPanel][kColumns], const BranchView& branch, int64_t p, Vector (&z)[kColumns]) {
 #pragma GCC unroll 12
     for (int r = 0; r < kPanel; ++r) {
 #pragma GCC unroll 4
@@ -48,7 +49,7 @@ D2LLM_INLINE void finish(Vector (&acc)[kPanel][kColumns], const Branch& branch, 
 
 // z of a strip from its hidden layer in `units` units of 32 bits.
 template <class Unit>
-D2LLM_INLINE void project(const Branch& branch, const float* h, int64_t units, const Strip& strip) {
+D2LLM_INLINE void project(const BranchView& branch, const float* h, int64_t units, const Strip& strip) {
     Vector z[1][kColumns];
     fill(z, broadcast(branch.out_bias));
     const float* weight = static_cast<const float*>(branch.weight);
@@ -63,7 +64,7 @@ D2LLM_INLINE void project(const Branch& branch, const float* h, int64_t units, c
 }
 
 template <class T>
-static void score(const Branch& branch, const Strip& strip) {
+static void score(const BranchView& branch, const Strip& strip) {
     form(reinterpret_cast<const T* const*>(strip.a), reinterpret_cast<const T* const*>(strip.b), branch.features,
          strip.scratch);
     project<Float32>(branch, strip.scratch, branch.features, strip);

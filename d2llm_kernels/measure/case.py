@@ -8,7 +8,7 @@ import torch
 
 from d2llm_kernels.backends import KERNELS, unsupported
 from d2llm_kernels.measure.ceilings import Ceilings
-from d2llm_kernels.measure.problems import Verdict, judge
+from d2llm_kernels.measure.contract import Verdict, agreement
 from d2llm_kernels.measure.timing import Function, Sample, Timer
 
 LITERAL, COMPILED, FOLDED = "reference", "reference compiled", "folded"
@@ -173,7 +173,7 @@ def measure_variant(
             verdict = _judge_compiled(prepared, wrap) if name == COMPILED else prepared.check(name)
             found |= {"error": verdict.error, "limit": verdict.limit}
             if not verdict.passed:
-                return found | {"failure": f"wrong: relative error {verdict.error:.1e}, allowed {verdict.limit:.1e}"}
+                return found | {"failure": f"wrong: {verdict}"}
         call = _call(prepared, name, wrap)
         found |= _figures(timer.sample(call.run), call.share, floor)
     except Exception as error:
@@ -200,7 +200,7 @@ def _judge_compiled(prepared: Prepared, wrap: Wrap) -> Verdict:
         outputs.append(out if isinstance(out, torch.Tensor) else out[0])  # type: ignore[index]
     # Of gradients the first alone: that of fc_k's bias is 0 but for rounding.
     got, expected = outputs
-    return judge([got], [expected], [expected], expected.dtype)
+    return agreement(got, expected, expected.dtype)
 
 
 def _figures(sample: Sample, share: float, floor: float) -> dict[str, Any]:

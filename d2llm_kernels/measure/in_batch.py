@@ -5,10 +5,13 @@ from torch import Tensor
 
 from d2llm_kernels import functional, reference
 from d2llm_kernels.measure.case import FOLDED, Call, Case, Prepared, Wrap
-from d2llm_kernels.measure.problems import Verdict, judge
+from d2llm_kernels.measure.contract import SMALLEST_ROW, Verdict, judge
 
 # Rows of the batch that checks use: the reference in float64 then fits beside the row's own tensors.
 _CHECKED = 512
+#: What the rows of the two losses are measured by at least, each a problem of its own. Of the cross-entropy the digits
+#: beside a softmax's 1 count, of the pairs, all of whose terms have one sign, those of the sum itself.
+ROWS = (1.0, SMALLEST_ROW)
 
 
 class _Batch:
@@ -39,7 +42,7 @@ def losses(size: int, hard: int, priority: int = 2, literal: bool = True) -> Cas
 
         def check(backend: str) -> Verdict:
             exact, same = small.literal(torch.float64), small.literal(torch.float32)
-            return judge(small.run(backend), same, exact, torch.float32)
+            return judge(small.run(backend), same, exact, torch.float32, rows=(*ROWS, max(ROWS), max(ROWS)))
 
         def call_literal(wrap: Wrap) -> Call:
             return Call(wrap(lambda: batch.literal(torch.float32)))

@@ -11,8 +11,9 @@ import torch
 
 import d2llm_kernels as dk
 from d2llm_kernels.measure.case import Call, Case, Prepared, Target, Wrap
+from d2llm_kernels.measure.contract import Verdict, judge, worst
 from d2llm_kernels.measure.passes import NAMES, differentiated, gradients_of
-from d2llm_kernels.measure.problems import BytesTopK, Interaction, TopK, Verdict, judge
+from d2llm_kernels.measure.problems import BytesTopK, Interaction, TopK
 
 #: Nq, Np (or the number of pairs), F, and the width D of the literal form's vectors.
 Sizes = tuple[int, int, int, int]
@@ -212,7 +213,8 @@ def _module(
         def check(backend: str) -> Verdict:
             some = q[:_CHECKED], p[:_CHECKED]
             exact = score(copy("reference", torch.float64), *(part.double() for part in some))
-            return judge([score(copy(backend), *some)], [score(literal, *some)], [exact], torch.float32)
+            got, same = (score(module, *some) for module in (copy(backend), literal))
+            return judge([got], [same], [exact], torch.float32, terms=max(width, hidden))
 
         return Prepared(
             count * (2 * hidden**2 + 4 * hidden) + 2 * texts * width * hidden,
@@ -238,7 +240,7 @@ def linear(rows: int, depth: int, outputs: int) -> Case:
         def check(backend: str) -> Verdict:
             exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
             got, same = (dk.functional.linear(x, weight, bias, name) for name in (backend, "reference"))
-            return judge([got], [same], [exact], x.dtype)
+            return judge([got], [same], [exact], x.dtype, terms=depth)
 
         return Prepared(
             2 * rows * depth * outputs,
@@ -272,7 +274,6 @@ def _kernel(problem: Interaction, passes: str) -> Callable[[str], Call]:
 
 def _check(problem: Interaction, passes: str) -> Callable[[str], Verdict]:
     def check(backend: str) -> Verdict:
-        verdicts = [problem.check(backend, gradients) for gradients in gradients_of(passes)]
-        return next((verdict for verdict in verdicts if not verdict.passed), verdicts[-1])
+        return worst(problem.check(backend, gradients) for gradients in gradients_of(passes))
 
     return check

@@ -4,8 +4,9 @@ import torch
 
 import d2llm_kernels as dk
 from d2llm_kernels.measure.case import Call, Case, Prepared, Target, Wrap
+from d2llm_kernels.measure.contract import Verdict, judge, worst
 from d2llm_kernels.measure.passes import NAMES, differentiated, gradients_of
-from d2llm_kernels.measure.problems import Pool, Verdict, judge
+from d2llm_kernels.measure.problems import Pool
 
 #: B, L, D and H.
 Sizes = tuple[int, int, int, int]
@@ -73,7 +74,7 @@ def pma(
             exact.load_state_dict(literal.state_dict())
             some = x.detach()[:4]
             with torch.no_grad():
-                return judge([module(backend)(some)], [literal(some)], [exact(some.double())], dtype)
+                return judge([module(backend)(some)], [literal(some)], [exact(some.double())], dtype, terms=width)
 
         # Folding u, values and fc_o: products of D x D with a row a sequence, two for u; their gradients are two each.
         tail = 2 * (2 * batch + 2) * width**2 * (3 if "b" in passes else 1)
@@ -118,8 +119,7 @@ def _prepare(pool: Pool, passes: str) -> Prepared:
         return Call(differentiated(forward, [x, *_trained(literal)], passes))
 
     def check(backend: str) -> Verdict:
-        verdicts = [pool.check(backend, gradients) for gradients in gradients_of(passes)]
-        return next((v for v in verdicts if not v.passed), verdicts[-1])
+        return worst(pool.check(backend, gradients) for gradients in gradients_of(passes))
 
     # Keys and values of every token; in training they stay, with the gradients of both beside them.
     held = item * pool.x.numel() * (2 if passes == "f" else 4)

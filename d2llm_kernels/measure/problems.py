@@ -1,12 +1,10 @@
 """Inputs of the kernels with the right answers beside them, for the report and for the tuner.
 
-The yardstick is the reference in float64 on the very inputs of the kernel. A result passes if its distance to it, as a
-share of the yardstick's own norm, is small for the dtype or at most twice that of the reference in the same dtype.
+Results are held to the contract of the kernels (``contract.py``); what needs other treatment has it here.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,49 +13,13 @@ from torch import Tensor
 
 from d2llm_kernels import fp8, functional, int8, reference
 from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.measure.contract import Verdict, agreement, distance, judge, worst
 from d2llm_kernels.ops import attn_pool_backward, iem_pairs_backward, iem_scores_backward
 
-# What rounding of the operands alone explains; more must be what the reference loses too.
-LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4, torch.float64: 1e-10}
-_FACTOR = 2.0
 # Sums of e4m3 products may be kept in fewer bits than float32 has.
 _FP8_LIMIT = 1e-2
 # Passages that are handled at a time where all of them could be too many.
 _BLOCK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The worst of several tensors: its relative error and what is allowed."""
-
-    error: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        """NaN never passes."""
-        return self.error <= self.limit
-
-
-def distance(got: Tensor, exact: Tensor) -> float:
-    """‖got - exact‖ / ‖exact‖ over the finite entries; NaN if the infinite ones differ."""
-    got, exact = got.detach().double(), exact.detach().double()
-    finite = exact.isfinite()
-    if got.shape != exact.shape or not torch.equal(got[~finite], exact[~finite]):
-        return math.nan
-    scale = exact[finite].norm().item()
-    return (got[finite] - exact[finite]).norm().item() / (scale or 1.0)
-
-
-def judge(got: Sequence[Tensor], same: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype) -> Verdict:
-    """Hold ``got`` against ``exact``, with the reference in ``dtype`` (``same``) as the measure of what is allowed."""
-    verdicts = []
-    for one, two, three in zip(got, same, exact, strict=True):
-        verdict = Verdict(distance(one, three), max(LIMITS[dtype], _FACTOR * distance(two, three)))
-        if not verdict.passed:
-            return verdict
-        verdicts.append(verdict)
-    return max(verdicts, key=lambda verdict: verdict.error / verdict.limit)
 
 
 class Pool:
@@ -99,7 +61,7 @@ class Pool:
         """Judge the forward pass of a backend, or its gradients."""
         got = self.backward(backend) if gradients else self.forward(backend)
         same, exact = (half[2:] if gradients else half[:2] for half in self._answers)
-        return judge(got, same, exact, self.dtype)
+        return judge(got, same, exact, self.dtype, terms=max(self.x.shape[-1], int(self.lengths.max())))
 
     @cached_property
     def _answers(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -109,7 +71,8 @@ class Pool:
         """pooled, lse, dx and du of the reference, one sequence at a time so that little memory is needed."""
         u = self.u.to(dtype).requires_grad_()
         dx = torch.zeros_like(self.x, dtype=dtype)
-        du = torch.zeros_like(u, dtype=torch.float64)
+        # A sum over all texts is taken in the accumulator of a kernel, and rounded once.
+        du = torch.zeros_like(u, dtype=torch.promote_types(dtype, torch.float32))
         outputs, start = [], 0
         for row, length in enumerate(self.lengths.tolist()):
             place = (slice(start, start + length),) if self.kind == "packed" else (row, slice(0, length))
@@ -121,7 +84,7 @@ class Pool:
             outputs.append((pooled.detach(), lse.detach()))
             start += length
         pooled, lse = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        return pooled, lse, dx, du
+        return pooled, lse, dx, du.to(dtype)
 
 
 class Texts(NamedTuple):
@@ -163,7 +126,7 @@ class Interaction:
         paired: bool = False,
         features: bool = False,
     ) -> None:
-        self.dtype, self.paired, self.features = dtype, paired, features
+        self.dtype, self.hidden, self.paired, self.features = dtype, hidden, paired, features
         shapes = ((queries, hidden), (passages, hidden), (hidden, hidden), (hidden,), (1, hidden), (1,))
         tensors = [torch.randn(*shape, device=device, dtype=dtype) for shape in shapes]
         for index in (2, 4):
@@ -223,13 +186,10 @@ class Interaction:
 
     def check(self, backend: str, gradients: bool) -> Verdict:
         """Judge the forward pass of a backend, or its gradients."""
-        if not gradients:
-            got = [out[self._corner] for out in self.forward(backend)]
-            return judge(got, self._answer(self.dtype)[0], self._answer(torch.float64)[0], self.dtype)
-        slopes = self.slopes(corner=True)
-        got = list(self.backward(backend, slopes))
-        same, exact = (self._answer(dtype, slopes)[1] for dtype in (self.dtype, torch.float64))
-        return judge(got, same, exact, self.dtype)
+        slopes = self.slopes(corner=True) if gradients else ()
+        got = self.backward(backend, slopes) if gradients else [out[self._corner] for out in self.forward(backend)]
+        same, exact = (self._answer(dtype, slopes)[gradients] for dtype in (self.dtype, torch.float64))
+        return judge(got, same, exact, self.dtype, terms=self.hidden)
 
     @property
     def _corner(self) -> tuple[Tensor, ...]:
@@ -281,11 +241,10 @@ class TopK:
         texts = self._first()
         if name == "iem_scores":
             exact, same = self._both()
-            return judge(
-                [functional.iem_scores(texts.a[:1], texts.b, *texts.branch)[0]], [same], [exact], texts.b.dtype
-            )
+            got = functional.iem_scores(texts.a[:1], texts.b, *texts.branch)[0]
+            return judge([got], [same], [exact], texts.b.dtype, terms=self.problem.hidden)
         values, indices = functional.iem_topk(*texts, self.k, backend=name)
-        return best_of(values[0], indices[0], *self._both(), texts.b.dtype)
+        return best_of(values[0], indices[0], *self._both(), texts.b.dtype, self.problem.hidden)
 
     def _first(self) -> Texts:
         return self.literal_texts(self._CHECKED)
@@ -327,9 +286,9 @@ class BytesTopK(TopK):
             texts = TopK.literal_texts(self, self._CHECKED)
             values, indices = functional.iem_topk(*texts, self.k)
             exact, same = reference_scores(texts.to(torch.float64)), reference_scores(texts)
-            return best_of(values[0], indices[0], exact, same, texts.b.dtype)
+            return best_of(values[0], indices[0], exact, same, texts.b.dtype, self.problem.hidden)
         values, indices = self._topk(self._CHECKED, name)
-        return best_of(values[0], indices[0], *self._both(), torch.float32)
+        return best_of(values[0], indices[0], *self._both(), torch.float32, self.problem.hidden)
 
     def _topk(self, passages: int, backend: str) -> tuple[Tensor, Tensor]:
         stored, scale = self.stored[:passages], self.scale[:passages]
@@ -342,15 +301,11 @@ def reference_scores(texts: Texts) -> Tensor:
     return torch.cat(parts)
 
 
-def best_of(values: Tensor, indices: Tensor, exact: Tensor, same: Tensor, dtype: torch.dtype) -> Verdict:
+def best_of(values: Tensor, indices: Tensor, exact: Tensor, same: Tensor, dtype: torch.dtype, hidden: int) -> Verdict:
     """Judge the k best (values and indices) of one query's scores, given them all in float64 and in ``dtype``."""
     k = len(values)
     if indices.unique().numel() != k or not (values[:-1] >= values[1:]).all():
-        return Verdict(math.nan, LIMITS[dtype])
-    verdict = judge([values], [same[indices]], [exact[indices]], dtype)
-    best = exact.topk(k).values
-    return max(verdict, judge([exact[indices].sort(descending=True).values], [best], [best], dtype), key=_severity)
-
-
-def _severity(verdict: Verdict) -> float:
-    return math.inf if math.isnan(verdict.error) else verdict.error / verdict.limit
+        return Verdict(math.nan, 0.0, "indices repeat or values are not in order")
+    # Which of two nearly equal passages is kept, rounding decides: the exact scores of a choice agree with the best.
+    chosen = agreement(exact[indices].sort(descending=True).values, exact.topk(k).values, dtype)
+    return worst((judge([values], [same[indices]], [exact[indices]], dtype, terms=hidden), chosen))

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import growth
 from d2llm_kernels.measure.case import Call, Case, Prepared
-from d2llm_kernels.measure.problems import Verdict
+from d2llm_kernels.measure.contract import Verdict
 
 
 @pytest.mark.parametrize("power", [0, 1, 1.5, 2])

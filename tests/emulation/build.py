@@ -3,10 +3,13 @@
 The headers in ``include/`` come before those of CUDA, of torch and of csrc/cuda that have the same names.
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,8 +52,10 @@ def main(path: str) -> None:
         return
     target = Path(path).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    for command in commands(target):
-        subprocess.run(command, check=True)
+    *compile_, link = commands(target)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(partial(subprocess.run, check=True), compile_))
+    subprocess.run(link, check=True)
 
 
 if __name__ == "__main__":

@@ -120,12 +120,13 @@ $(VENV)/.bench: $(VENV)/.dev
 
 TORCH_VERSION := $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
 EMULATION := $(CURDIR)/$(VENV)/emulation/_cuda.so
-$(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* csrc/cuda/hopper/* tests/emulation/*)
+EMULATED  := tests/emulation/*.* $(addprefix tests/emulation/include/,*.* */*.* */*/*.*)
+$(VENV)/.emulation: $(VENV)/.dev $(TORCH_VERSION) $(wildcard csrc/cuda/* csrc/cuda/hopper/* $(EMULATED))
 	$(BIN)/python -m tests.emulation.build $(EMULATION)
 	touch $@
 
 # The C++ kernels, beside the sources of the package, for the torch that is installed; without a compiler there is
 # nothing to do.
-$(VENV)/.kernels: $(VENV)/.demo setup.py $(TORCH_VERSION) $(wildcard csrc/cpu/* csrc/cuda/* csrc/cuda/hopper/*)
+$(VENV)/.kernels: $(VENV)/.demo setup.py $(TORCH_VERSION) $(wildcard csrc/cpu/*/* csrc/cuda/* csrc/cuda/hopper/*)
 	@$(COMPILE)
 	@touch $@

@@ -109,8 +109,8 @@ def _cpu_extension() -> Any:
     defines = {"TORCH_VERSION": torch.__version__, "COMPILER": _compiler(), "FLAGS": " ".join(FLAGS)}
     return CppExtension(
         CPU,
-        _files("csrc/cpu", "*.cpp"),
-        depends=_files("csrc/cpu", "*.h"),
+        _files("csrc/cpu", "**/*.cpp"),
+        depends=_files("csrc/cpu", "**/*.h"),
         define_macros=_macros(defines),
         extra_compile_args=FLAGS,
         # OpenMP comes from torch's own copy: a second runtime would have threads of its own.
@@ -129,6 +129,7 @@ def _cuda_extension() -> Any:
         CUDA,
         _files("csrc/cuda", "**/*.cu") + _files("csrc/cuda", "*.cpp"),
         depends=_files("csrc/cuda", "**/*.cuh") + _files("csrc/cuda", "**/*.h"),
+        include_dirs=[os.path.abspath("csrc/cuda")],
         define_macros=_macros(defines),
         extra_compile_args={"cxx": ["-O2", "-g0"], "nvcc": ["-O3", "-lineinfo"]},
     )

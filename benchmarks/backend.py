@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
-from d2llm.bench.case import LITERAL, Call, Wrap
 from d2llm_kernels.backends import ENVIRONMENT
+from d2llm_kernels.measure.case import LITERAL, Call, Wrap
 
 
 @contextmanager

@@ -23,15 +23,15 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from d2llm.bench.writing import aligned, duration
 from d2llm.errors import InputError
 from d2llm.files import read_json
+from d2llm_kernels.measure.writing import aligned, duration
 
 ROOT = Path(__file__).parents[1]
 #: Least difference of the medians that counts.
 LEAST = 0.05
 # What asks the questions: copied from the working tree into both revisions.
-_QUESTIONS = ("benchmarks", "d2llm/bench")
+_QUESTIONS = ("benchmarks", "d2llm_kernels/measure")
 _TURNS = 2
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks.report import Report
-from d2llm.bench.case import Case
-from d2llm.bench.timing import Function, Timer
+from d2llm_kernels.measure.case import Case
+from d2llm_kernels.measure.timing import Function, Timer
 
 REPORT = pytest.StashKey[Report]()
 _CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import d2llm_kernels as dk
 from benchmarks import corpus
-from d2llm.bench.writing import duration
 from d2llm.shipped import BASE_MODEL, TEACHER
 from d2llm.teacher.model import Teacher
+from d2llm_kernels.measure.writing import duration
 
 #: Passages that a query is held against.
 SIZES = (1_000, 100_000, 1_000_000)

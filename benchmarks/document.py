@@ -11,9 +11,9 @@ from typing import Any
 
 from benchmarks import cost, growth
 from benchmarks.plots import draw
-from d2llm.bench import writing
 from d2llm.files import atomic_path, read_json
 from d2llm_kernels.backends import KERNELS
+from d2llm_kernels.measure import writing
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 _COLUMNS = ("operation", "shape", "dtype", "time", "+-", "x reference", "x folded", "% of limit", "peak MB", "rate")

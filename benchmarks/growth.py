@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from d2llm.bench.case import Case
-from d2llm.bench.in_batch import losses
-from d2llm.bench.interaction import scores, topk
-from d2llm.bench.pooling import pooling
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure.case import Case
+from d2llm_kernels.measure.in_batch import losses
+from d2llm_kernels.measure.interaction import scores, topk
+from d2llm_kernels.measure.pooling import pooling
+from d2llm_kernels.measure.timing import Timer
 
 #: What noise, and leaving a cache for the next one, may add to an exponent.
 SLACK_TIME, SLACK_MEMORY = 0.2, 0.05

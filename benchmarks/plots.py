@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.cost import SIZES
-from d2llm.bench.case import FOLDED, LITERAL
 from d2llm.files import atomic_path
 from d2llm_kernels.backends import KERNELS
+from d2llm_kernels.measure.case import FOLDED, LITERAL
 
 _COLORS = {"cpu": "#1b6ca8", "triton": "#1b6ca8", "cuda": "#1b6ca8", FOLDED: "#e08e0b", LITERAL: "#8a8a8a"}
 _MARKERS = {"float32": "o", "bfloat16": "s", "float16": "^", "int8": "D"}

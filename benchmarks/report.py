@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from benchmarks import cost, growth
-from d2llm.bench import ceilings, machine, writing
-from d2llm.bench.case import Case, Prepared, compare, empty_row, measure_variant
-from d2llm.bench.timing import Timer
 from d2llm.files import atomic_path, read_json, write_json
+from d2llm_kernels.measure import ceilings, machine, writing
+from d2llm_kernels.measure.case import Case, Prepared, compare, empty_row, measure_variant
+from d2llm_kernels.measure.timing import Timer
 
 _NAME = "report.json"
 _CPU = torch.device("cpu")

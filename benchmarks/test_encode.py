@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import backend, corpus
-from d2llm.bench.case import Case, Prepared
-from d2llm.bench.problems import LIMITS, Verdict, distance
 from d2llm.student import D2LLM
 from d2llm.texts import batches_by_length, pad, tokenize
+from d2llm_kernels.measure.case import Case, Prepared
+from d2llm_kernels.measure.contract import Verdict, agreement
 
 _BATCH = 16
 _TITLES = {
@@ -46,7 +46,7 @@ def _encode(how: str, title: str, texts: int) -> Case:
         def check(name: str) -> Verdict:
             got, exact = (backend.under(each, run) for each in (name, "reference"))
             # The LLM's own bfloat16 moves with the padding of a batch, and is the same for both here.
-            return Verdict(distance(got, exact), LIMITS[torch.bfloat16])
+            return agreement(got, exact, torch.bfloat16)
 
         tokens = sum(lengths)
         return Prepared(

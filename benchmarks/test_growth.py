@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks.growth import measure, sweeps
-from d2llm.bench.case import FOLDED, kernels_for
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure.case import FOLDED, kernels_for
+from d2llm_kernels.measure.timing import Timer
 
 
 @pytest.mark.parametrize("sweep", list(sweeps()), ids=lambda sweep: sweep.operation)

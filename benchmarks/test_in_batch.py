@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from d2llm.bench.case import Case
-from d2llm.bench.in_batch import losses
+from d2llm_kernels.measure.case import Case
+from d2llm_kernels.measure.in_batch import losses
 
 _HARD = 8
 

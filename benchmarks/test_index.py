@@ -8,9 +8,9 @@ import torch
 
 import d2llm_kernels as dk
 from benchmarks import backend
-from d2llm.bench.case import Case, Prepared, identity
-from d2llm.bench.problems import LIMITS, Verdict, distance
 from d2llm.index import Index
+from d2llm_kernels.measure.case import Case, Prepared, identity
+from d2llm_kernels.measure.contract import Verdict, agreement
 
 _D, _F, _K = 576, 512, 10
 _DTYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -67,8 +67,7 @@ def _build(passages: int, dtype: torch.dtype) -> Case:
                 with backend.chosen(each), tempfile.TemporaryDirectory() as folder:
                     found.append(_scores(_write(folder, vectors[:1000], dtype), vectors[:4]))
             # Rounding to the stored dtype may go either way for a number that lies between two.
-            limit = LIMITS[torch.bfloat16 if dtype == torch.int8 else dtype]
-            return Verdict(distance(*found), limit)
+            return agreement(*found, torch.bfloat16 if dtype == torch.int8 else dtype)
 
         item = torch.empty(0, dtype=dtype).element_size()
         return Prepared(
@@ -95,7 +94,7 @@ def _search(passages: int, queries: int, dtype: torch.dtype) -> Case:
             return _scores(index, asked)
 
         def check(name: str) -> Verdict:
-            return Verdict(distance(*(backend.under(each, run) for each in (name, "reference"))), LIMITS[torch.float32])
+            return agreement(*(backend.under(each, run) for each in (name, "reference")), torch.float32)
 
         item = torch.empty(0, dtype=dtype).element_size()
         return Prepared(

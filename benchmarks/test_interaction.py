@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from d2llm.bench.case import Case
-from d2llm.bench.interaction import groups, linear, pairs, score_all, scores, topk
+from d2llm_kernels.measure.case import Case
+from d2llm_kernels.measure.interaction import groups, linear, pairs, score_all, scores, topk
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _F, _D = 512, 1024

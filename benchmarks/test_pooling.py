@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from d2llm.bench.case import Case
-from d2llm.bench.pooling import pma, pooling
+from d2llm_kernels.measure.case import Case
+from d2llm_kernels.measure.pooling import pma, pooling
 
 _DTYPES = (torch.float32, torch.bfloat16)
 # (D, H) of a small, a middling and a large decoder.

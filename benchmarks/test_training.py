@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import backend, corpus
-from d2llm.bench.case import Case, Prepared
-from d2llm.bench.problems import LIMITS, Verdict, distance
 from d2llm.data.example import Example
 from d2llm.demo.recipe import DISTIL, Phase
 from d2llm.student import D2LLM
 from d2llm.training import DistillationTrainer
 from d2llm.training.vectors import TextVectors
+from d2llm_kernels.measure.case import Case, Prepared
+from d2llm_kernels.measure.contract import Verdict, agreement
 
 _NEGATIVES = 8
 
@@ -96,7 +96,7 @@ def _prepared(
 
     def check(name: str) -> Verdict:
         got, exact = (backend.under(each, gradients) for each in (name, "reference"))
-        return Verdict(distance(got, exact), LIMITS[torch.float32 if vectors else torch.bfloat16])
+        return agreement(got, exact, torch.float32 if vectors else torch.bfloat16)
 
     return Prepared(flops, traffic, backend.kernel(step), backend.literal(step), check, items=(items, count))
 

@@ -86,12 +86,20 @@ def rising_offsets(cu_seqlens: Tensor, x: Tensor) -> Tensor:
 
 
 def check_interaction(
-    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, rank: int | None
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    rank: int | None,
+    stacked: bool = False,
 ) -> None:
     """Check projected queries ``a`` and passages ``b`` (..., F) against the weights of one IEM branch.
 
     Args:
         rank: number of dimensions that ``a`` and ``b`` must have, or None for any.
+        stacked: whether weight and bias are those of several branches, (T, F, F) and (T, F).
 
     Raises:
         ArgumentError: on a wrong shape or a dtype that is not floating point.
@@ -99,14 +107,15 @@ def check_interaction(
     named: Sequence[tuple[str, Tensor]] = (("a", a), ("b", b), ("weight", weight))
     for name, tensor in named:
         require(tensor.is_floating_point(), name, "a floating point tensor", tensor.dtype)
-    require(weight.dim() == 2 and weight.shape[0] == weight.shape[1], "weight", "shape (F, F)", shape(weight))
-    width = weight.shape[0]
+    square = weight.dim() == 2 + stacked and weight.shape[-2] == weight.shape[-1] and 0 not in weight.shape[:-2]
+    require(square, "weight", "shape (T, F, F)" if stacked else "shape (F, F)", shape(weight))
+    width, branches = weight.shape[-1], weight.shape[:-2]
     for name, tensor in named[:2]:
         if rank is None:
             require(tensor.dim() >= 1 and tensor.shape[-1] == width, name, f"shape (..., {width})", shape(tensor))
         else:
             require(tensor.dim() == rank and tensor.shape[-1] == width, name, f"shape (N, {width})", shape(tensor))
-    require(bias.shape == (width,), "bias", f"shape ({width},)", shape(bias))
+    require(bias.shape == (*branches, width), "bias", f"shape {(*branches, width)}", shape(bias))
     require(out_weight.shape == (1, width), "out_weight", f"shape (1, {width})", shape(out_weight))
     require(out_bias.shape == (1,), "out_bias", "shape (1,)", shape(out_bias))
 

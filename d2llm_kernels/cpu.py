@@ -14,7 +14,7 @@ from torch import Tensor
 from d2llm_kernels import extension
 from d2llm_kernels.checks import packed_bounds
 from d2llm_kernels.iem_folded import Branch
-from d2llm_kernels.promotion import cast_like, promoted, promotion
+from d2llm_kernels.promotion import cast_like, promoted, promotion, unwanted
 
 #: Another file to load in place of the installed library.
 LIBRARY = "D2LLM_KERNELS_LIBRARY"
@@ -71,9 +71,9 @@ def iem_scores(a: Tensor, b: Tensor, branch: Branch) -> Tensor:
     return _ops().iem_scores(*promoted(a, b, *branch))
 
 
-def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
-    """Gradients of ``iem_scores`` for its six tensors."""
-    return cast_like(_ops().iem_scores_backward(dz, *promoted(a, b, *branch)), (a, b, *branch))
+def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Gradients of ``iem_scores`` for its six tensors; all are made, whatever is wanted."""
+    return _wanted(_ops().iem_scores_backward(dz, *promoted(a, b, *branch)), (a, b, *branch), wanted)
 
 
 def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tuple[Tensor, Tensor]:
@@ -83,11 +83,10 @@ def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tu
 
 
 def iem_pairs_backward(
-    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch
+    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch, wanted: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """Gradients of ``iem_pairs`` for its six tensors."""
-    gradients = _ops().iem_pairs_backward(dz, dfeatures, *promoted(a, b, *branch))
-    return cast_like(gradients, (a, b, *branch))
+    """Gradients of ``iem_pairs`` for its six tensors; all are made, whatever is wanted."""
+    return _wanted(_ops().iem_pairs_backward(dz, dfeatures, *promoted(a, b, *branch)), (a, b, *branch), wanted)
 
 
 def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tensor]:
@@ -141,6 +140,14 @@ def iem_topk_int8(
 ) -> tuple[Tensor, Tensor]:
     """``int8.iem_topk``; all but b float32."""
     return _ops().iem_topk_int8(a, b, scale, *branch, k, candidates)
+
+
+def _wanted(gradients: Sequence[Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Gradients of a and b and of a branch, those that are wanted, in the dtypes of the inputs."""
+    found: tuple[Tensor, ...] = ()
+    for given, part in zip(wanted, (slice(2), slice(2, None)), strict=True):
+        found += cast_like(gradients[part], inputs[part]) if given else unwanted(*inputs[part])
+    return found
 
 
 def _ops() -> Any:

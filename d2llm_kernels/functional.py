@@ -14,6 +14,8 @@ from d2llm_kernels.checks import (
     require,
     shape,
 )
+from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.tasks import PerTask, check_task
 
 #: Rows that a linear layer must have for the C++ kernels: they keep one in each lane, and fewer leave lanes idle.
 LINEAR_ROWS = 16
@@ -66,28 +68,33 @@ def iem_scores(
     out_weight: Tensor,
     out_bias: Tensor,
     backend: str = "auto",
+    task: Tensor | None = None,
 ) -> Tensor:
-    """Score of every query with every passage by one branch of the IEM (docs/algebra.md, section 2).
+    """Score of every query with every passage by the branch of its task (docs/algebra.md, section 2).
 
     Args:
         a: (Nq, F) projected queries, linear1's bias included. b: (Np, F) projected passages.
-        weight, bias: (F, F) and (F,) of the task's projection. out_weight, out_bias: (1, F) and (1,).
+        weight, bias: (F, F) and (F,) of the task's projection, or with ``task`` those of all tasks, (T, F, F) and
+            (T, F). out_weight, out_bias: (1, F) and (1,).
         backend: one of ``backends.NAMES``.
+        task: (Nq,) integers, the branch of each query. One that lies on a GPU is not read from the host, so that
+            nothing waits for it: there a number outside 0..T-1 counts as the nearest of them.
 
     Returns:
         (Nq, Np), float32 (float64 for float64) whatever the input dtype, so that half precision makes no ties.
 
     Raises:
-        ArgumentError: on shapes or dtypes that do not fit.
+        ArgumentError: on shapes or dtypes that do not fit, or a task on the CPU that has no branch.
         BackendError: if a backend named explicitly is missing.
     """
-    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
+    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2, stacked=task is not None)
+    weight, bias, task = _branches(weight, bias, task, a.shape[:1], a.device)
     tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
     chosen = select(backend, a.device, _widest(*tensors))
     if chosen == "reference":
-        scores = reference.iem_scores(*_promote(*tensors))
+        scores = _literal_scores(tensors, task)
         return scores.to(accumulate_dtype(scores.dtype))
-    return ops.iem_scores(*tensors, chosen)
+    return ops.iem_scores(*tensors, task, chosen)
 
 
 def iem_pairs(
@@ -99,35 +106,40 @@ def iem_pairs(
     out_bias: Tensor,
     return_features: bool = False,
     backend: str = "auto",
+    task: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Scores of given pairs by one branch of the IEM (docs/algebra.md, section 2).
+    """Scores of given pairs by the branches of their tasks (docs/algebra.md, section 2).
 
     Args:
         a, b: (..., F), broadcast against each other; the rest as in ``iem_scores``.
         return_features: also return the pair features x_t.
+        task: integers that broadcast to (...), the branch of each pair; else as in ``iem_scores``.
 
     Returns:
         z (...) in float32 (float64 for float64); with ``return_features`` also the features (..., F) in the
         promoted input dtype.
 
     Raises:
-        ArgumentError: on shapes or dtypes that do not fit.
+        ArgumentError: on shapes or dtypes that do not fit, or a task on the CPU that has no branch.
         BackendError: if a backend named explicitly is missing.
     """
-    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=None)
+    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=None, stacked=task is not None)
     try:
         a, b = torch.broadcast_tensors(a, b)
     except RuntimeError:
         require(False, "b", f"a shape that broadcasts with a's, {shape(a)}", shape(b))
+    pairs, width = a.shape[:-1], a.shape[-1]
+    weight, bias, task = _branches(weight, bias, task, pairs, a.device)
     tensors = _autocast(a, b, weight, bias, out_weight, out_bias)
     chosen = select(backend, a.device, _widest(*tensors))
-    if chosen == "reference":
-        z, features = reference.iem_pairs(*_promote(*tensors))
-        z = z.to(accumulate_dtype(z.dtype))
-        return (z, features) if return_features else z
-    pairs, width = a.shape[:-1], a.shape[-1]
     rows = (tensors[0].reshape(-1, width), tensors[1].reshape(-1, width), *tensors[2:])
-    z, features = ops.iem_pairs(*rows, return_features, chosen)
+    task = None if task is None else task.reshape(-1)
+    if chosen == "reference":
+        a, b, *branch = _promote(*rows)
+        z, features = PerTask(_Literal).iem_pairs(a, b, Branch(*branch), task, return_features)
+        z = z.to(accumulate_dtype(z.dtype))
+    else:
+        z, features = ops.iem_pairs(*rows, task, return_features, chosen)
     return (z.view(pairs), features.view(*pairs, width)) if return_features else z.view(pairs)
 
 
@@ -140,11 +152,12 @@ def iem_topk(
     out_bias: Tensor,
     k: int,
     backend: str = "auto",
+    task: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best passages of each query, exact and streaming: (Nq, Np) is never held.
 
     Args:
-        a, b, weight, bias, out_weight, out_bias, backend: as in ``iem_scores``.
+        a, b, weight, bias, out_weight, out_bias, backend, task: as in ``iem_scores``.
         k: how many, between 1 and Np.
 
     Returns:
@@ -152,17 +165,45 @@ def iem_topk(
         equals. A score that is NaN counts, and is returned, as -inf. Not differentiable.
 
     Raises:
-        ArgumentError: on shapes or dtypes that do not fit, or k outside 1..Np.
+        ArgumentError: on shapes or dtypes that do not fit, k outside 1..Np, or a task on the CPU that has no branch.
         BackendError: if a backend named explicitly is missing.
     """
-    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2)
+    check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2, stacked=task is not None)
     require(0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
+    weight, bias, task = _branches(weight, bias, task, a.shape[:1], a.device)
     tensors = tuple(tensor.detach() for tensor in _autocast(a, b, weight, bias, out_weight, out_bias))
     chosen = select(backend, a.device, _widest(*tensors))
     if chosen == "reference":
-        scores = reference.iem_scores(*_promote(*tensors))
+        scores = _literal_scores(tensors, task)
         return reference.topk(scores.to(accumulate_dtype(scores.dtype)), k)
-    return ops.iem_topk(*tensors, k, chosen)
+    return ops.iem_topk(*tensors, task, k, chosen)
+
+
+class _Literal:
+    """The literal formulas, called as a backend is."""
+
+    @staticmethod
+    def iem_scores(a: Tensor, b: Tensor, branch: Branch) -> Tensor:
+        return reference.iem_scores(a, b, *branch)
+
+    @staticmethod
+    def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tuple[Tensor, Tensor]:
+        return reference.iem_pairs(a, b, *branch)
+
+
+def _literal_scores(tensors: tuple[Tensor, ...], task: Tensor | None) -> Tensor:
+    a, b, *branch = _promote(*tensors)
+    return PerTask(_Literal).iem_scores(a, b, Branch(*branch), task)
+
+
+def _branches(
+    weight: Tensor, bias: Tensor, task: Tensor | None, rows: torch.Size, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The branches and the task of each row; where there is but one branch, that one and None."""
+    if task is None:
+        return weight, bias, None
+    task = check_task(task, rows, weight.shape[0], device)
+    return (weight[0], bias[0], None) if weight.shape[0] == 1 else (weight, bias, task)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:

@@ -1,7 +1,6 @@
 """Interaction emulation (IEM): a small MLP on a query and a passage vector (arXiv 2406.17262, section 3.3)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,9 @@ from torch import Tensor, nn
 from d2llm_kernels import functional, int8, reference
 from d2llm_kernels.backends import requested
 from d2llm_kernels.checks import require, shape
+from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.pma import INITS
+from d2llm_kernels.tasks import check_task, per_task
 
 # Logits per unit of |q - p| / input_norm at the warm start. Vectors at right angles are sqrt(2) apart, so scores
 # run from +10 (equal) over 0 (60 degrees) to -4 (90 degrees): steep enough to rank, flat enough to learn.
@@ -111,22 +112,13 @@ class IEM(nn.Module):
         """
         self._check_vectors("q", q)
         self._check_vectors("p", p)
+        task = self._check_task(task)
         if requested(self.backend) == "reference":
             z, features = self._literal(q, p, task)
             return (z, features) if return_features else z
-        a, b = torch.broadcast_tensors(self.project_queries(q), self.project_passages(p))
-
-        def branch(number: int, rows_a: Tensor, rows_b: Tensor) -> tuple[Tensor, ...]:
-            out = functional.iem_pairs(rows_a, rows_b, *self._branch(number), return_features, self.backend)
-            return out if isinstance(out, tuple) else (out,)
-
-        task = self._check_task(task, a.shape[:-1])
-        if isinstance(task, int):
-            out = branch(task, a, b)
-        else:
-            flat = _per_task(task.reshape(-1), self.num_tasks, branch, a.flatten(0, -2), b.flatten(0, -2))
-            out = tuple(part.view(*a.shape[:-1], *part.shape[1:]) for part in flat)
-        return (out[0], out[1]) if return_features else out[0]
+        a, b = self.project_queries(q), self.project_passages(p)
+        branch, rows = self._branches(task)
+        return functional.iem_pairs(a, b, *branch, return_features, self.backend, rows)
 
     def score_all(self, q: Tensor, p: Tensor, task: int | Tensor) -> Tensor:
         """Score every query with every passage: (Nq, D), (Np, D) -> (Nq, Np), no pair tensor in between.
@@ -139,16 +131,12 @@ class IEM(nn.Module):
         """
         self._check_vectors("q", q, rank=2)
         self._check_vectors("p", p, rank=2)
-        task = self._check_task(task, q.shape[:1])
+        task = self._check_task(task)
         if requested(self.backend) == "reference":
             q, p = self._widened(q, p)
-            return reference.score_all(q, p, task, *self._layers())
-        b = self.project_passages(p)
-
-        def branch(number: int, rows: Tensor) -> tuple[Tensor, ...]:
-            return (functional.iem_scores(rows, b, *self._branch(number), self.backend),)
-
-        return _per_task(task, self.num_tasks, branch, self.project_queries(q))[0]
+            return reference.score_all(q, p, self._literal_task(task, q.shape[:1], q.device), *self._layers())
+        branch, rows = self._branches(task)
+        return functional.iem_scores(self.project_queries(q), self.project_passages(p), *branch, self.backend, rows)
 
     def topk(
         self, a: Tensor, b: Tensor, k: int, task: int | Tensor, scale: Tensor | None = None
@@ -167,14 +155,18 @@ class IEM(nn.Module):
         Raises:
             ArgumentError: on shapes that do not fit, k outside 1..Np or a task that has no branch.
         """
-        task = self._check_task(task, a.shape[:1])
+        task = self._check_task(task)
+        if scale is None:
+            branch, rows = self._branches(task)
+            return functional.iem_topk(a, b, *branch, k, self.backend, rows)
+        if isinstance(task, int):
+            return int8.iem_topk(a, b, scale, *self._branch(task), k, self.backend)
 
-        def branch(number: int, rows: Tensor) -> tuple[Tensor, ...]:
-            if scale is not None:
-                return int8.iem_topk(rows, b, scale, *self._branch(number), k, self.backend)
-            return functional.iem_topk(rows, b, *self._branch(number), k, self.backend)
+        def run(number: int, rows: Tensor) -> tuple[Tensor, ...]:
+            return int8.iem_topk(rows, b, scale, *self._branch(number), k, self.backend)
 
-        values, indices = _per_task(task, self.num_tasks, branch, a)
+        task = check_task(task, a.shape[:1], self.num_tasks, a.device)
+        values, indices = per_task(task, self.num_tasks, run, a)
         return values, indices
 
     def extra_repr(self) -> str:
@@ -186,9 +178,17 @@ class IEM(nn.Module):
         assert isinstance(projection, nn.Linear)
         return projection
 
-    def _branch(self, task: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _branch(self, task: int) -> Branch:
         projection = self._projection(task)
-        return projection.weight, projection.bias, self.linear2.weight, self.linear2.bias
+        return Branch(projection.weight, projection.bias, self.linear2.weight, self.linear2.bias)
+
+    def _branches(self, task: int | Tensor) -> tuple[Branch, Tensor | None]:
+        """The branch of a task and None or, for a tensor of tasks, those of all as one and that tensor."""
+        if isinstance(task, int):
+            return self._branch(task), None
+        branches = [self._branch(number) for number in range(self.num_tasks)]
+        weight, bias = (_stacked([branch[part] for branch in branches]) for part in range(2))
+        return Branch(weight, bias, self.linear2.weight, self.linear2.bias), task
 
     def _layers(self) -> tuple[reference.Affine, list[reference.Affine], reference.Affine]:
         layers = [self.linear1, *map(self._projection, range(self.num_tasks)), self.linear2]
@@ -201,57 +201,26 @@ class IEM(nn.Module):
 
     def _literal(self, q: Tensor, p: Tensor, task: int | Tensor) -> tuple[Tensor, Tensor]:
         q, p = torch.broadcast_tensors(*self._widened(q, p))
-        return reference.iem(q, p, self._check_task(task, q.shape[:-1]), *self._layers())
+        return reference.iem(q, p, self._literal_task(task, q.shape[:-1], q.device), *self._layers())
+
+    def _literal_task(self, task: int | Tensor, rows: torch.Size, device: torch.device) -> int | Tensor:
+        if isinstance(task, int):
+            return task
+        return check_task(task, rows, self.num_tasks, device).clamp(0, self.num_tasks - 1)
 
     def _check_vectors(self, name: str, vectors: Tensor, rank: int | None = None) -> None:
         require(vectors.is_floating_point(), name, "a floating point tensor", vectors.dtype)
         fits = vectors.dim() >= 1 and vectors.shape[-1] == self.dim and rank in (None, vectors.dim())
         require(fits, name, f"shape ({'...' if rank is None else 'N'}, {self.dim})", shape(vectors))
 
-    def _check_task(self, task: int | Tensor, pairs: torch.Size) -> int | Tensor:
-        """The task as an int, or as a tensor of the shape of the pairs."""
+    def _check_task(self, task: int | Tensor) -> int | Tensor:
+        """The task, if it is a tensor or the number of a branch."""
         if not isinstance(task, Tensor):
             known = isinstance(task, int) and not isinstance(task, bool) and 0 <= task < self.num_tasks
             require(known, "task", f"an int or integer tensor in 0..{self.num_tasks - 1}", repr(task))
-            return task
-        require(not task.is_floating_point() and task.dtype != torch.bool, "task", "an integer tensor", task.dtype)
-        try:
-            task = task.expand(pairs)
-        except RuntimeError:
-            require(False, "task", f"a shape that broadcasts to {tuple(pairs)}", shape(task))
-        # Reading values would break a compiled graph; there an unknown task scores as branch 0.
-        if not torch.compiler.is_compiling() and task.numel():
-            low, high = (int(bound) for bound in task.aminmax())
-            require(low >= 0 and high < self.num_tasks, "task", f"values in 0..{self.num_tasks - 1}", f"{low}..{high}")
         return task
 
 
-def _per_task(
-    task: int | Tensor, num_tasks: int, branch: Callable[..., tuple[Tensor, ...]], *rows: Tensor
-) -> tuple[Tensor, ...]:
-    """Run ``branch(number, *rows)`` on the rows of each task and put the results back in order.
-
-    While compiling, the sizes of the groups are not known: every branch then sees all rows and the right
-    result is selected.
-    """
-    if isinstance(task, int):
-        return branch(task, *rows)
-    if torch.compiler.is_compiling():
-        chosen = branch(0, *rows)
-        for number in range(1, num_tasks):
-            here = task == number
-            outs = branch(number, *rows)
-            chosen = tuple(
-                torch.where(here.view(-1, *[1] * (new.dim() - 1)), new, old)
-                for new, old in zip(outs, chosen, strict=True)
-            )
-        return chosen
-    order = torch.argsort(task, stable=True)
-    parts, start = [], 0
-    for number, count in enumerate(torch.bincount(task, minlength=num_tasks).tolist()):
-        # A branch without rows runs too: its weights get gradients of 0, which data-parallel training waits for.
-        here = order[start : start + count]
-        parts.append(branch(number, *(part[here] for part in rows)))
-        start += count
-    back = torch.argsort(order)
-    return tuple(torch.cat(column)[back] for column in zip(*parts, strict=True))
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """The tensors as one, a view where there is but one."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]

@@ -5,13 +5,14 @@ the forward nor the backward holds anything of size Nq x Np x F; the largest ten
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from d2llm_kernels.checks import accumulate_dtype, require
+from d2llm_kernels.promotion import cast_like, unwanted
 
 # BLAS treats the last few rows of a matrix with other code than the rest, and rows that begin elsewhere in a line of
 # the cache, so the same pair could score a rounding error apart in two places, which would break ties at random.
@@ -61,17 +62,21 @@ class _Tiles:
         """z of the rows that ``features`` returned, summed in the accumulation dtype."""
         return torch.mv(features.to(self.wide), self.out_weight).add_(self.out_bias)
 
-    def backward(self, dz: Tensor, dfeatures: Tensor | None, features: Tensor) -> Tensor:
+    def backward(self, dz: Tensor, dfeatures: Tensor | None, features: Tensor, wanted: Sequence[bool]) -> Tensor | None:
         """Add the weight gradients of a tile of n pairs; return the gradient of a + b, (n, F), in the pre buffer."""
         hidden, features = self.hidden[: dz.shape[0]], features[: dz.shape[0]]
-        self.dout_weight += torch.mv(features.to(self.wide).T, dz)
         dpre = torch.outer(dz, self.out_weight)
         if dfeatures is not None:
             dpre += dfeatures
         dpre.masked_fill_(features <= 0, 0)
-        self.dbias += dpre.sum(0)
+        if wanted[1]:
+            self.dout_weight += torch.mv(features.to(self.wide).T, dz)
+            self.dbias += dpre.sum(0)
         dpre = dpre.to(self.weight.dtype)
-        self.dweight += dpre.T @ hidden
+        if wanted[1]:
+            self.dweight += dpre.T @ hidden
+        if not wanted[0]:
+            return None
         return torch.mm(dpre, self.weight, out=features).masked_fill_(hidden <= 0, 0)
 
 
@@ -105,19 +110,20 @@ def iem_scores(a: Tensor, b: Tensor, branch: Branch) -> Tensor:
     return out
 
 
-def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
+def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     """Gradients of ``iem_scores`` with respect to a, b and the four tensors of the branch, in that order."""
     rows = min(tile_rows(a.device), max(1, a.shape[0] * b.shape[0]))
-    tiles = _Tiles(a, b, branch, rows, gradients=True)
+    tiles = _Tiles(a, b, branch, rows, gradients=wanted[1])
     da, db = torch.zeros_like(a, dtype=tiles.wide), torch.zeros_like(b, dtype=tiles.wide)
     dz = dz.to(tiles.wide)
     for i, j in _grid(a.shape[0], b.shape[0], rows):
         features = tiles.features(a[i, None], b[None, j])
-        dhidden = tiles.backward(dz[i, j].reshape(-1), None, features)
-        dhidden = dhidden.view(i.stop - i.start, j.stop - j.start, -1)
-        da[i] += dhidden.sum(1, dtype=tiles.wide)
-        db[j] += dhidden.sum(0, dtype=tiles.wide)
-    return _gradients(tiles, da, db, dz, a, b, branch)
+        dhidden = tiles.backward(dz[i, j].reshape(-1), None, features, wanted)
+        if dhidden is not None:
+            dhidden = dhidden.view(i.stop - i.start, j.stop - j.start, -1)
+            da[i] += dhidden.sum(1, dtype=tiles.wide)
+            db[j] += dhidden.sum(0, dtype=tiles.wide)
+    return _gradients(tiles, (da, db), dz, (a, b), branch, wanted)
 
 
 def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tuple[Tensor, Tensor]:
@@ -136,18 +142,20 @@ def iem_pairs(a: Tensor, b: Tensor, branch: Branch, return_features: bool) -> tu
 
 
 def iem_pairs_backward(
-    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch
+    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch, wanted: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     """Gradients of ``iem_pairs`` with respect to a, b and the four tensors of the branch, in that order."""
     rows = min(tile_rows(a.device), max(1, a.shape[0]))
-    tiles = _Tiles(a, b, branch, rows, gradients=True)
+    tiles = _Tiles(a, b, branch, rows, gradients=wanted[1])
     da = torch.empty_like(a, dtype=tiles.wide, memory_format=torch.contiguous_format)
     dz = dz.to(tiles.wide)
     for start in range(0, a.shape[0], rows):
         part = slice(start, start + rows)
         features = tiles.features(a[part], b[part])
-        da[part] = tiles.backward(dz[part], None if dfeatures is None else dfeatures[part], features)
-    return _gradients(tiles, da, da.clone(), dz, a, b, branch)
+        dhidden = tiles.backward(dz[part], None if dfeatures is None else dfeatures[part], features, wanted)
+        if dhidden is not None:
+            da[part] = dhidden
+    return _gradients(tiles, (da, da.clone()), dz, (a, b), branch, wanted)
 
 
 def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tensor]:
@@ -172,8 +180,16 @@ def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tens
 
 
 def _gradients(
-    tiles: _Tiles, da: Tensor, db: Tensor, dz: Tensor, a: Tensor, b: Tensor, branch: Branch
+    tiles: _Tiles,
+    sums: tuple[Tensor, Tensor],
+    dz: Tensor,
+    inputs: tuple[Tensor, Tensor],
+    branch: Branch,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """The accumulated gradients in the dtypes and shapes of the inputs."""
+    found = cast_like(sums, inputs) if wanted[0] else unwanted(*inputs)
+    if not wanted[1]:
+        return *found, *unwanted(*branch)
     weights = (tiles.dweight, tiles.dbias, tiles.dout_weight.view(1, -1), dz.sum().view(1))
-    return (da.to(a.dtype), db.to(b.dtype), *(g.to(w.dtype) for g, w in zip(weights, branch, strict=True)))
+    return *found, *cast_like(weights, branch)

@@ -15,10 +15,14 @@ from torch import Tensor
 
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.promotion import unwanted
+from d2llm_kernels.tasks import PerTask
 
 # Modules with the functions of each backend; imported at the first call that needs them.
 _POOLING = {"folded": "pool_folded", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
 _INTERACTION = {"folded": "iem_folded", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
+# Interaction backends whose kernels look up the task of each row; the others are asked once a task.
+_ANY_TASK = ("triton",)
 # There are no losses in CUDA C++.
 _IN_BATCH = {"folded": "in_batch_folded", "cpu": "cpu", "triton": "triton", "cuda": "in_batch_folded"}
 
@@ -26,6 +30,12 @@ _IN_BATCH = {"folded": "in_batch_folded", "cpu": "cpu", "triton": "triton", "cud
 @cache
 def _module(name: str) -> ModuleType:
     return import_module(f"d2llm_kernels.{name}")
+
+
+def _interaction(backend: str) -> Any:
+    """The functions of a backend for rows of one task or of several."""
+    module = _module(_INTERACTION[backend])
+    return module if backend in _ANY_TASK else PerTask(module)
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -107,37 +117,71 @@ attn_pool.register_autograd(_differentiate_pool, setup_context=_save_pool)
 
 @torch.library.custom_op("d2llm::iem_scores", mutates_args=())
 def iem_scores(
-    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    task: Tensor | None,
+    backend: str,
 ) -> Tensor:
     """Operator behind ``functional.iem_scores``."""
-    return _module(_INTERACTION[backend]).iem_scores(a, b, Branch(weight, bias, out_weight, out_bias))
+    return _interaction(backend).iem_scores(a, b, Branch(weight, bias, out_weight, out_bias), task)
 
 
 @iem_scores.register_fake
-def _(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str) -> Tensor:
+def _(a: Tensor, b: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[0], dtype=accumulate_dtype(a.dtype, b.dtype, weight.dtype))
 
 
 @torch.library.custom_op("d2llm::iem_scores_backward", mutates_args=())
 def iem_scores_backward(
-    dz: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, backend: str
+    dz: Tensor,
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    task: Tensor | None,
+    backend: str,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``iem_scores`` for its six tensors."""
-    return _module(_INTERACTION[backend]).iem_scores_backward(dz, a, b, Branch(weight, bias, out_weight, out_bias))
+    """Gradients of ``iem_scores`` for its six tensors; ``wanted`` says whether for a and b, and for the weights."""
+    branch = Branch(weight, bias, out_weight, out_bias)
+    return _interaction(backend).iem_scores_backward(dz, a, b, branch, task, wanted)
 
 
 @iem_scores_backward.register_fake
 def _(dz: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return _like(*inputs[:6])
+    return _gradients_like(inputs[:6], inputs[-1])
+
+
+def _gradients_like(inputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    both, weights = inputs[:2], inputs[2:]
+    return *(_like(*both) if wanted[0] else unwanted(*both)), *(_like(*weights) if wanted[1] else unwanted(*weights))
+
+
+def _wanted(ctx: Any) -> list[bool]:
+    needed = ctx.needs_input_grad
+    return [any(needed[:2]), any(needed[2:6])]
+
+
+def _needed(ctx: Any, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients of the six tensors, None where none is needed."""
+    needed = ctx.needs_input_grad
+    return [gradient if given else None for gradient, given in zip(gradients, needed[:6], strict=True)]
 
 
 def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.backend = inputs[6]
+    ctx.save_for_backward(*inputs[:7])
+    ctx.backend = inputs[7]
 
 
 def _differentiate_scores(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
-    return (*iem_scores_backward(dz, *ctx.saved_tensors, ctx.backend), None)
+    gradients = iem_scores_backward(dz, *ctx.saved_tensors, ctx.backend, _wanted(ctx))
+    return *_needed(ctx, gradients), None, None
 
 
 iem_scores.register_autograd(_differentiate_scores, setup_context=_save_scores)
@@ -151,11 +195,13 @@ def iem_pairs(
     bias: Tensor,
     out_weight: Tensor,
     out_bias: Tensor,
+    task: Tensor | None,
     return_features: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Operator behind ``functional.iem_pairs``, on rows."""
-    return _module(_INTERACTION[backend]).iem_pairs(a, b, Branch(weight, bias, out_weight, out_bias), return_features)
+    branch = Branch(weight, bias, out_weight, out_bias)
+    return _interaction(backend).iem_pairs(a, b, branch, task, return_features)
 
 
 @iem_pairs.register_fake
@@ -166,6 +212,7 @@ def _(
     bias: Tensor,
     out_weight: Tensor,
     out_bias: Tensor,
+    task: Tensor | None,
     return_features: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
@@ -184,22 +231,24 @@ def iem_pairs_backward(
     bias: Tensor,
     out_weight: Tensor,
     out_bias: Tensor,
+    task: Tensor | None,
     backend: str,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``iem_pairs`` for its six tensors."""
+    """Gradients of ``iem_pairs`` for its six tensors; ``wanted`` as in ``iem_scores_backward``."""
     branch = Branch(weight, bias, out_weight, out_bias)
-    return _module(_INTERACTION[backend]).iem_pairs_backward(dz, dfeatures, a, b, branch)
+    return _interaction(backend).iem_pairs_backward(dz, dfeatures, a, b, branch, task, wanted)
 
 
 @iem_pairs_backward.register_fake
 def _(dz: Tensor, dfeatures: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
-    return _like(*inputs[:6])
+    return _gradients_like(inputs[:6], inputs[-1])
 
 
 def _save_pairs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:6])
-    ctx.return_features, ctx.backend = inputs[6:]
+    ctx.save_for_backward(*inputs[:7])
+    ctx.return_features, ctx.backend = inputs[7:]
     ctx.scores = (output[0].shape, output[0].dtype)
 
 
@@ -209,7 +258,8 @@ def _differentiate_pairs(ctx: Any, dz: Tensor | None, dfeatures: Tensor | None) 
         dz = a.new_zeros(ctx.scores[0], dtype=ctx.scores[1])
     if not ctx.return_features:
         dfeatures = None
-    return (*iem_pairs_backward(dz, dfeatures, *ctx.saved_tensors, ctx.backend), None, None)
+    gradients = iem_pairs_backward(dz, dfeatures, *ctx.saved_tensors, ctx.backend, _wanted(ctx))
+    return *_needed(ctx, gradients), None, None, None
 
 
 iem_pairs.register_autograd(_differentiate_pairs, setup_context=_save_pairs)
@@ -217,15 +267,31 @@ iem_pairs.register_autograd(_differentiate_pairs, setup_context=_save_pairs)
 
 @torch.library.custom_op("d2llm::iem_topk", mutates_args=())
 def iem_topk(
-    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, k: int, backend: str
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    task: Tensor | None,
+    k: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Operator behind ``functional.iem_topk``; not differentiable."""
-    return _module(_INTERACTION[backend]).iem_topk(a, b, Branch(weight, bias, out_weight, out_bias), k)
+    return _interaction(backend).iem_topk(a, b, Branch(weight, bias, out_weight, out_bias), task, k)
 
 
 @iem_topk.register_fake
 def _(
-    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, k: int, backend: str
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    task: Tensor | None,
+    k: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(a.dtype, b.dtype, weight.dtype)
     return a.new_empty(a.shape[0], k, dtype=dtype), a.new_empty(a.shape[0], k, dtype=torch.int64)

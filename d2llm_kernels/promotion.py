@@ -21,3 +21,8 @@ def promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
 def cast_like(gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients in the dtypes of the inputs that they belong to."""
     return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
+
+
+def unwanted(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Empty tensors in the place of gradients that nobody wants."""
+    return tuple(tensor.new_empty(0) for tensor in tensors)

@@ -1,15 +1,7 @@
-"""The correctness contract of every kernel, in one place.
+"""The correctness contract of every kernel, asserted: ``d2llm_kernels.measure.contract`` has its factors and reasons.
 
-The yardstick is the reference in float64 on the very inputs that the kernel got, rounded to its dtype. A kernel
-passes if its error is at most a factor times the error of the same-dtype reference plus a rounding floor taken
-from the data, in the maximum and in the root mean square, for outputs and gradients alike. Inputs lie between bands
-of NaN, and what a kernel allocates is full of NaN before it writes: a read beside the data or an entry that nobody
-writes cannot pass. Kernel and references get the same tensors on the same device.
-
-Errors are those of a whole tensor, and its largest values set the floor: entries are sums whose terms cancel, and only
-the terms' size, which their neighbours share, says what rounding does to them. Where rows are problems of their own, of
-very different sizes and sums of one sign, an error as large as a small row's whole value would hide behind a large
-row: there (``rows``) each row is measured by its own largest value.
+Inputs lie between bands of NaN, and what a kernel allocates is full of NaN before it writes: a read beside the data or
+an entry that nobody writes cannot pass. Kernel and references get the same tensors on the same device.
 """
 
 import math
@@ -19,20 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Another order of summation is another draw from the same rounding errors. Averaged over a tensor, twice the
-# reference's error leaves room for that and catches the loss of a bit. The maximum is one entry's draw: between
-# two correct orders of summation ratios of 3.4 were seen, so it gets 4. Of a single number there is no average: its RMS
-# is its maximum, that same one draw, and is held to the maximum's factor alone.
-MAXIMUM_FACTOR = 4.0
-RMS_FACTOR = 2.0
-
-# Measured row by row, ties leave the reference without an error, and it no longer tells what rounding does: at the
-# logarithm of 2, say, which kernels reach through two exponentials, a quotient, a logarithm and a product. That many
-# roundings in float32 are granted beside the result's own.
-_ROW_ROUNDINGS = 4
-
-# A row smaller than this is measured by it: exponentials below the smallest normal number may count as 0.
-SMALLEST_ROW = 2.0**-100
+from d2llm_kernels.measure.contract import within
 
 # Elements of NaN on either side of a guarded input, more than any block that a kernel reads at once.
 _BAND = 1024
@@ -69,41 +48,9 @@ def poisoned() -> Iterator[None]:
 def assert_within(
     got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype, name: str = "output", rows: float | None = None
 ) -> None:
-    """Hold ``got`` against ``exact`` (float64), allowing for the error of ``same`` (the reference in ``dtype``).
-
-    With ``rows`` each row of the first dimension is measured by its largest value, or by ``rows`` where that is larger,
-    and the floor is that of the dtype in which ``got`` comes, for sums of half precision come in float32.
-    """
-    assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
-    if exact.numel() == 0:
-        return
-    floor = torch.finfo(dtype).eps
-    if rows is not None:
-        floor = torch.finfo(got.dtype).eps + _ROW_ROUNDINGS * torch.finfo(torch.float32).eps
-    got, same = got.detach().double(), same.detach().double()
-    finite = exact.isfinite()
-    assert torch.equal(got[~finite], exact[~finite]), f"{name}: the infinite entries differ"
-    error, allowed, values = (got - exact)[finite], (same - exact)[finite], exact[finite]
-    if rows is not None:
-        unit = _row_sizes(exact.masked_fill(~finite, 0)).clamp_min(rows)[finite]
-        error, allowed, values = error / unit, allowed / unit, torch.ones_like(unit)
-    if not values.numel():
-        return
-    assert error.isfinite().all(), f"{name}: not finite where the yardstick is"
-    for kind, factor, measure in (
-        ("maximum", MAXIMUM_FACTOR, lambda t: t.abs().max()),
-        ("RMS", RMS_FACTOR, lambda t: t.square().mean().sqrt()),
-    ):
-        if kind == "RMS" and values.numel() == 1:
-            continue
-        limit = factor * measure(allowed) + floor * measure(values)
-        assert measure(error) <= limit, f"{name}: {kind} error {measure(error):.3e}, allowed {limit:.3e}"
-
-
-def _row_sizes(values: Tensor) -> Tensor:
-    """The largest magnitude of each row of the first dimension, in the shape of ``values``."""
-    sizes = values.abs().flatten(1).amax(1) if values.dim() > 1 else values.abs()
-    return sizes.view(-1, *[1] * (values.dim() - 1)).expand(values.shape)
+    """Assert that :func:`~d2llm_kernels.measure.contract.within` passes ``got``; arguments are its own."""
+    verdict = within(got, same, exact, dtype, rows)
+    assert verdict.passed, f"{name}: {verdict}"
 
 
 def run(function: Function, tensors: Sequence[Tensor], seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
@@ -129,7 +76,7 @@ def assert_parity(
 ) -> None:
     """Run kernel and reference forward and backward on ``tensors`` cast to ``dtype`` and apply the contract.
 
-    ``rows``: as in ``assert_within``, one for each output; the gradients, to which all outputs add, take the largest.
+    ``rows``: as in ``within``, one for each output; the gradients, to which all outputs add, take the largest.
     """
     inputs = [tensor.to(dtype) for tensor in tensors]
     with poisoned():
@@ -138,8 +85,5 @@ def assert_parity(
     exact = run(reference, [tensor.double() for tensor in inputs])
     for kind, g, s, e in zip(("output", "gradient"), got, same, exact, strict=True):
         for index, (one, two, three) in enumerate(zip(g, s, e, strict=True)):
-            if dtype == torch.float64:
-                torch.testing.assert_close(one, three, rtol=1e-10, atol=1e-10)
-            else:
-                smallest = rows if rows is None else rows[index] if kind == "output" else max(rows)
-                assert_within(one, two, three, dtype, f"{kind} {index}", smallest)
+            smallest = rows if rows is None else rows[index] if kind == "output" else max(rows)
+            assert_within(one, two, three, dtype, f"{kind} {index}", smallest)

@@ -203,13 +203,21 @@ def _interaction(dtype: torch.dtype, width: int) -> Iterator[tuple[str, Callable
     branch = Branch(*(_meta(*s, dtype=dtype) for s in ((width, width), (width,), (1, width), (1,))))
     dz, dfeatures = _meta(48, 4096, dtype=torch.float32), _meta(4096, width, dtype=dtype)
     label = f"{str(dtype).removeprefix('torch.')} F={width}"
-    yield f"{label} all", partial(triton_backend.iem_scores, a, b, branch)
-    yield f"{label} all", partial(triton_backend.iem_scores_backward, dz, a, b, branch)
-    yield f"{label} topk", partial(triton_backend.iem_topk, a, b, branch, 100)
-    yield f"{label} pairs", partial(triton_backend.iem_pairs, b, b, branch, False)
-    yield f"{label} pairs", partial(triton_backend.iem_pairs_backward, dz[0], None, b, b, branch)
-    yield f"{label} features", partial(triton_backend.iem_pairs, b, b, branch, True)
-    yield f"{label} features", partial(triton_backend.iem_pairs_backward, dz[0], dfeatures, b, b, branch)
+    stacked = Branch(_meta(2, width, width, dtype=dtype), _meta(2, width, dtype=dtype), *branch[2:])
+    for kind, some, task, tasks in (("", branch, None, None), (" tasks", stacked, *_tasks(48, 4096))):
+        yield f"{label} all{kind}", partial(triton_backend.iem_scores, a, b, some, task)
+        yield f"{label} all{kind}", partial(triton_backend.iem_scores_backward, dz, a, b, some, task, (True, True))
+        yield f"{label} topk{kind}", partial(triton_backend.iem_topk, a, b, some, task, 100)
+        for name, slopes in (("pairs", None), ("features", dfeatures)):
+            yield f"{label} {name}{kind}", partial(triton_backend.iem_pairs, b, b, some, tasks, slopes is not None)
+            yield (
+                f"{label} {name}{kind}",
+                partial(triton_backend.iem_pairs_backward, dz[0], slopes, b, b, some, tasks, (True, True)),
+            )
+
+
+def _tasks(*sizes: int) -> list[Tensor]:
+    return [_meta(size, dtype=torch.int64) for size in sizes]
 
 
 def _in_batch(dtype: torch.dtype, hard: int, every: bool) -> Iterator[tuple[str, Callable[[], object]]]:

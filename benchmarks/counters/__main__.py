@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from benchmarks.counters import cases, instructions
 from benchmarks.counters.launches import issued
-from d2llm.bench.machine import installed
-from d2llm.bench.memory import allocations, peak_bytes
 from d2llm.files import read_json, write_json
 from d2llm_kernels import backends, cpu
+from d2llm_kernels.measure.machine import installed
+from d2llm_kernels.measure.memory import allocations, peak_bytes
 
 BASELINE = Path(__file__).with_name("baseline.json")
 #: Share of the baseline, and number beside it, by which a counter may move. Where memory lies decides some branches of

@@ -68,7 +68,9 @@ def multiplied() -> Iterator[Counted]:
     )
     a, b, branch = _texts(16, 256, _F)
     yield Counted("iem_scores", partial(iem_folded.iem_scores, a, b, branch))
-    yield Counted("iem_scores_backward", partial(iem_folded.iem_scores_backward, torch.randn(16, 256), a, b, branch))
+    slopes = torch.randn(16, 256)
+    backward = partial(iem_folded.iem_scores_backward, slopes, a, b, branch, (True, True))
+    yield Counted("iem_scores_backward", backward)
     yield Counted("iem_topk", partial(iem_folded.iem_topk, a, b, branch, 8))
 
 

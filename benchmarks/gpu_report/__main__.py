@@ -23,9 +23,9 @@ from benchmarks.gpu_report.children import ROOT
 from benchmarks.gpu_report.plan import STAGES, Plan
 from benchmarks.gpu_report.report import Report
 from benchmarks.gpu_report.state import Values, load
-from d2llm.bench import machine
-from d2llm.bench.timing import GpuTimer, Timer
 from d2llm_kernels.backends import interpreted
+from d2llm_kernels.measure import machine
+from d2llm_kernels.measure.timing import GpuTimer, Timer
 
 _FOLDER = ROOT / "benchmarks/results"
 # Exit status where the GPU was lost and there was no time to start again.

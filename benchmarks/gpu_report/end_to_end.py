@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import d2llm_kernels as dk
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure.timing import Timer
 
 
 class Size(NamedTuple):

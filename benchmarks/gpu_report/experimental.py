@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from d2llm.bench.case import Case, measure_variant
-from d2llm.bench.interaction import FP8
-from d2llm.bench.timing import Timer
 from d2llm_kernels import backends
 from d2llm_kernels.cuda import library
+from d2llm_kernels.measure.case import Case, measure_variant
+from d2llm_kernels.measure.interaction import FP8
+from d2llm_kernels.measure.timing import Timer
 
 #: The kernels for Hopper GPUs.
 HOPPER = "cuda, Hopper"

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure.timing import Timer
 
 # Elements of float32 that a program reads at a time, and blocks that are in flight together.
 _BLOCK, _FLIGHT = 2048, 4

@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.backend import chosen
 from benchmarks.gpu_report import experimental
-from d2llm.bench.in_batch import losses
-from d2llm.bench.problems import Interaction, Pool, TopK, Verdict
 from d2llm_kernels.backends import unsupported
 from d2llm_kernels.cuda import library
+from d2llm_kernels.measure.contract import Verdict, worst
+from d2llm_kernels.measure.in_batch import losses
+from d2llm_kernels.measure.problems import Interaction, Pool, TopK
 
 _DTYPE = torch.bfloat16
 # One tile and a bit of each dimension. The kernels for Hopper GPUs want widths of 64 and 128.
@@ -85,23 +86,18 @@ def _pool(device: torch.device, kind: str) -> Pool:
 
 
 def _pooled(backend: str, device: torch.device, kind: str) -> Verdict:
-    return _worse(partial(_pool(device, kind).check, backend))
+    problem = _pool(device, kind)
+    return worst(problem.check(backend, gradients) for gradients in (False, True))
 
 
 def _scored(backend: str, device: torch.device, paired: bool) -> Verdict:
     queries = _PASSAGES if paired else _QUERIES
     problem = Interaction(device, _DTYPE, queries, _PASSAGES, _HIDDEN, paired=paired, features=paired)
-    return _worse(partial(problem.check, backend))
+    return worst(problem.check(backend, gradients) for gradients in (False, True))
 
 
 def _selected(backend: str, device: torch.device) -> Verdict:
     return TopK(device, _DTYPE, 2, 300, _HIDDEN, 5).check(backend)
-
-
-def _worse(check: Callable[[bool], Verdict]) -> Verdict:
-    """Of the forward pass and the gradients."""
-    forward = check(False)
-    return check(True) if forward.passed else forward
 
 
 def say(launch: Launch) -> tuple[bool, str]:
@@ -111,7 +107,7 @@ def say(launch: Launch) -> tuple[bool, str]:
     except Exception as error:
         return False, f"{launch.name}: {type(error).__name__}: {error}".splitlines()[0][:300]
     word = "right" if verdict.passed else "WRONG"
-    return verdict.passed, f"{launch.name}: {word}, relative error {verdict.error:.1e}, allowed {verdict.limit:.1e}"
+    return verdict.passed, f"{launch.name}: {word}, {verdict}"
 
 
 def main(arguments: list[str] | None = None) -> int:

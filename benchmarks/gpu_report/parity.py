@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_report import children
-from d2llm.bench.machine import installed
+from d2llm_kernels.measure.machine import installed
 
 CUT_OFF = "cut off"
 SANITIZERS = ("memcheck", "racecheck")

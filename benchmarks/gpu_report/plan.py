@@ -15,9 +15,9 @@ import torch
 from benchmarks.gpu_report import build, end_to_end, experimental, l2, launches, parity, tiles
 from benchmarks.gpu_report.rows import cases
 from benchmarks.gpu_report.state import Values
-from d2llm.bench import ceilings
-from d2llm.bench.case import COMPILED, Case, compare, dtype_name, measure, measure_variant
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure import ceilings
+from d2llm_kernels.measure.case import COMPILED, Case, compare, dtype_name, measure, measure_variant
+from d2llm_kernels.measure.timing import Timer
 
 STAGES = (1, 2, 3)
 # Share of a call that the tests, and each sanitizer, may take.

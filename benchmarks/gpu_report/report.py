@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks.gpu_report import build, children, writing
 from benchmarks.gpu_report.plan import Plan, Step
 from benchmarks.gpu_report.state import DONE, DROPPED, FAILED, Steps, Values
-from d2llm.bench import machine
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure import machine
+from d2llm_kernels.measure.timing import Timer
 
 # After its time a call waits this long for the step in hand.
 _GRACE_S = 20.0

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
-from d2llm.bench.case import Case, Target
-from d2llm.bench.in_batch import losses
-from d2llm.bench.interaction import pairs, scores, topk
-from d2llm.bench.pooling import Sizes, pma, pooling
+from d2llm_kernels.measure.case import Case, Target
+from d2llm_kernels.measure.in_batch import losses
+from d2llm_kernels.measure.interaction import pairs, scores, topk
+from d2llm_kernels.measure.pooling import Sizes, pma, pooling
 
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
 # The batch of the targets.

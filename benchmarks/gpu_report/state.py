@@ -13,7 +13,7 @@ from d2llm.files import read_json
 
 DONE, FAILED, DROPPED, IN_HAND = "done", "failed", "dropped", "in hand"
 _MOST_TRIES = 2
-_SOURCES = ("d2llm_kernels/**/*.py", "d2llm_kernels/**/*.json", "csrc/cuda/**/*", "d2llm/bench/*.py", "tests/gpu/*.py")
+_SOURCES = ("d2llm_kernels/**/*.py", "d2llm_kernels/**/*.json", "csrc/cuda/**/*", "tests/gpu/*.py")
 
 Values = dict[str, Any]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure.timing import Timer
 from d2llm_kernels.triton import table
 from tools import tune
 

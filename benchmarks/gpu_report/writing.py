@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_report.state import DROPPED, FAILED, IN_HAND
-from d2llm.bench import writing
 from d2llm.files import atomic_path, write_json
+from d2llm_kernels.measure import writing
 
 _WHOLE = ["backend", "tokens/s", "time", "x reference", "peak MB", "+-"]
 

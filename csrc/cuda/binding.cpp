@@ -6,24 +6,17 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <optional>
 #include <tuple>
 
+#include "devices.h"
 #include "hopper/launch.h"
 #include "launch.h"
-
-#ifdef D2LLM_EMULATED
-#define D2LLM_DEVICE CPU
-#else
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-
-#include "devices.h"
-#define D2LLM_DEVICE CUDA
-#endif
 
 namespace d2llm {
 namespace {
@@ -34,11 +27,6 @@ using Optional = std::optional<Tensor>;
 // The device of a tensor and its current stream, for as long as it lives.
 class Place {
   public:
-#ifdef D2LLM_EMULATED
-    explicit Place(const Tensor&) {}
-    cudaStream_t stream() const { return nullptr; }
-    bool hopper() const { return hopper_wanted; }
-#else
     explicit Place(const Tensor& tensor) : guard_(tensor.device()) {}
     cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(); }
 
@@ -47,7 +35,6 @@ class Place {
 
   private:
     c10::cuda::CUDAGuard guard_;
-#endif
 };
 
 Element element_of(const Tensor& tensor) {
@@ -363,7 +350,7 @@ TORCH_LIBRARY(d2llm_cuda, m) {
         " -> (Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(d2llm_cuda, D2LLM_DEVICE, m) {
+TORCH_LIBRARY_IMPL(d2llm_cuda, CUDA, m) {
     m.impl("scores", d2llm::scores);
     m.impl("takes_fp8", d2llm::takes_fp8);
     m.impl("scores_fp8", d2llm::scores_fp8);

@@ -2,16 +2,12 @@
 // the kernel's name and the shape where CUDA refuses.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstddef>
 #include <string>
 
 #include "arguments.h"
-
-#ifdef D2LLM_EMULATED
-#include "emulation.h"
-#else
-#include <cuda_runtime_api.h>
-#endif
 
 namespace d2llm {
 

@@ -15,11 +15,6 @@ pybind11::dict build_info() {
     info["torch"] = D2LLM_TORCH_VERSION;
     info["compiler"] = D2LLM_COMPILER;
     info["architectures"] = D2LLM_ARCHITECTURES;
-#ifdef D2LLM_EMULATED
-    info["emulated"] = true;
-#else
-    info["emulated"] = false;
-#endif
     info["marker"] = kMarker;
     return info;
 }

@@ -5,9 +5,8 @@
 // eight rows of a matrix that are read together lie in different banks.
 #pragma once
 
+#include <platform.cuh>
 #include <type_traits>
-
-#include "platform.cuh"
 
 namespace d2llm {
 

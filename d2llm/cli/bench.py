@@ -40,11 +40,11 @@ def bench(
     import torch
     from tqdm import tqdm
 
-    from d2llm.bench import writing
-    from d2llm.bench.run import Shapes, chosen_cases, run
-    from d2llm.bench.timing import GpuTimer, Timer
     from d2llm.cli.options import torch_dtype
     from d2llm.files import write_json
+    from d2llm_kernels.measure import writing
+    from d2llm_kernels.measure.run import Shapes, chosen_cases, run
+    from d2llm_kernels.measure.timing import GpuTimer, Timer
 
     shapes = Shapes(batch, length, dim, heads, hidden, queries, passages, k, hard, kind)
     cases = chosen_cases(parts or PARTS, shapes, torch_dtype(dtype), forward, literal, compiled)

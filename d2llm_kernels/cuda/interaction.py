@@ -1,5 +1,7 @@
 """Interaction scores on the CUDA kernels: workspaces and launches; what the kernels do is told beside them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,22 +37,24 @@ def iem_topk(a: Tensor, b: Tensor, branch: Branch, k: int) -> tuple[Tensor, Tens
     return gpu_interaction.topk(queries, passages, k, score)
 
 
-def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
+def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     """Gradients of ``iem_scores`` with respect to a, b and the four tensors of the branch, in that order."""
     left, right, *weights = _ready(a, b, branch)
-    kernels, wide = _Kernels(Branch(*weights)), dz.float()
-    wide = wide if wide.stride(-1) == 1 else wide.contiguous()
-    return cast_like(gpu_interaction.scores_backward(kernels, wide, left, right, kernels.branch), (a, b, *branch))
+    dz = dz.float()
+    dz = dz if dz.stride(-1) == 1 else dz.contiguous()
+    gradients = gpu_interaction.scores_backward(_Kernels(Branch(*weights)), dz, left, right, Branch(*weights), wanted)
+    return cast_like(gradients, (a, b, *branch))
 
 
 def iem_pairs_backward(
-    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch
+    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch, wanted: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     """Gradients of ``iem_pairs`` with respect to a, b and the four tensors of the branch, in that order."""
     left, right, *weights = _ready(a, b, branch)
-    kernels = _Kernels(Branch(*weights))
     dfeatures = None if dfeatures is None else dfeatures.to(left.dtype)
-    gradients = gpu_interaction.pairs_backward(kernels, dz.float(), dfeatures, left, right, kernels.branch)
+    gradients = gpu_interaction.pairs_backward(
+        _Kernels(Branch(*weights)), dz.float(), dfeatures, left, right, Branch(*weights), wanted
+    )
     return cast_like(gradients, (a, b, *branch))
 
 
@@ -62,22 +66,35 @@ def _ready(a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
 
 
 class _Kernels:
-    """The kernels of the backward with the weights of one call (``gpu_interaction.Kernels``)."""
+    """The kernels of the backward with the weights of one call (``gpu_interaction.Kernels``).
+
+    They write what the protocol adds: sums of several chunks are added here.
+    """
 
     def __init__(self, branch: Branch) -> None:
         self.branch = branch
         self.transposed = branch.weight.t().contiguous()
-        self.parts = max(1, gpu_interaction.PROGRAMS // module().weights_blocks(branch.weight.shape[0]))
 
     def slopes(
-        self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, dpre: Tensor, pairs: bool
+        self, pairs: gpu_interaction.Pairs, dz: Tensor, dfeatures: Tensor | None, sums: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        dbias, dout_weight = operators().slopes(a, b, *self.branch, dz, dfeatures, dpre, pairs)
-        return dbias, dout_weight
+        a, b, given, _ = pairs
+        dpre = a.new_empty(pairs.size(), a.shape[1])
+        parts = operators().slopes(a, b, *self.branch, dz, dfeatures, dpre, given)
+        # How many parts there are depends on the chunk.
+        part = torch.stack([part.sum(0) for part in parts])[None]
+        return dpre, part if sums is None else sums.add_(part)
 
-    def weights(self, a: Tensor, b: Tensor, dpre: Tensor, dweight: Tensor, pairs: bool) -> None:
-        operators().weights(a, b, dpre, dweight, pairs)
+    def weights(self, pairs: gpu_interaction.Pairs, dpre: Tensor, dweight: Tensor | None) -> Tensor:
+        if dweight is None:
+            parts = max(1, gpu_interaction.PROGRAMS // module().weights_blocks(self.branch.weight.shape[0]))
+            dweight = dpre.new_zeros(parts, *self.branch.weight.shape, dtype=torch.float32)
+        operators().weights(pairs.a, pairs.b, dpre, dweight, pairs.given)
+        return dweight
 
-    def inputs(self, a: Tensor, b: Tensor, dpre: Tensor, pairs: bool) -> tuple[Tensor | None, Tensor]:
-        da, db = operators().inputs(a, b, self.transposed, dpre, gpu_interaction.PROGRAMS, pairs)
-        return None if pairs else da, db
+    def inputs(self, pairs: gpu_interaction.Pairs, dpre: Tensor, db: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        da, some = operators().inputs(pairs.a, pairs.b, self.transposed, dpre, gpu_interaction.PROGRAMS, pairs.given)
+        if db is None:
+            return None if pairs.given else da, some
+        db[: some.shape[0]].add_(some)
+        return None if pairs.given else da, db

@@ -68,7 +68,7 @@ def experimental(wanted: bool = True) -> Iterator[None]:
 
 def emulated() -> bool:
     """Whether the loaded library runs its kernels on a CPU, for tests."""
-    return bool(module().build_info()["emulated"])
+    return bool(module().build_info()["architectures"] == "emulated")
 
 
 def unsupported(device: str, dtype: torch.dtype) -> str | None:

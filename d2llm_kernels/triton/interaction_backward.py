@@ -3,6 +3,8 @@
 The three kernels of ``gpu_interaction``: slopes, inputs and weights.
 """
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,22 +14,28 @@ from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.iem_folded import Branch
 from d2llm_kernels.promotion import promotion
 from d2llm_kernels.triton import table
-from d2llm_kernels.triton.interaction import branch, hidden, pair_rows
+from d2llm_kernels.triton.interaction import branch, hidden, holds, known_task, pair_rows, ready, row_tasks
 from d2llm_kernels.triton.language import below, dot, operand, relu, store
 
+# Tasks that are looked at together for the blocks that hold one.
+_SCAN = tl.constexpr(256)
 
-@triton.jit
+
+@triton.jit(
+    do_not_specialize=("added", "count", "passages", "dz_stride"), do_not_specialize_on_alignment=("task", "dz")
+)
 def slopes_kernel(
     a,
     b,
     weight,
     bias,
     out_weight,
+    task,
     dz,
     dfeatures,
     dpre,
-    dbias,
-    dout_weight,
+    sums,
+    added,
     count,
     passages,
     a_stride,
@@ -38,43 +46,87 @@ def slopes_kernel(
     DTYPE: tl.constexpr,
     SUM: tl.constexpr,
     PRECISION: tl.constexpr,
+    TASKS: tl.constexpr,
     PAIRS: tl.constexpr,
     FEATURES: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """dpre (pairs, F) as an operand; column sums of the tile, (tiles, F) each in SUM."""
+    """dpre (pairs, F) as an operand, and rows of 0 after it up to a multiple of ROWS.
+
+    The tile's column sums for bias and for out_weight go to sums (tiles, 2, F) in SUM, or with TASKS, each a program of
+    axis 2, (tiles, 2, TASKS, F): added to what is there where ``added`` is not 0.
+    """
     tile = tl.program_id(0).to(tl.int64)
     pairs = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = pairs < count
-    left, right = pair_rows(a, b, pairs, passages, a_stride, b_stride, PAIRS)
     first = tl.program_id(1) * BLOCK_N
-    pre = branch(
-        left, right, inside, first, weight, bias, weight_stride, WIDTH, DTYPE, SUM, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K
-    )
     n = first + tl.arange(0, BLOCK_N)
     known = below(n, WIDTH, BLOCK_N)
-    written = inside[:, None] & known[None, :]
+    BRANCHES: tl.constexpr = TASKS if TASKS > 0 else 1
+    sums += tile * 2 * BRANCHES * WIDTH
+    if TASKS > 0:
+        number = tl.program_id(2)
+        sums += number * WIDTH
+        if not holds(row_tasks(task, pairs, count, passages, TASKS, PAIRS), number):
+            nothing = tl.zeros((BLOCK_N,), SUM)
+            _add(sums + n, nothing, known, added)
+            _add(sums + BRANCHES * WIDTH + n, nothing, known, added)
+            return
+        weight += number.to(tl.int64) * WIDTH * WIDTH
+        bias += number * WIDTH
+    left, right = pair_rows(a, b, pairs, count, passages, a_stride, b_stride, PAIRS)
+    pre = branch(
+        left,
+        right,
+        first,
+        weight,
+        bias,
+        weight_stride,
+        WIDTH,
+        DTYPE,
+        SUM,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    kept, written = pairs < count, pairs < tl.cdiv(count, ROWS) * ROWS
+    if TASKS > 0:
+        # Looked up again: kept over the product it would not fit the registers.
+        mine = row_tasks(task, pairs, count, passages, TASKS, PAIRS) == number
+        kept, written = kept & mine, written & mine
     place = pairs if PAIRS else pairs // passages * dz_stride + pairs % passages
-    slope = tl.load(dz + place, mask=inside, other=0).to(SUM)
-    tl.store(dout_weight + tile * WIDTH + n, tl.sum(slope[:, None] * relu(pre), 0), mask=known)
+    slope = tl.load(dz + place, mask=kept, other=0).to(SUM)
+    _add(sums + BRANCHES * WIDTH + n, tl.sum(slope[:, None] * relu(pre), 0), known, added)
     gradient = slope[:, None] * tl.load(out_weight + n, mask=known, other=0).to(SUM)[None, :]
     if FEATURES:
-        gradient += tl.load(dfeatures + pairs[:, None] * WIDTH + n[None, :], mask=written, other=0).to(SUM)
-    gradient = tl.where((pre > 0) & inside[:, None], gradient, 0.0)
-    tl.store(dbias + tile * WIDTH + n, tl.sum(gradient, 0), mask=known)
-    store(dpre + pairs[:, None] * WIDTH + n[None, :], gradient, written)
+        given = kept[:, None] & known[None, :]
+        gradient += tl.load(dfeatures + pairs[:, None] * WIDTH + n[None, :], mask=given, other=0).to(SUM)
+    gradient = tl.where((pre > 0) & kept[:, None], gradient, 0.0)
+    store(dpre + pairs[:, None] * WIDTH + n[None, :], gradient, written[:, None] & known[None, :])
+    _add(sums + n, tl.sum(gradient, 0), known, added)
 
 
 @triton.jit
+def _add(pointer, value, mask, added):
+    """Store ``value``, and with it what is there already where ``added`` is not 0."""
+    if added != 0:
+        value += tl.load(pointer, mask=mask, other=0)
+    tl.store(pointer, value, mask=mask)
+
+
+@triton.jit(do_not_specialize=("added", "queries", "passages", "share"), do_not_specialize_on_alignment=("task",))
 def inputs_kernel(
     a,
     b,
     weight,
+    task,
     dpre,
     da,
     db,
+    added,
     queries,
     passages,
     share,
@@ -85,6 +137,7 @@ def inputs_kernel(
     DTYPE: tl.constexpr,
     SUM: tl.constexpr,
     PRECISION: tl.constexpr,
+    TASKS: tl.constexpr,
     PAIRS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -92,13 +145,20 @@ def inputs_kernel(
 ):
     """A tile of passages and a block of columns against ``share`` queries, one after the other.
 
-    da (queries, tiles, F) and db (programs of axis 2, passages, F) are parts of sums, in SUM. For given PAIRS queries
-    is 1 and db (1, pairs, F) is the gradient of a + b itself.
+    da (queries, tiles, F) and db (programs of axis 2, passages, F) are parts of sums, in SUM; db is added to what is
+    there where ``added`` is not 0. For given PAIRS queries is 1 and db (1, pairs, F) is the gradient of a + b itself,
+    in its own dtype. With TASKS branches a query's is that of its task; for PAIRS, whose is a pair's own, each is a
+    program of axis 2.
     """
     tile, group = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     j = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = j < passages
+    if PAIRS and TASKS > 0:
+        number, group = group, tl.zeros_like(group)
+        if not holds(row_tasks(task, j, passages, passages, TASKS, PAIRS), number):
+            return
+        weight += number.to(tl.int64) * WIDTH * WIDTH
     known_k = below(k, WIDTH, BLOCK_N)
     written = inside[:, None] & known_k[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), SUM)
@@ -113,29 +173,40 @@ def inputs_kernel(
         known_n = below(n, WIDTH, BLOCK_K)
         slope = tl.load(rows + n[None, :], mask=inside[:, None] & known_n[None, :], other=0)
         known = known_n[:, None] & known_k[None, :]
-        w = tl.load(weight + n[:, None] * weight_stride + k[None, :], mask=known, other=0)
+        matrix = weight
+        if TASKS > 0 and not PAIRS:
+            matrix += known_task(tl.load(task + i), TASKS).to(tl.int64) * WIDTH * WIDTH
+        w = tl.load(matrix + n[:, None] * weight_stride + k[None, :], mask=known, other=0)
         dh = dot(operand(slope, DTYPE), operand(w, DTYPE), dh, PRECISION)
-        if step == STEPS - 1:
-            # b is read again for each query: from the cache it costs less than the registers to keep it in.
-            right = operand(tl.load(b + j[:, None] * b_stride + k[None, :], mask=written, other=0), DTYPE)
-            if PAIRS:
-                left = tl.load(a + j[:, None] * a_stride + k[None, :], mask=written, other=0)
-            else:
-                left = tl.load(a + i * a_stride + k, mask=known_k, other=0)[None, :]
-            dh = tl.where(operand(left, DTYPE) + right > 0, dh, 0.0)
-            if not PAIRS:
+        if not PAIRS:  # noqa: SIM102  the compiler must not see the rest
+            if step == STEPS - 1:
+                # b is read again for each query: from the cache it costs less than the registers to keep it in.
+                right = operand(tl.load(b + j[:, None] * b_stride + k[None, :], mask=written, other=0), DTYPE)
+                left = operand(tl.load(a + i * a_stride + k, mask=known_k, other=0)[None, :], DTYPE)
+                dh = tl.where(left + right > 0, dh, 0.0)
                 tl.store(da + (i * tl.num_programs(0) + tile) * WIDTH + k, tl.sum(dh, 0), mask=known_k)
-            total += dh
-            dh = tl.zeros((BLOCK_M, BLOCK_N), SUM)
-    tl.store(db + (group * passages + j)[:, None] * WIDTH + k[None, :], total, mask=written)
+                total += dh
+                dh = tl.zeros((BLOCK_M, BLOCK_N), SUM)
+    target = db + (group * passages + j)[:, None] * WIDTH + k[None, :]
+    if PAIRS:
+        right = operand(tl.load(b + j[:, None] * b_stride + k[None, :], mask=written, other=0), DTYPE)
+        left = operand(tl.load(a + j[:, None] * a_stride + k[None, :], mask=written, other=0), DTYPE)
+        if TASKS > 0:
+            mine = inside & (row_tasks(task, j, passages, passages, TASKS, PAIRS) == number)
+            written = mine[:, None] & known_k[None, :]
+        store(target, tl.where(left + right > 0, dh, 0.0), written)
+    else:
+        _add(target, total, written, added)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("added", "count", "passages", "share"), do_not_specialize_on_alignment=("task",))
 def weights_kernel(
     a,
     b,
+    task,
     dpre,
     dweight,
+    added,
     count,
     passages,
     share,
@@ -145,95 +216,155 @@ def weights_kernel(
     DTYPE: tl.constexpr,
     SUM: tl.constexpr,
     PRECISION: tl.constexpr,
+    TASKS: tl.constexpr,
     PAIRS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """dpreᵀ h of ``share`` pairs, added to dweight (programs of axis 2, F, F) in SUM; a tile is (BLOCK_M, BLOCK_N)."""
+    """dpreᵀ h of ``share`` blocks of BLOCK_K pairs, in a tile of dweight (programs of axis 2, F, F), in SUM.
+
+    It is added to what is there where ``added`` is not 0. With TASKS a program of axis 2 sees to one task alone, and to
+    the blocks from the first to the last that has a pair of it: dweight is (shares, TASKS, F, F).
+    """
     n = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    group = tl.program_id(2).to(tl.int64)
-    target = dweight + (group * WIDTH + n)[:, None] * WIDTH + k[None, :]
+    part = tl.program_id(2).to(tl.int64)
     known_n, known_k = below(n, WIDTH, BLOCK_M), below(k, WIDTH, BLOCK_N)
     written = known_n[:, None] & known_k[None, :]
-    total = tl.load(target, mask=written, other=0)
-    for start in range(group * share, tl.minimum((group + 1) * share, count), BLOCK_K):
-        pairs = start + tl.arange(0, BLOCK_K)
-        inside = pairs < count
-        left, right = pair_rows(a, b, pairs, passages, a_stride, b_stride, PAIRS)
-        h = hidden(left, right, inside, k, known_k, DTYPE)
-        known = inside[:, None] & known_n[None, :]
-        slope = tl.load(dpre + pairs[:, None] * WIDTH + n[None, :], mask=known, other=0)
-        total = dot(tl.trans(operand(slope, DTYPE)), h, total, PRECISION)
-    tl.store(target, total, mask=written)
+    total = tl.zeros((BLOCK_M, BLOCK_N), SUM)
+    BRANCHES: tl.constexpr = TASKS if TASKS > 0 else 1
+    number, group = part % BRANCHES, part // BRANCHES
+    first, last = group * share, tl.minimum((group + 1) * share, tl.cdiv(count, BLOCK_K))
+    if TASKS > 0:
+        first, last = _blocks_of(task, number, first, last, count, passages, TASKS, PAIRS, BLOCK_K)
+    # dpre is 0 after the last pair, and so no row of it needs a mask.
+    for block in range(first, last):
+        rows = block * BLOCK_K + tl.arange(0, BLOCK_K)
+        left, right = pair_rows(a, b, rows, count, passages, a_stride, b_stride, PAIRS)
+        h = hidden(left, right, k, known_k, DTYPE)
+        if TASKS > 0:
+            mine = row_tasks(task, rows, count, passages, TASKS, PAIRS) == number
+            h = tl.where(mine[:, None], h, 0.0)
+        slope = tl.load(dpre + rows[:, None] * WIDTH + n[None, :], mask=known_n[None, :], other=0)
+        total = dot(tl.trans(operand(slope, DTYPE)), operand(h, DTYPE), total, PRECISION)
+    _add(dweight + (part * WIDTH + n)[:, None] * WIDTH + k[None, :], total, written, added)
+
+
+@triton.jit
+def _blocks_of(
+    task, number, first, last, count, passages, TASKS: tl.constexpr, PAIRS: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """The blocks of pairs from ``first`` to before ``last``, less those at either end without a pair of the task."""
+    start, end = first * BLOCK_K, tl.minimum(last * BLOCK_K, count)
+    # Rows of the tasks: one a pair, or one for the pairs of a query.
+    row, stop = start, end
+    if not PAIRS:
+        row, stop = start // passages, tl.cdiv(end, passages)
+    lowest, highest = stop, row - 1
+    for at in range(row, stop, _SCAN):
+        rows = at + tl.arange(0, _SCAN)
+        known = rows < stop
+        here = known & (known_task(tl.load(task + rows, mask=known, other=0), TASKS) == number)
+        lowest = tl.minimum(lowest, tl.min(tl.where(here, rows, stop), 0))
+        highest = tl.maximum(highest, tl.max(tl.where(here, rows, row - 1), 0))
+    low, high = lowest, highest + 1
+    if not PAIRS:
+        low, high = lowest * passages, (highest + 1) * passages
+    return tl.maximum(first, low // BLOCK_K), tl.minimum(last, tl.cdiv(high, BLOCK_K))
 
 
 class _Kernels:
-    """The kernels with the weights and tiles of one call."""
+    """The kernels with the weights and tiles of one call (``gpu_interaction.Kernels``)."""
 
-    def __init__(self, a: Tensor, b: Tensor, branch: Branch) -> None:
+    def __init__(self, a: Tensor, b: Tensor, branch: Branch, task: Tensor | None) -> None:
         self.arch = table.architecture(a.device)
         self.dtype = promotion(a, b, branch.weight)
         self.elements = table.elements(self.arch, self.dtype)
         self.wide = accumulate_dtype(self.dtype)
-        self.width = branch.weight.shape[0]
+        self.width = branch.weight.shape[-1]
+        self.tasks = 0 if task is None else branch.weight.shape[0]
         self.branch = branch
-        self.weight = branch.weight if branch.weight.stride(-1) == 1 else branch.weight.contiguous()
-        tiles = self.tiles("weights")
-        outputs = triton.cdiv(self.width, tiles["BLOCK_M"]) * triton.cdiv(self.width, tiles["BLOCK_N"])
-        self.parts = max(1, gpu_interaction.PROGRAMS // outputs)
 
     def tiles(self, kernel: str) -> table.Tiles:
         return table.tiles(kernel, self.arch, self.dtype, F=self.width)
 
     def slopes(
-        self, a: Tensor, b: Tensor, dz: Tensor, dfeatures: Tensor | None, dpre: Tensor, pairs: bool
+        self, pairs: gpu_interaction.Pairs, dz: Tensor, dfeatures: Tensor | None, sums: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        tiles = self.tiles("slopes" if dfeatures is None else "slopes_features")
-        tall, wide = triton.cdiv(dz.numel(), tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"])
-        dbias, dout_weight = dpre.new_empty(2, tall, self.width, dtype=self.wide)
-        slopes_kernel[(tall, wide)](
-            a, b, self.weight, self.branch.bias, self.branch.out_weight.view(-1), dz, dfeatures, dpre, dbias,
-            dout_weight, dz.numel(), b.shape[0], a.stride(0), b.stride(0), self.weight.stride(0), dz.stride(0),
-            WIDTH=self.width, PAIRS=pairs, FEATURES=dfeatures is not None, **self.elements, **tiles,
+        # To tell the rows of one task from others takes registers too.
+        wide = dfeatures is None and not self.tasks
+        tiles, rows = self.tiles("slopes" if wide else "slopes_features"), self.tiles("weights")["BLOCK_K"]
+        padded = triton.cdiv(dz.numel(), rows) * rows
+        dpre = dz.new_empty(padded, self.width, dtype=self.dtype)
+        tall, wide = triton.cdiv(padded, tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"])
+        added = sums is not None
+        if sums is None:
+            sums = dz.new_empty(tall, 2, *self.branch.bias.shape, dtype=self.wide)
+        slopes_kernel[(tall, wide, max(1, self.tasks))](
+            pairs.a, pairs.b, *self.branch[:3], pairs.task, dz, dfeatures, dpre, sums,
+            int(added), dz.numel(), pairs.b.shape[0],
+            pairs.a.stride(0), pairs.b.stride(0), self.branch.weight.stride(-2), dz.stride(0),
+            WIDTH=self.width, TASKS=self.tasks, PAIRS=pairs.given, FEATURES=dfeatures is not None, ROWS=rows,
+            **self.elements, **tiles,
         )  # fmt: skip
-        return dbias, dout_weight
+        return dpre, sums
 
-    def weights(self, a: Tensor, b: Tensor, dpre: Tensor, dweight: Tensor, pairs: bool) -> None:
-        tiles = self.tiles("weights")
-        share = triton.cdiv(triton.cdiv(dpre.shape[0], self.parts), tiles["BLOCK_K"]) * tiles["BLOCK_K"]
-        grid = (triton.cdiv(self.width, tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"]), self.parts)
-        weights_kernel[grid](
-            a, b, dpre, dweight, dpre.shape[0], b.shape[0], share, a.stride(0), b.stride(0),
-            WIDTH=self.width, PAIRS=pairs, **self.elements, **tiles,
+    def weights(self, pairs: gpu_interaction.Pairs, dpre: Tensor, dweight: Tensor | None) -> Tensor:
+        tiles, count = self.tiles("weights"), pairs.size()
+        tall, wide = triton.cdiv(self.width, tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"])
+        parts = max(1, gpu_interaction.PROGRAMS // (tall * wide))
+        added = dweight is not None
+        if dweight is None:
+            dweight = dpre.new_empty(parts, *self.branch.weight.shape, dtype=self.wide)
+        share = triton.cdiv(triton.cdiv(count, parts), tiles["BLOCK_K"])
+        weights_kernel[(tall, wide, parts * max(1, self.tasks))](
+            pairs.a, pairs.b, pairs.task, dpre, dweight, int(added), count, pairs.b.shape[0], share,
+            pairs.a.stride(0), pairs.b.stride(0),
+            WIDTH=self.width, TASKS=self.tasks, PAIRS=pairs.given, **self.elements, **tiles,
         )  # fmt: skip
+        return dweight
 
-    def inputs(self, a: Tensor, b: Tensor, dpre: Tensor, pairs: bool) -> tuple[Tensor | None, Tensor]:
-        passages, tiles = b.shape[0], self.tiles("inputs")
+    def inputs(self, pairs: gpu_interaction.Pairs, dpre: Tensor, db: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        passages, tiles = pairs.b.shape[0], self.tiles("inputs")
         tall, wide = triton.cdiv(passages, tiles["BLOCK_M"]), triton.cdiv(self.width, tiles["BLOCK_N"])
-        queries = 1 if pairs else a.shape[0]
-        groups = min(queries, triton.cdiv(gpu_interaction.PROGRAMS, tall * wide))
+        queries = 1 if pairs.given else pairs.a.shape[0]
+        groups = min(queries, triton.cdiv(gpu_interaction.PROGRAMS, tall * wide)) if db is None else db.shape[0]
         share = triton.cdiv(queries, groups)
         groups = triton.cdiv(queries, share)
-        da = None if pairs else dpre.new_empty(queries, tall, self.width, dtype=self.wide)
-        db = dpre.new_empty(groups, passages, self.width, dtype=self.wide)
-        inputs_kernel[(tall, wide, groups)](
-            a, b, self.weight, dpre, da, db, queries, passages, share, a.stride(0), b.stride(0), self.weight.stride(0),
-            WIDTH=self.width, PAIRS=pairs, **self.elements, **tiles,
+        added = db is not None
+        if db is None:
+            dtype = self.dtype if pairs.given else self.wide
+            db = dpre.new_empty(groups, passages, self.width, dtype=dtype)
+        da = None if pairs.given else dpre.new_empty(queries, tall, self.width, dtype=self.wide)
+        inputs_kernel[(tall, wide, max(1, self.tasks) if pairs.given else groups)](
+            pairs.a, pairs.b, self.branch.weight, pairs.task, dpre, da, db, int(added), queries, passages, share,
+            pairs.a.stride(0), pairs.b.stride(0), self.branch.weight.stride(-2),
+            WIDTH=self.width, TASKS=self.tasks, PAIRS=pairs.given, **self.elements, **tiles,
         )  # fmt: skip
         return da, db
 
 
-def iem_scores_backward(dz: Tensor, a: Tensor, b: Tensor, branch: Branch) -> tuple[Tensor, ...]:
+def iem_scores_backward(
+    dz: Tensor, a: Tensor, b: Tensor, branch: Branch, task: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
     """Gradients of ``iem_scores`` with respect to a, b and the four tensors of the branch, in that order."""
-    a, b, dz = (t if t.stride(-1) == 1 else t.contiguous() for t in (a, b, dz))
-    return gpu_interaction.scores_backward(_Kernels(a, b, branch), dz, a, b, branch)
+    dz = dz if dz.stride(-1) == 1 else dz.contiguous()
+    a, b, weights, task = ready(a, b, branch, task)
+    kernels = _Kernels(a, b, weights, task)
+    return gpu_interaction.scores_backward(kernels, dz, a, b, branch, wanted, task)
 
 
 def iem_pairs_backward(
-    dz: Tensor, dfeatures: Tensor | None, a: Tensor, b: Tensor, branch: Branch
+    dz: Tensor,
+    dfeatures: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    branch: Branch,
+    task: Tensor | None,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of ``iem_pairs`` with respect to a, b and the four tensors of the branch, in that order."""
-    a, b = (t if t.stride(-1) == 1 else t.contiguous() for t in (a, b))
-    return gpu_interaction.pairs_backward(_Kernels(a, b, branch), dz, dfeatures, a, b, branch)
+    a, b, weights, task = ready(a, b, branch, task)
+    kernels = _Kernels(a, b, weights, task)
+    return gpu_interaction.pairs_backward(kernels, dz, dfeatures, a, b, branch, wanted, task)

@@ -8,7 +8,7 @@ import torch
 from benchmarks.counters import __main__ as gate
 from benchmarks.counters import cases, instructions
 from benchmarks.counters.launches import DEVICE, issued
-from d2llm.bench.memory import peak_bytes
+from d2llm_kernels.measure.memory import peak_bytes
 
 BUILT = {"torch": "2.13.0", "compiler": "g++ 12"}
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from benchmarks.gpu_report import experimental
-from d2llm.bench.interaction import FP8, scores
-from d2llm.bench.pooling import pooling
-from d2llm.bench.problems import Interaction
-from d2llm.bench.timing import Timer
 from d2llm_kernels import backends
+from d2llm_kernels.measure.interaction import FP8, scores
+from d2llm_kernels.measure.pooling import pooling
+from d2llm_kernels.measure.problems import Interaction
+from d2llm_kernels.measure.timing import Timer
 
 SMALL = scores("f", torch.bfloat16, 3, 40, 16, 24)
 

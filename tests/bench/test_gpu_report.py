@@ -14,7 +14,7 @@ from benchmarks.gpu_report.children import ROOT
 from benchmarks.gpu_report.plan import Step
 from benchmarks.gpu_report.report import Report
 from benchmarks.gpu_report.state import load
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure.timing import Timer
 
 # Not to be had where the report is to run.
 ABSENT = ("bm25s", "gguf", "pytrec_eval")
@@ -98,7 +98,7 @@ sys.modules |= dict.fromkeys({ABSENT!r})
 import pytest
 import benchmarks.gpu_report.__main__
 from benchmarks.gpu_report import end_to_end
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure.timing import Timer
 assert len(end_to_end.measure(Timer(fewest=1, most=1), end_to_end.SMOKE)) == 2
 sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/gpu"]))
 """

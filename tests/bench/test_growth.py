@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks import growth
-from d2llm.bench.case import Call, Case, Prepared
-from d2llm.bench.problems import Verdict
+from d2llm_kernels.measure.case import Call, Case, Prepared
+from d2llm_kernels.measure.contract import Verdict
 
 
 @pytest.mark.parametrize("power", [0, 1, 1.5, 2])

@@ -5,14 +5,15 @@ import time
 import pytest
 import torch
 
-from d2llm.bench import ceilings, writing
-from d2llm.bench.case import COMPILED, FOLDED, LITERAL, Target, compare, measure, measure_variant
-from d2llm.bench.in_batch import losses
-from d2llm.bench.interaction import groups, linear, pairs, score_all, scores, topk
-from d2llm.bench.memory import peak_bytes
-from d2llm.bench.passes import NAMES
-from d2llm.bench.pooling import pma, pooling
-from d2llm.bench.timing import Timer
+from d2llm_kernels.measure import ceilings, writing
+from d2llm_kernels.measure.case import COMPILED, FOLDED, LITERAL, Target, compare, measure, measure_variant
+from d2llm_kernels.measure.in_batch import losses
+from d2llm_kernels.measure.interaction import groups, linear, pairs, score_all, scores, topk
+from d2llm_kernels.measure.memory import peak_bytes
+from d2llm_kernels.measure.passes import NAMES
+from d2llm_kernels.measure.pooling import pma, pooling
+from d2llm_kernels.measure.problems import Pool, best_of
+from d2llm_kernels.measure.timing import Timer
 
 SIZES = (2, 9, 32, 4)
 RATES = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 2e11, "int8": 4e11})
@@ -49,6 +50,20 @@ def test_a_projection_is_held_against_torch():
     case = linear(32, 24, 8)
     row = measure(case, Timer(), RATES, [FOLDED, LITERAL])
     assert all("failure" not in found for found in row["variants"].values())
+
+
+def test_what_loses_bits_is_wrong(monkeypatch):
+    right = Pool.forward
+    monkeypatch.setattr(Pool, "forward", lambda self, backend: tuple(t * (1 + 1e-5) for t in right(self, backend)))
+    row = measure(pooling("f", torch.float32, SIZES), Timer(), RATES, [FOLDED])
+    assert row["variants"][FOLDED]["failure"].startswith("wrong: ")
+
+
+@pytest.mark.parametrize("indices,passed", [([3, 1], True), ([1, 3], False), ([3, 3], False), ([3, 2], False)])
+def test_the_best_are_in_order_and_nothing_better_is_left_out(indices, passed):
+    exact = torch.tensor([0.0, 2.0, 1.0, 3.0], dtype=torch.float64)
+    chosen = torch.tensor(indices)
+    assert best_of(exact[chosen].float(), chosen, exact, exact.float(), torch.float32, 1).passed == passed
 
 
 def test_the_compiled_literal_form_is_judged():

@@ -1,4 +1,7 @@
-"""Compile csrc/cuda with a C++ compiler, against the emulation of this folder: python -m tests.emulation.build PATH."""
+"""Compile csrc/cuda with a C++ compiler, against the emulation of this folder: python -m tests.emulation.build PATH.
+
+The headers in ``include/`` come before those of CUDA, of torch and of csrc/cuda that have the same names.
+"""
 
 import shutil
 import subprocess
@@ -24,11 +27,10 @@ def commands(library: Path) -> list[list[str]]:
         "-fno-strict-aliasing",
         "-fPIC",
         "-Wno-psabi",
-        "-DD2LLM_EMULATED",
         "-DTORCH_EXTENSION_NAME=_cuda",
     ]
     flags += [f'-DD2LLM_{name}="{value}"' for name, value in defines.items()]
-    flags += [f"-I{path}" for path in (CUDA, HERE, sysconfig.get_path("include"), *include_paths())]
+    flags += [f"-I{path}" for path in (HERE / "include", HERE, CUDA, sysconfig.get_path("include"), *include_paths())]
     sources = sorted([*CUDA.rglob("*.cu"), *CUDA.glob("*.cpp"), *HERE.glob("*.cpp")])
     objects = [folder / f"{source.parent.name}.{source.name}.o" for source in sources]
     made = [

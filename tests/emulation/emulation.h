@@ -37,7 +37,7 @@ class Machine {
 
     // `name` is the kernel's, with its shape in brackets.
     template <class Kernel>
-    void launch(const std::string& name, Dim grid, unsigned threads, size_t shared, Kernel kernel,
+    void launch(const std::string& name, dim3 grid, unsigned threads, size_t shared, Kernel kernel,
                 unsigned cluster = 1) {
         std::lock_guard<std::mutex> lock(mutex_);
         name_ = name;
@@ -45,7 +45,7 @@ class Machine {
         kernel_ = kernel;
         configure();
         gridDim = grid;
-        blockDim = Dim(threads);
+        blockDim = dim3(threads);
         const unsigned fibers = threads * cluster;
         if (cluster > 1 && threads % kWarp) throw std::runtime_error(name_ + ": a warp of two blocks");
         while (fibers_.size() < fibers) fibers_.emplace_back(new Fiber);
@@ -289,9 +289,9 @@ class Machine {
 
     void resume(unsigned thread) {
         current_ = thread;
-        threadIdx = Dim(thread % blockDim.x, 0, 0);
+        threadIdx = dim3(thread % blockDim.x, 0, 0);
         const unsigned block = first_block_ + thread / blockDim.x;
-        blockIdx = Dim(block % gridDim.x, block / gridDim.x % gridDim.y, block / (gridDim.x * gridDim.y));
+        blockIdx = dim3(block % gridDim.x, block / gridDim.x % gridDim.y, block / (gridDim.x * gridDim.y));
         running_ = true;
         Fiber& fiber = *fibers_[thread];
         const int back = _setjmp(scheduler_);
@@ -337,8 +337,6 @@ using emulation::blockDim;
 using emulation::blockIdx;
 using emulation::gridDim;
 using emulation::threadIdx;
-using cudaStream_t = void*;
-using dim3 = emulation::Dim;
 
 inline void __syncthreads() { emulation::Machine::get().wait(emulation::Wait::kBlock); }
 

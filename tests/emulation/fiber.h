@@ -1,6 +1,7 @@
 // Threads as fibers, the blocks that they belong to, and what is known of each.
 #pragma once
 
+#include <cuda_runtime_api.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -20,12 +21,7 @@
 
 namespace emulation {
 
-struct Dim {
-    unsigned x = 1, y = 1, z = 1;
-    Dim(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
-};
-
-inline Dim threadIdx, blockIdx, blockDim, gridDim;
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 constexpr int kWarp = 32;
 constexpr size_t kStack = 256 << 10, kGuard = 4096;

@@ -4,9 +4,8 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <platform.cuh>
 #include <string>
-
-#include "platform.cuh"
 
 namespace d2llm {
 namespace {

@@ -7,20 +7,21 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import gpu_interaction, reference
+from d2llm_kernels import gpu_interaction, ops, reference
 from tests.contract import assert_parity, guarded, run
+from tests.kernels.cases import apart, with_gradients
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def scores(*tensors):
-    return (dk.functional.iem_scores(*tensors),)
+def scores(*tensors, task=None):
+    return (dk.functional.iem_scores(*tensors, task=task),)
 
 
-def pairs(*tensors):
-    return dk.functional.iem_pairs(*tensors, return_features=True)
+def pairs(*tensors, task=None):
+    return dk.functional.iem_pairs(*tensors, return_features=True, task=task)
 
 
 def assert_equal(one, two):
@@ -99,6 +100,103 @@ def test_strided_inputs_and_expanded_gradients(make_pairs):
         z.sum().backward()
         outputs.append((z, leaf.grad))
     assert_equal(*outputs)
+
+
+def test_strided_weights(make_pairs):
+    a, b, *weights = make_pairs(3, 5, 32, torch.float32)
+    for call, right in ((scores, b), (pairs, b[:3])):
+        assert_equal(*(with_gradients(call, (a, right, *some)) for some in (weights, apart(weights))))
+    assert_equal(*(dk.functional.iem_topk(a, b, *some, 3) for some in (weights, apart(weights))))
+
+
+TASKS = torch.tensor([2, 0, 0, 2, 0, 2, 0])
+
+
+@pytest.fixture
+def make_tasks(make_pairs):
+    """Makes pairs, and stacked branches for them of which the middle one has no rows."""
+
+    def inputs(passages, hidden, dtype=torch.float64):
+        a, b, *_ = make_pairs(len(TASKS), passages, hidden, dtype)
+        weights = [make_pairs(number, 3, hidden, dtype)[2:] for number in (1, 2, 3)]
+        weight, bias = (torch.stack([branch[part] for branch in weights]) for part in range(2))
+        return [a, b, weight, bias, *weights[0][2:]]
+
+    return inputs
+
+
+@pytest.mark.parametrize("dtype,chunk", [*((dtype, 1 << 18) for dtype in DTYPES), (torch.float32, 70)])
+def test_tasks_parity(make_tasks, monkeypatch, dtype, chunk):
+    monkeypatch.setattr(gpu_interaction, "_CHUNK", chunk)
+
+    def literally(call, given):
+        def by_rows(a, b, weight, bias, *out):
+            rows = [
+                call(a[i, None], b[i, None] if given else b, weight[t], bias[t], *out)
+                for i, t in enumerate(TASKS.tolist())
+            ]
+            return tuple(map(torch.cat, zip(*rows, strict=True)))
+
+        return by_rows
+
+    every, given = make_tasks(40, 50), make_tasks(7, 50)
+    task = TASKS.to(every[0].device)
+    literal = literally(lambda *t: (reference.iem_scores(*t),), given=False)
+    assert_parity(partial(scores, task=task), literal, every, dtype)
+    assert_parity(partial(pairs, task=task), literally(reference.iem_pairs, given=True), given, dtype)
+
+
+def test_tasks_sorted_mixed_and_alone_are_the_same_to_the_bit(make_tasks):
+    a, b, weight, bias, *out = make_tasks(40, 48, torch.float32)
+    task = TASKS.to(a.device)
+    for call, right in ((scores, b), (pairs, b[:7])):
+        mixed = call(a, right, weight, bias, *out, task=task)
+        for number in (0, 2):
+            here = task == number
+            # Of equal tasks, of one task by its number, and in an order in which each comes in one piece.
+            alone = call(a, right, weight[number], bias[number], *out)
+            equal = call(a, right, weight, bias, *out, task=torch.full_like(task, number))
+            assert_equal(alone, equal)
+            assert_equal([part[here] for part in mixed], [part[here] for part in alone])
+        order = task.argsort(stable=True)
+        rows = right if call is scores else right[order]
+        together = call(a[order], rows, weight, bias, *out, task=task[order])
+        assert_equal([part[order] for part in mixed], together)
+    found = dk.functional.iem_topk(a, b, weight, bias, *out, 5, task=task)
+    assert_equal(found, reference.topk(scores(a, b, weight, bias, *out, task=task)[0], 5))
+
+
+def test_gradients_of_equal_tasks_are_those_of_the_branch(make_tasks):
+    a, b, weight, bias, *out = make_tasks(40, 48, torch.float32)
+    task = torch.full_like(TASKS, 2).to(a.device)
+    for call, right in ((scores, b), (pairs, b[:7])):
+        one = with_gradients(call, (a, right, weight[2], bias[2], *out))
+        several = with_gradients(partial(call, task=task), (a, right, weight, bias, *out))
+        dweight, dbias = len(several) - 4, len(several) - 3
+        assert all((several[part][:2] == 0).all() for part in (dweight, dbias))
+        several[dweight], several[dbias] = several[dweight][2], several[dbias][2]
+        for got, expected in zip(several, one, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_task_without_a_branch_counts_as_the_nearest(make_tasks, backend):
+    tensors = make_tasks(9, 16, torch.float32)
+    task = torch.tensor([-3, 9, 1, 1 << 40, -1, 2, 0], device=tensors[0].device)
+    # Past the checks, which refuse it in a tensor on the CPU.
+    known = ops.iem_scores(*tensors, task.clamp(0, 2), backend)
+    assert torch.equal(ops.iem_scores(*tensors, task, backend), known)
+    plain = ops.iem_scores_backward(known, *tensors, task.clamp(0, 2), backend, (True, True))
+    assert_equal(ops.iem_scores_backward(known, *tensors, task, backend, (True, True)), plain)
+
+
+@pytest.mark.parametrize("wanted", ((True, False), (False, True)))
+def test_gradients_on_demand_are_the_same(make_pairs, backend, wanted):
+    tensors = make_pairs(4, 9, 32, torch.float32)
+    dz = torch.randn(4, 9, device=tensors[0].device)
+    every = ops.iem_scores_backward(dz, *tensors, None, backend, (True, True))
+    some = ops.iem_scores_backward(dz, *tensors, None, backend, wanted)
+    for number, (one, two) in enumerate(zip(every, some, strict=True)):
+        assert torch.equal(one, two) if wanted[number >= 2] else two.numel() == 0
 
 
 @pytest.mark.parametrize("queries,passages", [(0, 4), (4, 0), (0, 0)])

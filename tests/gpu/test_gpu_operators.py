@@ -30,10 +30,10 @@ def test_interaction_opcheck(device, backend):
     a = torch.randn(4, 16, device=device, requires_grad=True)
     b = torch.randn(6, 16, device=device, requires_grad=True)
     weights = branch(16, device)
-    torch.library.opcheck(ops.iem_scores, (a, b, *weights, backend), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, True, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_scores, (a, b, *weights, None, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, None, True, backend), test_utils=TESTS)
     plain = tuple(t.detach() for t in (a, b, *weights))
-    torch.library.opcheck(ops.iem_topk, (*plain, 3, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_topk, (*plain, None, 3, backend), test_utils=TESTS)
 
 
 def test_compiles_without_graph_breaks_for_any_length(device, backend):

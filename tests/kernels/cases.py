@@ -1,9 +1,12 @@
 """Backends that the parity tests run on, each with the dtypes it takes, and what decides whether a test can run."""
 
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import pytest
 import torch
+from torch import Tensor
 
 from d2llm_kernels import backends
 
@@ -71,3 +74,16 @@ def _even_products(dtype: torch.dtype, width: int) -> bool:
             if (hidden != first[0]).any() or (z != first[1]).any():
                 return False
     return True
+
+
+def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors with NaN between any two elements: a kernel that takes them for contiguous reads it."""
+    return [torch.stack([tensor, torch.full_like(tensor, math.nan)], -1)[..., 0] for tensor in tensors]
+
+
+def with_gradients(function: Callable[..., Tensor | tuple[Tensor, ...]], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of ``function`` and the gradients of their sum, for tensors taken as they lie."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    outputs = function(*leaves)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return [*outputs, *torch.autograd.grad(sum(output.sum() for output in outputs), leaves)]

@@ -79,6 +79,29 @@ def test_ties_take_the_lower_index():
     assert torch.equal(indices, dk.functional.iem_topk(a, b, *branch, 250, backend="folded")[1])
 
 
+def test_a_weight_rounded_beforehand_gives_the_same(monkeypatch):
+    a, b, *branch = (tensor.float() for tensor in wide_inputs(2, 300, 16))
+    expected, quantized = fp8.iem_topk(a, b, branch, 7), fp8.quantize(branch[0])
+    monkeypatch.setattr(fp8, "quantize", None)
+    got = fp8.iem_topk(a, b, branch, 7, quantized=quantized)
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+def test_nothing_of_a_device_tensor_is_read_from_the_host():
+    a, b, *branch = (tensor.float().to("meta") for tensor in wide_inputs(2, 30, 16))
+    values, _ = fp8.iem_topk(a, b, branch, 7)
+    assert values.shape == fp8.iem_topk(a, b, branch, 7, quantized=fp8.quantize(branch[0]))[0].shape == (2, 7)
+
+
+@pytest.mark.parametrize("bad", (math.nan, math.inf, -math.inf))
+def test_a_weight_that_is_not_finite_gives_no_number(bad, monkeypatch):
+    """As on a GPU, where the host does not look."""
+    a, b, *branch = (tensor.float() for tensor in wide_inputs(2, 30, 16))
+    branch[0][3, 5] = bad
+    monkeypatch.setattr(fp8, "require", lambda *arguments: None)
+    assert fp8.iem_scores(a, b, *rounded(branch)).isnan().all()
+
+
 @pytest.mark.parametrize(
     "change,message",
     [

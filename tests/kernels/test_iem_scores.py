@@ -10,7 +10,7 @@ import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests import adversarial
 from tests.contract import assert_parity
-from tests.kernels.cases import BACKENDS, CASES, PARITY, needs_even_products
+from tests.kernels.cases import BACKENDS, CASES, PARITY, apart, needs_even_products, with_gradients
 
 
 def inputs(queries: int, passages: int, hidden: int, seed: int = 0):
@@ -119,6 +119,17 @@ def test_non_contiguous_inputs_and_expanded_gradients():
     plain = a.clone().requires_grad_()
     reference.iem_scores(plain, b, *weights).sum().backward()
     torch.testing.assert_close(doubled.grad, plain.grad, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_weights(backend):
+    a, b, *weights = (t.float() for t in inputs(3, 5, 32))
+    for call, right in ((scores, b), (pairs, b[:3])):
+        call = partial(call, backend=backend)
+        plain, strided = (with_gradients(call, (a, right, *some)) for some in (weights, apart(weights)))
+        assert all(torch.equal(one, two) for one, two in zip(plain, strided, strict=True))
+    plain, strided = (dk.functional.iem_topk(a, b, *some, 3, backend=backend) for some in (weights, apart(weights)))
+    assert torch.equal(plain[0], strided[0]) and torch.equal(plain[1], strided[1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,13 +10,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import d2llm_kernels as dk
 from d2llm_kernels import in_batch_folded, ops
+from d2llm_kernels.measure.in_batch import ROWS
 from tests import adversarial
-from tests.contract import SMALLEST_ROW, assert_parity
+from tests.contract import assert_parity
 from tests.kernels.cases import BACKENDS, CASES, PARITY
 
-# Each row of the two losses is a problem of its own. Of the cross-entropy the digits beside a softmax's 1 count, of the
-# pairs, all of whose terms have one sign, those of the sum itself.
-ROWS = (1.0, SMALLEST_ROW)
 # Roundings of a float32 logarithm and of what leads to it: two exponentials, a quotient, a product.
 ROUNDINGS = 4
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

@@ -34,14 +34,16 @@ def test_attn_pool_opcheck(packed, backend):
 def test_interaction_opcheck(backend):
     a, b = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
     weights = branch(8)
-    torch.library.opcheck(ops.iem_scores, (a, b, *weights, backend), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, True, backend), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, False, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_scores, (a, b, *weights, None, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, None, True, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, None, False, backend), test_utils=TESTS)
     plain = tuple(t.detach() for t in (a, b, *weights))
-    torch.library.opcheck(ops.iem_topk, (*plain, 3, backend), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_scores_backward, (torch.randn(4, 6), *plain, backend), test_utils=TESTS)
-    rows = (plain[0], plain[1][:4], *plain[2:])
-    torch.library.opcheck(ops.iem_pairs_backward, (torch.randn(4), torch.randn(4, 8), *rows, backend), test_utils=TESTS)
+    torch.library.opcheck(ops.iem_topk, (*plain, None, 3, backend), test_utils=TESTS)
+    rows, slopes = (plain[0], plain[1][:4], *plain[2:]), (torch.randn(4), torch.randn(4, 8))
+    for wanted in ((True, True), (True, False), (False, True)):
+        call = (torch.randn(4, 6), *plain, None, backend, wanted)
+        torch.library.opcheck(ops.iem_scores_backward, call, test_utils=TESTS)
+        torch.library.opcheck(ops.iem_pairs_backward, (*slopes, *rows, None, backend, wanted), test_utils=TESTS)
 
 
 @pytest.mark.parametrize("backend", (*BACKENDS, "reference"))

@@ -45,6 +45,14 @@ pooled = dk.PMA(8, 2)(x, torch.ones(3, 5, dtype=torch.int64))
 dk.IEM(8, hidden=16).score_all(pooled, pooled, 0).sum().backward()
 assert x.grad.isfinite().all() and "numpy" not in [name for name, module in sys.modules.items() if module]
 """
+MEASURE = """
+import d2llm_kernels
+
+assert "d2llm_kernels.measure" not in sys.modules
+from d2llm_kernels.measure import run, writing
+
+assert "d2llm" not in sys.modules
+"""
 LIGHT = "import d2llm.index, d2llm.student, d2llm.teacher.model, d2llm.training"
 
 
@@ -56,6 +64,10 @@ def run(code: str, *kept: str) -> None:
 
 def test_the_kernels_need_torch_alone() -> None:
     run(KERNELS, "torch")
+
+
+def test_what_measures_them_needs_no_more_and_is_imported_when_it_is_asked_for() -> None:
+    run(MEASURE, "torch")
 
 
 def test_what_compares_searches_by_words_and_draws_is_imported_when_it_is_needed() -> None:

@@ -17,8 +17,9 @@
 // rows of the next tile arrive during the last columns of this one.
 #pragma once
 
+#include <hopper/platform.cuh>
+
 #include "../pairs.cuh"
-#include "platform.cuh"
 #include "tensor_map.h"
 
 namespace d2llm::hopper {

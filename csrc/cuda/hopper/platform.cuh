@@ -1,19 +1,14 @@
-// The operations of the machine that only Hopper has, as ../platform.cuh has those of every GPU: PTX for nvcc, and for
-// a C++ compiler what tests/emulation runs on a CPU.
+// The operations of the machine that only Hopper has, as ../platform.cuh has those of every GPU.
 #pragma once
 
-#include "../platform.cuh"
-#include "layout.cuh"
+#include <platform.cuh>
 
-#ifdef __CUDACC__
 #include "arch.cuh"
 #include "bulk_copy.cuh"
 #include "cluster.cuh"
 #include "convert.cuh"
 #include "driver.h"
+#include "layout.cuh"
 #include "mbarrier.cuh"
 #include "shared.cuh"
 #include "wgmma.cuh"
-#else
-#include "hopper_primitives.h"
-#endif

@@ -1,8 +1,9 @@
 // What the blocks of a cluster share of attention pooling: the plan of their shared memory, and the walk over tokens.
 #pragma once
 
+#include <hopper/platform.cuh>
+
 #include "../arguments.h"
-#include "platform.cuh"
 #include "tensor_map.h"
 
 namespace d2llm::hopper {

@@ -2,8 +2,7 @@
 #pragma once
 
 #include <array>
-
-#include "platform.cuh"
+#include <hopper/platform.cuh>
 
 namespace d2llm::hopper {
 

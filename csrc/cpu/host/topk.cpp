@@ -1,0 +1,150 @@
+// Streaming top-k: every thread keeps the best k of the pairs it has seen; the score matrix never exists.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "../isa/dispatch.h"
+#include "iem.h"
+#include "scorer.h"
+#include "scorer_int8.h"
+
+namespace d2llm {
+namespace {
+
+struct Found {
+    float value;
+    int64_t index;
+};
+
+// NaN counts as the lowest.
+Found found_of(float value, int64_t index) {
+    return {std::isnan(value) ? -std::numeric_limits<float>::infinity() : value, index};
+}
+
+// A strict order of all passages of a query, so that the best k are the same however they are come by.
+bool better(const Found& one, const Found& other) {
+    return one.value > other.value || (one.value == other.value && one.index < other.index);
+}
+
+// The best k so far, the worst of them at the front of a heap.
+class Best {
+  public:
+    explicit Best(int64_t k) : k_(k) { kept_.reserve(k); }
+
+    void add(float value, int64_t index) {
+        const Found found = found_of(value, index);
+        if (static_cast<int64_t>(kept_.size()) < k_) {
+            kept_.push_back(found);
+            std::push_heap(kept_.begin(), kept_.end(), better);
+        } else if (better(found, kept_.front())) {
+            std::pop_heap(kept_.begin(), kept_.end(), better);
+            kept_.back() = found;
+            std::push_heap(kept_.begin(), kept_.end(), better);
+        }
+    }
+
+    const std::vector<Found>& kept() const { return kept_; }
+
+  private:
+    int64_t k_;
+    std::vector<Found> kept_;
+};
+
+// The best k passages of each query, best first. A thread scores with what make() gives it.
+template <class Make>
+std::vector<std::vector<Found>> best_of(int64_t queries, int64_t passages, int64_t strip, int64_t k, Make make) {
+    // A few queries are shared out by ranges of passages, whole strips each; many are shared out as they are.
+    const int64_t strips = (passages + strip - 1) / strip, wanted = 4 * at::get_num_threads();
+    const int64_t parts = queries ? std::clamp<int64_t>((wanted + queries - 1) / queries, 1, strips) : 1;
+    std::vector<std::vector<Found>> found(queries * parts), all(queries);
+    at::parallel_for(0, queries * parts, 1, [&](int64_t begin, int64_t end) {
+        auto score = make();
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t i = task / parts, part = task % parts;
+            Best best(k);
+            const int64_t last = std::min((part + 1) * strips / parts * strip, passages);
+            for (int64_t j = part * strips / parts * strip; j < last; j += strip) {
+                const int64_t count = std::min(strip, last - j);
+                const float* z = score(count, [&](int64_t) { return i; }, [&](int64_t l) { return j + l; });
+                for (int64_t l = 0; l < count; ++l) best.add(z[l], j + l);
+            }
+            found[task] = best.kept();
+        }
+    });
+    for (int64_t i = 0; i < queries; ++i) {
+        for (int64_t part = 0; part < parts; ++part) {
+            const std::vector<Found>& some = found[i * parts + part];
+            all[i].insert(all[i].end(), some.begin(), some.end());
+        }
+        std::partial_sort(all[i].begin(), all[i].begin() + k, all[i].end(), better);
+        all[i].resize(k);
+    }
+    return all;
+}
+
+// The best k of `candidates` of each query, in place, by scores in float.
+void rescore(const Kernels& table, const PackedBranch& branch, const at::Tensor& a, const at::Tensor& b,
+             const at::Tensor& scale, int64_t k, std::vector<std::vector<Found>>& candidates) {
+    const int64_t features = b.size(1);
+    at::parallel_for(0, candidates.size(), 1, [&](int64_t begin, int64_t end) {
+        const Operands strip{a, at::empty({table.strip, features}, at::kFloat)};
+        float* wide = strip.b.mutable_data_ptr<float>();
+        Scorer score(table, branch.view, strip);
+        for (int64_t i = begin; i < end; ++i) {
+            std::vector<Found>& some = candidates[i];
+            const int64_t total = some.size();
+            for (int64_t first = 0; first < total; first += table.strip) {
+                const int64_t count = std::min(table.strip, total - first);
+                for (int64_t l = 0; l < count; ++l) {
+                    const int64_t j = some[first + l].index;
+                    const int8_t* row = reinterpret_cast<const int8_t*>(row_of(b, j));
+                    const float step = scale.const_data_ptr<float>()[j];
+                    for (int64_t f = 0; f < features; ++f) wide[l * features + f] = row[f] * step;
+                }
+                const float* z = score(count, [&](int64_t) { return i; }, [](int64_t l) { return l; });
+                for (int64_t l = 0; l < count; ++l) some[first + l] = found_of(z[l], some[first + l].index);
+            }
+            std::partial_sort(some.begin(), some.begin() + k, some.end(), better);
+        }
+    });
+}
+
+std::tuple<at::Tensor, at::Tensor> tensors_of(const std::vector<std::vector<Found>>& found, int64_t k) {
+    const int64_t queries = found.size();
+    at::Tensor values = at::empty({queries, k}, at::kFloat), indices = at::empty({queries, k}, at::kLong);
+    for (int64_t i = 0; i < queries; ++i) {
+        for (int64_t n = 0; n < k; ++n) {
+            values.mutable_data_ptr<float>()[i * k + n] = found[i][n].value;
+            indices.mutable_data_ptr<int64_t>()[i * k + n] = found[i][n].index;
+        }
+    }
+    return {values, indices};
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k) {
+    const Operands operands{rows_of(a), rows_of(b)};
+    const Kernels& table = kernels();
+    const PackedBranch packed = pack(table, rows_kind(a), branch);
+    auto make = [&] { return Scorer(table, packed.view, operands); };
+    return tensors_of(best_of(a.size(0), b.size(0), table.strip, k, make), k);
+}
+
+std::tuple<at::Tensor, at::Tensor> iem_topk_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale,
+                                                 const Branch& branch, int64_t k, int64_t candidates) {
+    const Kernels& table = kernels();
+    const ByteOperands operands = byte_operands(a, b, scale);
+    const PackedBranch rough = pack_int8(table, branch);
+    auto make = [&] { return ByteScorer(table, rough.view, operands); };
+    std::vector<std::vector<Found>> found = best_of(a.size(0), b.size(0), table.strip, candidates, make);
+    const PackedBranch packed = pack(table, Rows::f32, branch);
+    rescore(table, packed, rows_of(a), operands.b, operands.scale, k, found);
+    return tensors_of(found, k);
+}
+
+}  // namespace d2llm

@@ -71,15 +71,18 @@ def packed_bounds(cu_seqlens: Tensor, total: int) -> list[tuple[int, int]]:
 def rising_offsets(cu_seqlens: Tensor, x: Tensor) -> Tensor:
     """The offsets of packed x (T, D) beside it, in an order that no kernel loses its way in.
 
-    Offsets on a device are not looked at from the host. Should they fall, their running maximum still keeps every
-    kernel inside the batch and lets it come to an end.
+    Offsets on a device are not looked at from the host, which waits for nothing. Should they fall, their running
+    maximum still keeps every kernel inside the batch and lets it come to an end. Offsets on the host are checked there
+    and copied to a GPU from pinned memory without waiting; a CUDA graph would repeat that copy with the same ones.
 
     Raises:
         ArgumentError: if offsets that lie on the host do not rise from 0 to T.
     """
-    if cu_seqlens.device.type == "cpu":
-        packed_bounds(cu_seqlens, x.shape[0])
-    return cu_seqlens.to(x.device).cummax(0).values
+    if cu_seqlens.device.type != "cpu":
+        return cu_seqlens.to(x.device).cummax(0).values
+    packed_bounds(cu_seqlens, x.shape[0])
+    cu_seqlens = cu_seqlens.contiguous()
+    return cu_seqlens.pin_memory().to(x.device, non_blocking=True) if x.is_cuda else cu_seqlens
 
 
 def check_interaction(

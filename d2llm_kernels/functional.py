@@ -34,7 +34,9 @@ def attn_pool(
         x: hidden states, (B, L, D) padded or, with ``cu_seqlens``, (T, D) packed; any floating dtype.
         u: (H, D) one folded query per head, the scale included.
         mask: (B, L) bool or int, nonzero for a valid token, or None; holes are allowed.
-        cu_seqlens: (B + 1,) int32 or int64 offsets from 0 to T; equal neighbours are empty sequences.
+        cu_seqlens: (B + 1,) int32 or int64 offsets from 0 to T; equal neighbours are empty sequences. Offsets on a GPU
+            cost no synchronisation, and are not checked by the kernels there. Offsets on the host are checked and, for
+            x on a GPU, copied without waiting in every call; a CUDA graph wants them on the GPU.
         backend: one of ``backends.NAMES``.
 
     Returns:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from d2llm_kernels import reference
 from d2llm_kernels.backends import requested
-from d2llm_kernels.checks import check_tokens, require
+from d2llm_kernels.checks import check_tokens, require, shape
 from d2llm_kernels.functional import attn_pool, linear
 
 RESIDUALS = ("seed", "projected")
@@ -111,17 +111,29 @@ class PMA(nn.Module):
 
         fc_k's bias adds the same to every token's score and drops out of the softmax.
         """
-        heads = self._projected_seeds().unflatten(-1, (self.num_heads, -1))
+        return self._folded(self._projected_seeds())
+
+    def _folded(self, seeds: Tensor) -> Tensor:
+        heads = seeds.unflatten(-1, (self.num_heads, -1))
         keys = self.mab.fc_k.weight.unflatten(0, (self.num_heads, -1))
         return torch.einsum("mhe,hed->mhd", heads, keys).flatten(0, 1) / math.sqrt(self.out_dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
         """Pool a padded or a packed batch.
 
         Args:
             x: (B, L, D), or (T, D) with ``cu_seqlens``; any floating dtype.
             mask: (B, L) bool or int, nonzero for a valid token, or None.
             cu_seqlens: (B + 1,) int32 or int64 offsets from 0 to T.
+            u: what ``folded_queries`` returned, for batch after batch with the same parameters: it reads two (E, E)
+                weights, in a large model half as many bytes as a batch. The module itself keeps none, since nothing
+                tells it of every change of a parameter. The literal form does without.
 
         Returns:
             (B, E), or (B, M, E) with more than one seed, in the promoted dtype of x and the parameters. A text
@@ -132,11 +144,19 @@ class PMA(nn.Module):
             BackendError: if a backend named explicitly is missing.
         """
         check_tokens(x, self.dim, mask, cu_seqlens)
+        if u is not None:
+            expected = (self.num_seeds * self.num_heads, self.dim)
+            require(u.shape == expected, "u", f"shape {expected}", shape(u))
         if requested(self.backend) == "reference":
             y = self._literal(x, mask, cu_seqlens)
         else:
-            pooled, lse = attn_pool(x, self.folded_queries(), mask, cu_seqlens, self.backend)
-            y = self._head(pooled, lse)
+            projected = self.residual == "projected"
+            seeds = self._projected_seeds() if projected or u is None else self.S
+            u = self._folded(seeds) if u is None else u
+            pooled, lse = attn_pool(x, u, mask, cu_seqlens, self.backend)
+            # Only a mask or offsets can leave a text without tokens.
+            empty = mask is not None or cu_seqlens is not None or x.shape[1] == 0
+            y = self._head(pooled, seeds if projected else self.S, lse if empty else None)
         y = F.normalize(y, dim=-1) if self.normalize else y
         return y.squeeze(1) if self.num_seeds == 1 else y
 
@@ -148,20 +168,26 @@ class PMA(nn.Module):
         )
 
     def _projected_seeds(self) -> Tensor:
-        return self.mab.fc_q(self.S[0])
+        return self.mab.fc_q(self.S.flatten(0, 1))
 
-    def _head(self, pooled: Tensor, lse: Tensor) -> Tensor:
-        """From pooled tokens (B, M * H, D) to outputs (B, M, E): values, residual, layer norms, fc_o."""
+    def _head(self, pooled: Tensor, base: Tensor, lse: Tensor | None) -> Tensor:
+        """From pooled tokens (B, M * H, D) to outputs (B, M, E): values, residual, layer norms, fc_o.
+
+        Args:
+            base: what the residual adds, (M, E) or (1, M, E).
+            lse: (B, M * H) where a text may be without tokens.
+        """
         weight, bias = self.mab.fc_v.weight, self.mab.fc_v.bias
         pooled = pooled.to(torch.promote_types(pooled.dtype, weight.dtype))
-        by_head = pooled.unflatten(1, (self.num_seeds, self.num_heads)).flatten(0, 1).transpose(0, 1)
+        by_head = pooled.reshape(-1, self.num_heads, self.dim).transpose(0, 1)
         values = linear(by_head, weight.unflatten(0, (self.num_heads, -1)), backend=self.backend)
-        values = values.transpose(0, 1).reshape(-1, self.num_seeds, self.out_dim)
-        # The attention of a text without valid tokens is 0, so the bias of the values is not added there.
-        filled = (lse[:, 0] > -math.inf).to(values.dtype)
-        values = values + filled[:, None, None] * bias
-        base = self.S if self.residual == "seed" else self._projected_seeds()
-        out = base + values
+        values = values.transpose(0, 1).unflatten(0, (-1, self.num_seeds))
+        # The attention of a text without valid tokens is 0, so the bias of the values is not added there. Without such
+        # texts all get the same, bit for bit what each gets otherwise.
+        filled = None if lse is None else (lse[:, :1, None] > -math.inf).to(values.dtype)
+        offset = base + bias if filled is None else torch.addcmul(base, filled, bias)
+        # First what lies as the sum is to lie: the values' heads are then put in order on the way.
+        out = (offset.unflatten(-1, (self.num_heads, -1)) + values).flatten(-2)
         out = out if self.mab.ln0 is None else self.mab.ln0(out)
         out = out + torch.relu(linear(out, *_affine(self.mab.fc_o), self.backend))
         return out if self.mab.ln1 is None else self.mab.ln1(out)

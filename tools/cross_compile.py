@@ -101,7 +101,10 @@ def target(arch: str) -> GPUTarget:
 
 
 def figures(arch: str, compiled: CompiledKernel) -> dict[str, Any]:
-    """Shared memory, registers, spilled bytes and matrix instructions of a compiled kernel."""
+    """Shared memory, registers, spilled bytes and matrix instructions of a compiled kernel.
+
+    For NVIDIA also its products of blocks, and how many of them are added to zero.
+    """
     if arch.startswith("gfx"):
         code = compiled.asm["amdgcn"]
         code = code if isinstance(code, str) else code.decode()
@@ -112,9 +115,18 @@ def figures(arch: str, compiled: CompiledKernel) -> dict[str, Any]:
         usage = {"registers": count("vgpr_count"), "spills": count("vgpr_spill_count")}
         found = re.findall(MATRIX["gfx"], code)
     else:
-        usage = _usage(compiled.asm["cubin"])
+        usage = _usage(compiled.asm["cubin"]) | _sums(compiled.asm["ttgir"])
         found = [match.group(0) for match in re.finditer(MATRIX["sm"], compiled.asm["ptx"])]
     return {"shared": compiled.metadata.shared, **usage, "matrix": sorted(set(found))}
+
+
+def _sums(code: str) -> dict[str, int]:
+    """Products of blocks in Triton's code for a GPU, and those that begin a sum."""
+    zeros = {*re.findall(r"(%\w+) = arith\.constant dense<0\.0+e\+00>", code), "%false"}
+    sums = re.findall(r"= (?:tt\.dot|ttng\.warp_group_dot) %[\w#]+, %[\w#]+, (%[\w#]+)", code)
+    # Tensor memory is added to, or not.
+    sums += re.findall(r"ttng\.tc_gen5_mma %[\w#]+, %[\w#]+, %[\w#\[\]]+, (%\w+)", code)
+    return {"products": len(sums), "from_zero": sum(name in zeros for name in sums)}
 
 
 def _usage(cubin: bytes) -> dict[str, int]:

@@ -146,13 +146,17 @@ def usual(row: Row, arch: str) -> table.Tiles:
 
 
 def candidates(row: Row, arch: str) -> list[table.Tiles]:
-    """All tiles to try, the usual ones among them and blocks wider than the width left out; in the interpreter, where
-    time says nothing, two."""
+    """All tiles to try, the usual ones among them; in the interpreter, where time says nothing, two.
+
+    Left out are blocks wider than the width, and of float32 those too deep for its error.
+    """
     options = CANDIDATES[row.kernel]
     width = max(16, triton.next_power_of_2(row.widths.get("D", row.widths.get("F", 0))))
     found = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
     wide = ("BLOCK_D", "SLICE", "BLOCK_N", "BLOCK_K")
     fitting = [tiles for tiles in found if all(tiles[name] <= width for name in wide if name in tiles)]
+    if row.dtype == torch.float32:
+        fitting = [tiles for tiles in fitting if table.depth(row.kernel, tiles) <= table.DEEPEST]
     if interpreted():
         return fitting[:2]
     now = usual(row, arch)

@@ -112,7 +112,9 @@ def issuing(backend: str) -> Iterator[Issuing]:
     offsets = torch.empty(9, dtype=torch.int32, device=DEVICE)
     yield Issuing("PMA padded", (x, *pooling), lambda: (pma(x, mask),))
     yield Issuing("PMA packed", (x, *pooling), lambda: (pma(x.flatten(0, 1), cu_seqlens=offsets),))
+    u = pma.folded_queries().detach()
     frozen = x.detach()
+    yield Issuing("PMA with queries at hand", (), torch.no_grad()(lambda: (pma(frozen, mask, u=u),)))
     yield Issuing("PMA of frozen states", pooling, lambda: (pma(frozen, mask),))
     for size in (32, 4096):
         texts = _without_data(size, _D), _without_data(size, _D)

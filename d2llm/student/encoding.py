@@ -64,9 +64,10 @@ def encode(
     try:
         bar = tqdm(total=len(ids), desc=f"encode {kind}", unit="text", disable=not show)
         with torch.inference_mode(), autocast, bar:
+            u = model.pma.folded_queries()
             for rows in batches_by_length([len(text) for text in ids], batch_size):
                 tokens, mask = pad([ids[row] for row in rows], model.tokenizer.pad_token_id)
-                result[torch.tensor(rows, device=device)] = model.embed(tokens.to(device), mask.to(device))
+                result[torch.tensor(rows, device=device)] = model.embed(tokens.to(device), mask.to(device), u)
                 bar.update(len(rows))
     finally:
         model.train(was_training)

@@ -148,8 +148,12 @@ class D2LLM(PreTrainedModel):
             raise FormatError(f"state_dict: missing weights {missing}, unexpected weights {result.unexpected_keys}")
         return result
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embeddings (B, D) float32 of right-padded token ids (B, L) int64 with mask (B, L)."""
+    def embed(self, input_ids: Tensor, attention_mask: Tensor, u: Tensor | None = None) -> Tensor:
+        """Embeddings (B, D) float32 of right-padded token ids (B, L) int64 with mask (B, L).
+
+        Args:
+            u: ``pma.folded_queries()``, for whoever embeds many batches.
+        """
         last = self.config.hidden_layer in (-1, self.backbone.config.num_hidden_layers)
         output = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=not last
@@ -157,7 +161,7 @@ class D2LLM(PreTrainedModel):
         hidden = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
         if not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(self.pma.S.dtype)
-        return self.pma(hidden, attention_mask).float()
+        return self.pma(hidden, attention_mask, u=u).float()
 
     def _embeddings(
         self, vectors: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None, size: int | None

@@ -18,7 +18,7 @@ from torch import Tensor
 from d2llm_kernels.checks import accumulate_dtype
 from d2llm_kernels.triton import table
 from d2llm_kernels.triton.language import below, dot, known_multiple, operand, store
-from d2llm_kernels.triton.pool_forward import MAX_HEADS
+from d2llm_kernels.triton.pool_forward import MAX_HEADS, some_heads
 from d2llm_kernels.triton.sequences import (
     CHANGING,
     Batch,
@@ -264,27 +264,26 @@ def attn_pool_backward(
     u = u if u.stride(-1) == 1 else u.contiguous()
     dpooled = dpooled if dpooled.stride(-1) == 1 else dpooled.contiguous()
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_x else x.new_empty(0)
-    du = torch.zeros_like(u, memory_format=torch.contiguous_format) if want_u else u.new_empty(0)
-    if batch.rows and batch.sequences and (want_x or want_u):
-        # Several groups of heads add up in dx; it then has to hold sums between them.
-        sums = dx if u.shape[0] <= MAX_HEADS else dx.to(accumulate_dtype(x.dtype, u.dtype))
-        for first in range(0, u.shape[0], MAX_HEADS):
-            group = slice(first, first + MAX_HEADS)
-            some = None if dlse is None else dlse[:, group]
-            part = _launch(batch, u[group], dpooled[:, group], some, sums if want_x else None, want_u, first > 0)
-            if part is not None:
-                du[group] = part
-        dx = sums.to(x.dtype)
-    return dx, du
+    if not (batch.rows and batch.sequences):
+        return dx, torch.zeros_like(u, memory_format=torch.contiguous_format) if want_u else u.new_empty(0)
+    # Several groups of heads add up in dx; it then has to hold sums between them.
+    sums = dx if u.shape[0] <= MAX_HEADS else dx.to(accumulate_dtype(x.dtype, u.dtype))
+    parts = []
+    for first in range(0, u.shape[0], MAX_HEADS):
+        group = (some_heads(u, 0, first), some_heads(dpooled, 1, first))
+        some = None if dlse is None else some_heads(dlse, 1, first)
+        parts.append(_launch(batch, *group, some, sums if want_x else None, want_u, first > 0))
+    du = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(u.dtype)
+    return sums.to(x.dtype), du
 
 
 def _launch(
     batch: Batch, u: Tensor, dpooled: Tensor, dlse: Tensor | None, dx: Tensor | None, want_u: bool, add: bool
-) -> Tensor | None:
+) -> Tensor:
     """Write (or add) to dx, if there is one, what at most MAX_HEADS heads contribute.
 
     Returns:
-        their du if it is wanted, (H, D) in the sums' dtype.
+        their du in the sums' dtype: (H, D), or (0,) if it is not wanted.
     """
     heads, width = u.shape
     dtype, arch = torch.promote_types(batch.x.dtype, u.dtype), table.architecture(u.device)
@@ -323,4 +322,4 @@ def _launch(
         **arguments, **common, **elements, **tiles["pool_gradients"],
         a=a, ds=ds, dx=dx, du=du, chunks=chunks, share=share, ADD=add, WANT_DX=dx is not None, WANT_DU=want_u,
     )  # fmt: skip
-    return None if du is None else du.sum(0)
+    return u.new_empty(0, dtype=wide) if du is None else du.sum(0)

@@ -233,9 +233,14 @@ def attn_pool(x: Tensor, u: Tensor, mask: Tensor | None, cu_seqlens: Tensor | No
     pooled = x.new_empty(batch.sequences, heads, width, dtype=dtype)
     lse = x.new_empty(batch.sequences, heads, dtype=wide)
     for first in range(0, heads if batch.sequences else 0, MAX_HEADS):
-        group = slice(first, first + MAX_HEADS)
-        _launch(batch, u[group], pooled[:, group], lse[:, group])
+        _launch(batch, some_heads(u, 0, first), some_heads(pooled, 1, first), some_heads(lse, 1, first))
     return pooled, lse
+
+
+def some_heads(tensor: Tensor, dim: int, first: int) -> Tensor:
+    """At most MAX_HEADS heads from ``first`` on; where these are all, the tensor itself: the host is spared a view."""
+    heads = tensor.shape[dim]
+    return tensor if heads <= MAX_HEADS else tensor.narrow(dim, first, min(MAX_HEADS, heads - first))
 
 
 def _launch(batch: Batch, u: Tensor, pooled: Tensor, lse: Tensor) -> None:

@@ -31,6 +31,16 @@ _ELEMENTS = {
 }
 # The smallest block that a matrix unit multiplies.
 _UNIT = 16
+#: Most products of float32 that may be added up inside matrix units, which cut sums off, before the sum goes to an
+#: ordinary addition: with more the error outgrows the contract's (docs/kernels.md, float32).
+DEEPEST = 64
+# Blocks whose size that number is, by kernel; the others multiply no matrices.
+_DEPTHS = {
+    "pool_forward": ("BLOCK_L", "BLOCK_D"),
+    "pool_products": ("BLOCK_D",),
+    "pool_gradients": ("BLOCK_L",),
+    **dict.fromkeys(("scores", "features", "slopes", "slopes_features", "inputs", "weights"), ("BLOCK_K",)),
+}
 
 
 @cache
@@ -95,6 +105,11 @@ def tiles(kernel: str, arch: str, dtype: torch.dtype, **widths: int) -> Tiles:
         if name in chosen:
             chosen[name] = min(chosen[name], width)
     return chosen
+
+
+def depth(kernel: str, tiles: Tiles) -> int:
+    """Most products of float32 that a kernel adds up inside matrix units; 0 where it multiplies no matrices."""
+    return max((tiles[name] for name in _DEPTHS.get(kernel, ())), default=0)
 
 
 def nearest(kernel: str, arch: str, dtype: torch.dtype, widths: dict[str, int]) -> dict[str, Any]:

@@ -48,6 +48,14 @@ def test_a_row_takes_its_architecture_from_the_estimated_one():
     assert tune.replaced([new], new) == [new]
 
 
+def test_float32_is_tried_as_deep_as_its_error_allows():
+    for dtype, deepest in ((tune.SINGLE, table.DEEPEST), (tune.HALF, 128)):
+        row = tune.Row("pool_products", {"D": 4096, "H": 32}, *dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tune, "interpreted", lambda: False)
+            assert max(tiles["BLOCK_D"] for tiles in tune.candidates(row, "sm_90")) == deepest
+
+
 def test_a_wrong_candidate_is_never_chosen(tmp_path, monkeypatch):
     problem = tune.Interaction
     monkeypatch.setattr(problem, "check", lambda self, backend, gradients: tune.Verdict(1.0, 0.5))

@@ -79,6 +79,36 @@ def test_shapes():
     assert dk.PMA(32, 4, normalize=True)(x).norm().item() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_seeds": 3}, {"residual": "projected"}, {"out_dim": 8, "ln": False}])
+def test_queries_folded_beforehand_change_nothing(options):
+    pma, x, mask = dk.PMA(32, 4, init="xavier", **options), torch.randn(3, 9, 32), torch.rand(3, 9) < 0.7
+    expected, u = pma(x, mask), pma.folded_queries()
+    assert torch.equal(pma(x, mask, u=u), expected)
+    # They are the caller's: a change of the parameters neither reaches them nor is missed without them.
+    with torch.no_grad():
+        pma.mab.fc_k.weight.data.mul_(2)
+    assert torch.equal(pma.folded_queries(), 2 * u)
+    assert not torch.equal(pma(x, mask), expected)
+    with pytest.raises(dk.ArgumentError, match="^u: expected shape"):
+        pma(x, mask, u=u[1:])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_seeds": 2}, {"residual": "projected"}])
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_a_mask_that_masks_nothing_changes_no_bit(options, dtype):
+    pma, x = dk.PMA(32, 4, init="xavier", backend="folded", **options).to(dtype), torch.randn(3, 9, 32).to(dtype)
+    whole = pma(x)
+    assert torch.equal(pma(x, torch.ones(3, 9, dtype=torch.bool)), whole)
+    assert torch.equal(pma(x.flatten(0, 1), cu_seqlens=torch.arange(0, 28, 9)), whole)
+
+
+def test_a_batch_without_tokens_is_the_residual_alone():
+    pma = dk.PMA(32, 4, init="xavier")
+    torch.nn.init.ones_(pma.mab.fc_v.bias)
+    empty = pma(torch.randn(2, 6, 32), torch.zeros(2, 6, dtype=torch.bool))
+    assert torch.equal(pma(torch.randn(2, 0, 32)), empty)
+
+
 def test_pma_keeps_float32_where_the_backbone_is_half():
     pma, x = dk.PMA(32, 4), torch.randn(2, 9, 32).bfloat16()
     y = pma(x)

@@ -40,3 +40,14 @@ def test_blocks_shrink_to_the_widths():
     assert tiles["BLOCK_D"] <= 64 and tiles["SLICE"] == 64 and tiles["BLOCK_H"] == 16
     assert table.tiles("scores", "sm_90", torch.bfloat16, F=20)["BLOCK_N"] == 32
     assert table.tiles("pool_forward", "sm_90", torch.bfloat16, D=64, H=64)["BLOCK_H"] == 64
+
+
+def test_float32_is_not_added_up_too_deep_inside_matrix_units():
+    for row in table.rows():
+        if "float32" in row["dtypes"] and row["archs"] != [table.INTERPRETER]:
+            assert table.depth(row["kernel"], row["tiles"]) <= table.DEEPEST, row
+    assert {row["kernel"] for row in table.rows() if not table.depth(row["kernel"], row["tiles"])} == {
+        "pool_softmax",
+        "in_batch_forward",
+        "in_batch_backward",
+    }

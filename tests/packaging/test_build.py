@@ -104,3 +104,5 @@ def test_the_toolkit_is_nvccs_own_and_not_the_folder_of_its_wrapper(tmp_path, mo
     assert f"nvcc = {toolkit.home}/bin/nvcc" in ninja.read_text()
     compiled = [line for line in toolkit.log.read_text().splitlines() if " -c " in f" {line} "]
     assert len(compiled) == len(list((ROOT / "csrc/cuda").rglob("*.cu")))
+    # The kernels look for platform.cuh there, since the emulation has one of its own.
+    assert all(f"-I{ROOT / 'csrc/cuda'} " in line for line in compiled)

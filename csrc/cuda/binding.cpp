@@ -151,14 +151,13 @@ void scores_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Te
 
 Tensor floats(const Tensor& like, at::IntArrayRef sizes) { return at::empty(sizes, like.options().dtype(at::kFloat)); }
 
-// Writes dpre and returns parts of the gradients of bias and out_weight.
-std::tuple<Tensor, Tensor> slopes(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& bias,
-                                  const Tensor& out_weight, const Tensor& out_bias, const Tensor& dz,
-                                  const Optional& dfeatures, Tensor& dpre, bool given) {
+// Writes dpre and returns parts (2, tiles, F) of the gradients of bias and out_weight.
+Tensor slopes(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& bias, const Tensor& out_weight,
+              const Tensor& out_bias, const Tensor& dz, const Optional& dfeatures, Tensor& dpre, bool given) {
     const Pairs pairs = pairs_of(a, b, given);
     const int64_t width = pairs.width, tiles = slopes_tiles(pairs, element_of(a));
-    Tensor dbias = floats(a, {tiles, width}), dout_weight = floats(a, {tiles, width});
-    if (!count_of(pairs)) return {dbias, dout_weight};
+    Tensor sums = floats(a, {2, tiles, width});
+    if (!count_of(pairs)) return sums;
     expect(dz, "dz", a, at::kFloat);
     TORCH_CHECK(dz.numel() == count_of(pairs), "dz: expected ", count_of(pairs), " slopes, got ", dz.sizes());
     if (dfeatures) expect_whole(*dfeatures, "dfeatures", a, a.scalar_type(), b.numel());
@@ -166,9 +165,9 @@ std::tuple<Tensor, Tensor> slopes(const Tensor& a, const Tensor& b, const Tensor
     const Place place(a);
     iem_slopes({pairs, branch_of(a, weight, bias, out_weight, out_bias), dz.const_data_ptr(),
                 dfeatures ? dfeatures->const_data_ptr() : nullptr, given ? 0 : dz.stride(0), dpre.mutable_data_ptr(),
-                dbias.mutable_data_ptr<float>(), dout_weight.mutable_data_ptr<float>()},
+                sums.mutable_data_ptr<float>(), sums.mutable_data_ptr<float>() + tiles * width},
                element_of(a), place.stream());
-    return {dbias, dout_weight};
+    return sums;
 }
 
 // Parts of da (Nq, parts, F), without elements for given pairs, and of db (parts, Np, F), from about `programs` blocks.
@@ -341,7 +340,7 @@ TORCH_LIBRARY(d2llm_cuda, m) {
         " Tensor(a!) z, int first_passage) -> ()");
     m.def(
         "slopes(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, Tensor dz,"
-        " Tensor? dfeatures, Tensor(a!) dpre, bool given) -> (Tensor, Tensor)");
+        " Tensor? dfeatures, Tensor(a!) dpre, bool given) -> Tensor");
     m.def("inputs(Tensor a, Tensor b, Tensor transposed, Tensor dpre, int programs, bool given) -> (Tensor, Tensor)");
     m.def("weights(Tensor a, Tensor b, Tensor dpre, Tensor(a!) dweight, bool given) -> ()");
     m.def("pool(Tensor x, Tensor u, Tensor? mask, Tensor? offsets) -> (Tensor, Tensor)");

@@ -82,7 +82,7 @@ class _Kernels:
         dpre = a.new_empty(pairs.size(), a.shape[1])
         parts = operators().slopes(a, b, *self.branch, dz, dfeatures, dpre, given)
         # How many parts there are depends on the chunk.
-        part = torch.stack([part.sum(0) for part in parts])[None]
+        part = parts.sum(1)[None]
         return dpre, part if sums is None else sums.add_(part)
 
     def weights(self, pairs: gpu_interaction.Pairs, dpre: Tensor, dweight: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("triton")
 
 from d2llm_kernels import triton as triton_backend
 from d2llm_kernels.cuda import interaction as cuda_backend
+from d2llm_kernels.gpu_interaction import PROGRAMS
 from d2llm_kernels.iem_folded import Branch
 from tools.cross_compile import Launch, recorded
 
@@ -46,14 +48,18 @@ class Library:
     def __init__(self, found: Counter[str]) -> None:
         self.found = found
 
-    def slopes_tiles(self, a: torch.Tensor, b: torch.Tensor, given: bool) -> int:
-        return (len(b) if given else len(a) * len(b)) // 64 or 1
+    def slopes(self, a: torch.Tensor, b: torch.Tensor, *rest: Any) -> torch.Tensor:
+        self.found["slopes"] += 1
+        pairs = len(b) if rest[-1] else len(a) * len(b)
+        return meta(2, pairs // 64 or 1, b.shape[1], dtype=torch.float32)
 
-    def inputs_plan(self, a: torch.Tensor, b: torch.Tensor, given: bool) -> tuple[int, int]:
-        return 4 * (-(-len(b) // 128)), -(-len(b) // 128) * (b.shape[1] // 128)
-
-    def weights_blocks(self, weight: torch.Tensor) -> int:
-        return (weight.shape[0] // 128) ** 2
+    def inputs(self, a: torch.Tensor, b: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.found["inputs"] += 1
+        tiles, width = -(-len(b) // 128), b.shape[1]
+        queries = 1 if rest[-1] else len(a)
+        groups = min(queries, -(-PROGRAMS // (tiles * (width // 128))))
+        da = meta(0 if rest[-1] else queries, 4 * tiles, width, dtype=torch.float32)
+        return da, meta(-(-queries // -(-queries // groups)), len(b), width, dtype=torch.float32)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def called(*arguments: Any) -> None:
@@ -67,6 +73,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     found: Counter[str] = Counter()
     launches: list[Launch] = []
     monkeypatch.setattr(cuda_backend, "operators", lambda: Library(found))
+    monkeypatch.setattr(
+        cuda_backend, "module", lambda: SimpleNamespace(weights_blocks=lambda width: (width // 128) ** 2)
+    )
     with recorded("sm_90", "", launches), Operations() as operations:
         yield found
     found.update(launch.kernel.__name__ for launch in launches)

@@ -35,9 +35,8 @@ def roofline(report: Report, axes: Axes) -> None:
             if name not in _COLORS or "median_s" not in found:
                 continue
             shown.add(row["dtype"])
-            axes.scatter(
-                intensity, row["flops"] / found["median_s"] / 1e9, 22, _COLORS[name], _MARKERS[row["dtype"]], alpha=0.75
-            )
+            rate, marker = row["flops"] / found["median_s"] / 1e9, _MARKERS[row["dtype"]]
+            axes.scatter(intensity, rate, 22, _COLORS[name], marker=marker, alpha=0.75)
     low, high = axes.get_xlim()
     low, high = max(low, 0.3), max(high, 1e3) * 2
     for dtype in sorted(shown):

@@ -95,7 +95,8 @@ def test_a_deadline_inside_a_row_keeps_the_best_and_a_later_run_goes_on(tmp_path
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     timer = timed(lambda tiles: 1e-3 * tiles["BLOCK_D"] / tiles["SLICE"])
     every = len(tune.candidates(POOL, ARCH))
-    assert every > 100
+    # Several times as many as the first deadline leaves time for.
+    assert every > 50
 
     def run(deadline):
         tried = POOL.tried(log, SOURCE)

@@ -1,14 +1,17 @@
-"""Finding where a run of transformers' Trainer stopped."""
+"""Where a run of transformers' Trainer stopped, how it ended, and whether it is the same run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from d2llm.errors import FormatError, MissingError
+from d2llm.errors import FormatError, MismatchError, MissingError
 from d2llm.files import read_json
 
 _PREFIX = "checkpoint-"
-_STATE = "trainer_state.json"
+#: A checkpoint's file of what the trainer knew; written last of all.
+STATE = "trainer_state.json"
+#: Characters of a setting that an error shows.
+_SHOWN = 200
 
 
 def last_checkpoint(folder: Path, check: Callable[[Path], Any] | None = None) -> Path | None:
@@ -22,11 +25,70 @@ def last_checkpoint(folder: Path, check: Callable[[Path], Any] | None = None) ->
     for step in sorted((int(step) for step in steps if step.isdigit()), reverse=True):
         path = folder / f"{_PREFIX}{step}"
         try:
-            # The trainer writes its state last of all.
-            read_json(path / _STATE)
+            read_json(path / STATE)
             if check is not None:
                 check(path)
         except (FormatError, MissingError):
             continue
         return path
     return None
+
+
+def result(checkpoint: Path, max_steps: int, patience: int | None = None) -> Path | None:
+    """The checkpoint that holds what a run made: None while the newest one leaves steps to train.
+
+    transformers' Trainer would take one step more.
+
+    Args:
+        checkpoint: the newest one of the run.
+        max_steps: steps of the whole run.
+        patience: evaluations without a better metric that end it; None where nothing ends it early.
+
+    Raises:
+        MissingError, FormatError: for a checkpoint without its state.
+    """
+    state = read_json(checkpoint / STATE)
+    stopping = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
+    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    if state["global_step"] < max_steps and (patience is None or waited < patience):
+        return None
+    best = state.get("best_global_step")
+    # By its name: the folder may have moved since.
+    return checkpoint.with_name(f"{_PREFIX}{best}") if best else checkpoint
+
+
+def check_settings(file: Path, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
+    """Make sure that a folder was started with the settings of now.
+
+    Args:
+        file: the settings that it was started with.
+        settings: those of now, nested.
+        free: dotted names of those that may differ.
+
+    Raises:
+        MissingError, FormatError: if they cannot be read.
+        MismatchError: naming the first that differs, what it was, what it is, and the remedy.
+    """
+    before, now = _flat(read_json(file)), _flat(settings)
+    for name in sorted((before.keys() | now.keys()) - set(free)):
+        if before.get(name) != now.get(name):
+            raise MismatchError(
+                f"{name}: expected {_short(before.get(name))}, with which {file.parent} was started, got "
+                f"{_short(now.get(name))}; give what it was started with, or name another folder"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, with tuples as the lists that JSON makes of them."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -8,22 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from d2llm.backbone import load_causal_lm, load_tokenizer
-from d2llm.errors import FormatError, InputError, MismatchError, MissingError
-from d2llm.files import read_json, sha256
-from d2llm.quiet import quiet
+from d2llm.errors import InputError, MismatchError
+from d2llm.files import sha256
+from d2llm.teacher.adapter import ADAPTER_WEIGHTS, read_settings, with_adapter
 from d2llm.teacher.prompt import PromptBuilder, left_pad
 from d2llm.teacher.templates import TEMPLATES, Template
 from d2llm.texts import batches_by_length
 
-#: In an adapter's folder: the settings it was tuned with, and its weights as peft names them.
-SETTINGS = "teacher.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 #: Columns of a logits array.
 YES, NO = 0, 1
 
@@ -106,7 +101,7 @@ class Teacher(nn.Module):
             InputError: as the constructor does, or if ``num_layers`` is out of range.
         """
         if adapter is not None:
-            remembered = _adapter_settings(Path(adapter))
+            remembered = read_settings(Path(adapter))
             if num_layers is not None and num_layers != remembered["num_layers"]:
                 raise MismatchError(
                     f"num_layers: the adapter was tuned with {remembered['num_layers']} layers, got {num_layers}"
@@ -117,7 +112,7 @@ class Teacher(nn.Module):
         lm = load_causal_lm(model, dtype, num_layers, revision)
         decoder = lm.get_decoder()
         if adapter is not None:
-            decoder = _with_adapter(decoder, Path(adapter))
+            decoder = with_adapter(decoder, Path(adapter))
         origin = {
             "model": os.fspath(model),
             "revision": revision,
@@ -265,30 +260,3 @@ def _as_the_model_scales(logits: Tensor, config: Any) -> Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = cap * torch.tanh(logits / cap)
     return logits
-
-
-def _adapter_settings(folder: Path) -> dict[str, Any]:
-    settings = read_json(folder / SETTINGS)
-    expected = ("num_layers", "query_length", "passage_length")
-    if not isinstance(settings, dict) or any(name not in settings for name in expected):
-        raise FormatError(f"{folder / SETTINGS}: expected an object with {', '.join(expected)}")
-    for name in (ADAPTER_WEIGHTS, "adapter_config.json"):
-        if not (folder / name).is_file():
-            raise MissingError(f"adapter: {folder / name}: file not found")
-    return settings
-
-
-def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
-    try:
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-            names = set(file.keys())
-        with quiet():
-            model = PeftModel.from_pretrained(decoder, os.fspath(folder))
-    except SafetensorError as error:
-        raise FormatError(f"adapter: {folder / ADAPTER_WEIGHTS}: truncated or altered ({error})") from None
-    except (RuntimeError, ValueError) as error:  # Other widths, or none of the modules that it adapts.
-        raise MismatchError(f"adapter: {folder} was not made for this model ({error})") from None
-    # peft passes over weights that have no place in the model.
-    if names != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
-        raise MismatchError(f"adapter: {folder} was made for a model with other layers")
-    return model

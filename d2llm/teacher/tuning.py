@@ -5,10 +5,11 @@ positive among its group plus the binary cross-entropy of every pair, both on z_
 first orders passages of one query, the second makes the probabilities mean the same across queries.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from d2llm.checkpoints import last_checkpoint
-from d2llm.data.example import Example
-from d2llm.errors import InputError
-from d2llm.files import atomic_path, sha256, write_json
+from d2llm.checkpoints import check_settings, last_checkpoint, result
+from d2llm.data.example import Example, text_id
+from d2llm.errors import InputError, MissingError
+from d2llm.files import sha256, write_json
 from d2llm.quiet import quiet
-from d2llm.teacher.model import ADAPTER_WEIGHTS, NO, SETTINGS, YES, Teacher
+from d2llm.teacher.adapter import ADAPTER_WEIGHTS, save_adapter, with_adapter
+from d2llm.teacher.model import NO, YES, Teacher
 from d2llm.teacher.prompt import left_pad
 
 #: Chunks of like length that a step's prompts are run in.
 CHUNKS = 3
+#: In a tuning's folder: what it was started with.
+TUNING = "tuning.json"
+#: Settings that change no step.
+_MAY_CHANGE = ("save_steps", "model")
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def tune(
     """Fine-tune ``teacher`` by LoRA on groups of equal size and one task; the adapter is saved in ``output/adapter``.
 
     Checkpoints go to ``output`` every ``config.save_steps`` steps; calling again with the same arguments and
-    a fresh teacher goes on from the last whole one.
+    a fresh teacher goes on from the last whole one, and trains nothing where the tuning was finished.
 
     Returns:
         The same teacher, in evaluation mode, with the adapter on it and named in its header.
@@ -94,19 +100,68 @@ def tune(
     Raises:
         InputError: for no groups, groups of different sizes or tasks or without negatives, or a teacher that
             has an adapter.
+        MismatchError: if ``output`` was started with other settings, groups or another teacher.
+        MissingError: if it holds a tuning of which nothing says how it was made.
     """
     shapes = {(len(group.passages), group.task) for group in groups}
     if len(shapes) != 1 or min(shapes)[0] < 2:
         raise InputError(f"groups: expected one (size, task) for all of them, size 2 or more, got {sorted(shapes)}")
     if isinstance(teacher.decoder, PeftModel):
         raise InputError("teacher: expected one without an adapter; load its model again")
+    folder = Path(output)
+    adapter = folder / "adapter"
+    checkpoint = _prepare_folder(folder, adapter, {**asdict(config), **teacher.header(), "groups": _digest(groups)})
+    done = adapter if adapter.is_dir() else checkpoint and result(checkpoint, config.steps)
+    if done is not None:
+        teacher.decoder = with_adapter(teacher.decoder, done)
+    else:
+        _train(teacher, groups, folder, config, callbacks, checkpoint)
+    if done != adapter:
+        save_adapter(teacher, adapter)
+    teacher.origin["adapter"] = sha256(adapter / ADAPTER_WEIGHTS)
+    return teacher.eval()
+
+
+def _prepare_folder(folder: Path, adapter: Path, settings: dict[str, Any]) -> Path | None:
+    """Note what a tuning is made of, and find the checkpoint to go on from; None starts afresh."""
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None or adapter.is_dir():
+        if not (folder / TUNING).is_file():
+            raise MissingError(
+                f"{folder / TUNING}: file not found, so that nothing tells what {folder} was tuned with; "
+                "name another folder"
+            )
+        check_settings(folder / TUNING, settings, _MAY_CHANGE)
+    write_json(folder / TUNING, settings)
+    return checkpoint
+
+
+def _digest(groups: Sequence[Example]) -> str:
+    """How many groups there are, and 16 hex digits of what is in them."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(f"{group.task} {len(group.passages)}".encode())
+        for text in (group.query, *group.passages):
+            digest.update(bytes.fromhex(text_id(text)))
+    return f"{len(groups)}, {digest.hexdigest()[:16]}"
+
+
+def _train(
+    teacher: Teacher,
+    groups: Sequence[Example],
+    folder: Path,
+    config: TuningConfig,
+    callbacks: Sequence[TrainerCallback],
+    checkpoint: Path | None,
+) -> None:
+    """Put LoRA on the teacher and train it, from a checkpoint where one is given."""
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
     )
     with quiet():
         teacher.decoder = get_peft_model(teacher.decoder, lora)
-    arguments = _arguments(os.fspath(output), config)
+    arguments = _arguments(os.fspath(folder), config)
     # The trainer moves the decoder alone.
     teacher.head.to(arguments.device)
     trainer = _TuningTrainer(
@@ -117,31 +172,7 @@ def tune(
         data_collator=_GroupCollator(teacher),
         callbacks=list(callbacks),
     )
-    checkpoint = last_checkpoint(Path(output))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
-    adapter = Path(output) / "adapter"
-    save_adapter(teacher, adapter)
-    teacher.origin["adapter"] = sha256(adapter / ADAPTER_WEIGHTS)
-    return teacher.eval()
-
-
-def save_adapter(teacher: Teacher, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
-    """Write a tuned teacher's LoRA adapter and its settings, atomically; float16 halves the file.
-
-    Raises:
-        InputError: if the teacher has no adapter.
-    """
-    if not isinstance(teacher.decoder, PeftModel):
-        raise InputError("teacher: expected one with an adapter")
-    weights = {name: value.to(dtype) for name, value in teacher.decoder.state_dict().items() if "lora_" in name}
-    for adapter in teacher.decoder.peft_config.values():
-        # By its name, not by where this machine keeps it.
-        adapter.base_model_name_or_path = teacher.origin["model"]
-    with atomic_path(folder) as temporary:
-        teacher.decoder.save_pretrained(os.fspath(temporary), state_dict=weights, save_embedding_layers=False)
-        # peft adds a form of a model card that nobody has filled in.
-        (temporary / "README.md").unlink(missing_ok=True)
-        write_json(temporary / SETTINGS, {"num_layers": teacher.origin["num_layers"], **teacher.limits})
 
 
 def _arguments(output: str, config: TuningConfig) -> TrainingArguments:

@@ -4,11 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from d2llm.checkpoints import last_checkpoint
+from d2llm.checkpoints import check_settings, last_checkpoint
 from d2llm.data.jsonl import read_examples
 from d2llm.data.validation import Validation
-from d2llm.errors import InputError, MismatchError
-from d2llm.files import read_json, write_json
+from d2llm.errors import InputError
+from d2llm.files import write_json
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.collator import Scores, check_header
@@ -64,21 +64,18 @@ def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:
     """Make the folder ready and find the checkpoint to go on from; None starts afresh.
 
     Raises:
-        InputError: if the folder holds checkpoints and ``resume`` is false.
+        InputError: if the folder holds checkpoints and ``resume`` is false, or a student and no checkpoints.
         MismatchError: if its checkpoints were made with settings that would change the run.
     """
     folder = Path(config.output_dir)
     checkpoint = last_whole(folder)
     if checkpoint is not None and not resume:
         raise InputError(f"output_dir: {folder} already holds {checkpoint.name}; resume it or name another folder")
+    if checkpoint is None and (folder / WEIGHTS).exists():
+        raise InputError(f"output_dir: {folder} holds a student and no checkpoint to go on from; name another folder")
     settings = asdict(config)
     if checkpoint is not None:
-        before, now = _flat(read_json(folder / SETTINGS)), _flat(settings)
-        for name in sorted((before.keys() | now.keys()) - _MAY_CHANGE):
-            if before.get(name) != now.get(name):
-                raise MismatchError(
-                    f"{name}: expected {before.get(name)!r}, with which {folder} was started, got {now.get(name)!r}"
-                )
+        check_settings(folder / SETTINGS, settings, _MAY_CHANGE)
     write_json(folder / SETTINGS, settings)
     return checkpoint
 
@@ -86,14 +83,3 @@ def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:
 def last_whole(folder: Path) -> Path | None:
     """The newest checkpoint of a run whose weights can be read too."""
     return last_checkpoint(folder, lambda path: read_weights(path / WEIGHTS))
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, with tuples as the lists that JSON makes of them."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -1,20 +1,25 @@
 """transformers' Trainer with planned batches, the five losses and evaluation by retrieval quality."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
+from d2llm.checkpoints import STATE, result
 from d2llm.data.example import Example
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.losses import d2llm_loss
 from d2llm.student import D2LLM
+from d2llm.student.checkpoint import WEIGHTS, load_weights, read_weights
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import TrainConfig
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
@@ -137,6 +142,25 @@ class DistillationTrainer(Trainer):
             generator=torch.Generator(),
             pin_memory=self.args.device.type == "cuda",
         )
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, from a checkpoint where one is given; one that leaves nothing to train gives its result.
+
+        Raises:
+            MissingError, FormatError: for a checkpoint that is not whole.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            made = result(Path(resume_from_checkpoint), self.plan.total_updates, self.config.run.patience)
+            if made is not None:
+                load_weights(self.student, read_weights(made / WEIGHTS), made / WEIGHTS)
+                self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, STATE))
+                return TrainOutput(self.state.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with LoRA and heads at their own rates, no decay on biases and LayerNorms."""

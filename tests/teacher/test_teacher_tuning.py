@@ -1,45 +1,38 @@
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupted_tuning import CONFIG, GROUPS, fresh, tune_steps
 from safetensors.torch import load_file
 from teacher_models import save_model
-from transformers import TrainerCallback
 
 from d2llm.data.example import Example
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
-from d2llm.teacher.model import ADAPTER_WEIGHTS, SETTINGS, Teacher
-from d2llm.teacher.tuning import TuningConfig, save_adapter, tune, tuning_loss
+from d2llm.teacher.adapter import ADAPTER_WEIGHTS, SETTINGS, save_adapter
+from d2llm.teacher.model import Teacher
+from d2llm.teacher.tuning import TUNING, TuningConfig, tune, tuning_loss
 
-CONFIG = TuningConfig(
-    steps=8, groups_per_step=3, learning_rate=1e-2, warmup_steps=1, lora_r=4, lora_alpha=8, save_steps=3, bf16=False
-)
-GROUPS = [Example(f"the file {i}", f"a socket {i}", (f"server {i}" * (1 + i % 3), f"{i}")) for i in range(10)]
+HERE = Path(__file__).parent
 QUERIES, PASSAGES = ["the file 3", "the file 3"], ["a socket 3", "server 3"]
-
-
-class StopAfter(TrainerCallback):
-    """End the run as a crash would, with its last checkpoint behind it."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
 def tuned(tiny_lm, tmp_path_factory):
     """A tuned teacher and the folder of its run."""
     folder = tmp_path_factory.mktemp("tuned")
-    return tune(Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=30), GROUPS, folder, CONFIG), folder
+    return tune_steps(tiny_lm, folder)[0], folder
 
 
 @settings(deadline=None)
@@ -63,9 +56,8 @@ def test_tuning_loss_is_finite_with_its_gradient_at_extremes():
 
 def test_tuning_teaches_the_groups(tuned, tiny_lm):
     teacher, _ = tuned
-    fresh = Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=30)
     losses = []
-    for each in (fresh, teacher):
+    for each in (fresh(tiny_lm), teacher):
         rows = [each.judge([group.query] * 3, group.passages, "asym")[0] for group in GROUPS]
         losses.append(tuning_loss(torch.tensor(np.array(rows)).diff(dim=2).neg().squeeze(2)).item())
     assert losses[1] < losses[0] - 0.1
@@ -120,36 +112,52 @@ def test_an_adapter_folder_holds_what_is_needed_and_no_more(tuned, tiny_lm):
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_lm
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(tuned, tiny_lm, tmp_path):
-    _, whole = tuned
-    with pytest.raises(KeyboardInterrupt):
-        tune(
-            Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=30),
-            GROUPS,
-            tmp_path,
-            CONFIG,
-            callbacks=[StopAfter(7)],
-        )
+@pytest.mark.parametrize(
+    ("kill_at", "left"), [(7, [7, 8, 9]), (9, [])], ids=["between two checkpoints", "before the adapter is saved"]
+)
+def test_a_killed_tuning_goes_on_to_the_same_adapter(tuned, tiny_lm, tmp_path, kill_at, left):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+    command = [sys.executable, str(HERE / "interrupted_tuning.py"), tiny_lm, str(tmp_path), str(kill_at)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     assert not (tmp_path / "adapter").exists()
     # One that was being written when the process was killed.
-    shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "checkpoint-7")
-    (tmp_path / "checkpoint-7" / "trainer_state.json").unlink()
-    steps = StepLog()
-    teacher = Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=30)
-    tune(teacher, GROUPS, tmp_path, CONFIG, callbacks=[steps])
-    assert steps.seen == [7, 8]
-    one, two = (load_file(folder / "adapter" / ADAPTER_WEIGHTS) for folder in (whole, tmp_path))
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "checkpoint-99")
+    (tmp_path / "checkpoint-99" / "trainer_state.json").unlink()
+    assert tune_steps(tiny_lm, tmp_path)[1] == left
+    assert contents(tmp_path / "adapter") == contents(tuned[1] / "adapter")
 
 
-class StepLog(TrainerCallback):
-    """The numbers of the steps that were taken."""
+def test_a_finished_tuning_run_again_does_nothing(tuned, tiny_lm, tmp_path):
+    teacher, folder = tuned
+    again = shutil.copytree(folder, tmp_path / "again")
+    before = sorted((path, path.stat().st_mtime_ns) for path in (again / "adapter").iterdir())
+    for _ in range(2):
+        loaded, steps = tune_steps(tiny_lm, again)
+        assert steps == [] and loaded.header() == teacher.header()
+    assert sorted((path, path.stat().st_mtime_ns) for path in (again / "adapter").iterdir()) == before
+    assert {path.name for path in again.glob("checkpoint-*")} == {path.name for path in folder.glob("checkpoint-*")}
+    one, two = teacher.judge(QUERIES, PASSAGES, "asym")[0], loaded.judge(QUERIES, PASSAGES, "asym")[0]
+    np.testing.assert_array_equal(one, two)
 
-    def __init__(self) -> None:
-        self.seen: list[int] = []
 
-    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
-        self.seen.append(state.global_step)
+def test_a_folder_of_another_tuning_is_refused(tuned, tiny_lm, tmp_path):
+    again = shutil.copytree(tuned[1], tmp_path / "again")
+    with pytest.raises(MismatchError, match=r"learning_rate: expected 0.01, .*again was started, got 0.1; .*another f"):
+        tune(fresh(tiny_lm), GROUPS, again, replace(CONFIG, learning_rate=0.1))
+    with pytest.raises(MismatchError, match=r"groups: expected '10, .*got '9, "):
+        tune(fresh(tiny_lm), GROUPS[1:], again, CONFIG)
+    with pytest.raises(MismatchError, match="passage_length: expected 30"):
+        tune(Teacher.from_pretrained(tiny_lm, query_length=20, passage_length=31), GROUPS, again, CONFIG)
+    assert contents(again / "adapter") == contents(tuned[1] / "adapter")
+    (again / TUNING).unlink()
+    with pytest.raises(MissingError, match=r"tuning.json: file not found, so that nothing tells"):
+        tune(fresh(tiny_lm), GROUPS, again, CONFIG)
+
+
+def contents(folder: Path) -> list[bytes]:
+    """What decides an adapter's judgements, as bytes; peft lists the adapted modules in any order."""
+    return [(folder / name).read_bytes() for name in (ADAPTER_WEIGHTS, SETTINGS)]
 
 
 def test_groups_must_be_alike_and_the_teacher_fresh(tuned, tmp_path):

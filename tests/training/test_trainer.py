@@ -1,6 +1,7 @@
 """Training learns, logs its parts, watches the real metric and comes back from a kill with the same bits."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,16 +29,46 @@ from d2llm.training.trainer import parameter_groups
 HERE = Path(__file__).parent
 
 
-def test_a_killed_run_resumes_to_the_same_bits(base_model: str, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(base_model, whole)
+@pytest.fixture(scope="module")
+def whole(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(base_model, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "last", "left"),
+    [(7, "checkpoint-4", list(range(5, 15))), (14, "checkpoint-14", [])],
+    ids=["between two checkpoints", "between the last checkpoint and the student"],
+)
+def test_a_killed_run_resumes_to_the_same_bits(
+    base_model: str, whole: Path, tmp_path: Path, kill_at: int, last: str, left: list[int]
+) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-    command = [sys.executable, str(HERE / "interrupted_run.py"), base_model, str(killed), "7"]
+    command = [sys.executable, str(HERE / "interrupted_run.py"), base_model, str(tmp_path), str(kill_at)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert last_whole(killed).name == "checkpoint-4" and not (killed / "model.safetensors").exists()
-    run(base_model, killed, resume=True)
-    expected, got = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert last_whole(tmp_path).name == last and not (tmp_path / "model.safetensors").exists()
+    assert run(base_model, tmp_path, resume=True) == left
+    assert_same_students(whole, tmp_path)
+
+
+def test_a_finished_run_run_again_trains_nothing(base_model: str, whole: Path, tmp_path: Path) -> None:
+    # Moved, since nothing may hang on where it was made.
+    again = shutil.copytree(whole, tmp_path / "again")
+    checkpoints = sorted(again.glob("checkpoint-*"))
+    assert run(base_model, again, resume=True) == []
+    assert sorted(again.glob("checkpoint-*")) == checkpoints
+    assert_same_students(whole, again)
+    for checkpoint in checkpoints:
+        shutil.rmtree(checkpoint)
+    with pytest.raises(InputError, match="holds a student and no checkpoint to go on from; name another folder"):
+        run(base_model, again, resume=True)
+
+
+def assert_same_students(one: Path, two: Path) -> None:
+    expected, got = (load_file(folder / "model.safetensors") for folder in (one, two))
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
@@ -120,6 +151,10 @@ def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monk
     trainer.train()
     # Best at step 2, worse at 4 and 6: stop.
     assert trainer.state.global_step == 6 and trainer.state.best_global_step == 2
+    best = trainer.student.fingerprint()
+    again = DistillationTrainer(D2LLM.create(base_model, **config.student), config, examples, validation)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert again.state.global_step == 6 and again.student.fingerprint() == best
 
 
 def test_parameter_groups(base_model: str) -> None:

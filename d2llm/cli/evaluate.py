@@ -20,8 +20,12 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Student.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Examples or a BEIR folder; for nli and sts a table.")],
     kind: Annotated[str, typer.Option(help="ir: retrieval; nli: two classes; sts: graded similarity.")] = "ir",
-    teacher: Annotated[Path | None, typer.Option(help="Adapter of a teacher to compare with.")] = None,
-    teacher_model: Annotated[str | None, typer.Option(help="LLM of the adapter; by default the student's.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of d2llm teach tune, or the adapter in it: a teacher to compare with.")
+    ] = None,
+    teacher_model: Annotated[
+        str | None, typer.Option(help="LLM of the adapter; by default the one that it was tuned on.")
+    ] = None,
     template: Templates = None,
     dtype: Dtype = "float32",
     candidates: Annotated[int, typer.Option(help="Passages a query that the teacher re-ranks (ir).")] = 10,
@@ -46,10 +50,10 @@ def evaluate(
     \b
     Examples:
       d2llm eval student test.jsonl --json results.json
-      d2llm eval student test.jsonl --teacher teacher/adapter --candidates 10 --first-stage bm25
+      d2llm eval student test.jsonl --adapter teacher --candidates 10 --first-stage bm25
       d2llm eval student scifact/ --split test
       d2llm eval student pairs.tsv --kind nli
-      d2llm eval student stsb.tsv --kind sts --teacher teacher/adapter
+      d2llm eval student stsb.tsv --kind sts --adapter teacher
     """
     if kind not in KINDS:
         raise InputError(f"--kind: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -59,8 +63,8 @@ def evaluate(
     read = _read_retrieval(data, format, split, task) if kind == "ir" else _read_pairs(data, kind)
     student = load_student(model)
     judge = None
-    if teacher is not None:
-        judge = load_teacher(teacher_model or student.config.base_model, teacher, template, dtype=dtype)
+    if adapter is not None:
+        judge = load_teacher(teacher_model, adapter, template, dtype=dtype)
     if kind == "ir":
         table = _retrieval(read, student, judge, candidates, first_stage)
     else:

@@ -26,12 +26,17 @@ Templates = Annotated[
     typer.Option(
         "--template",
         help="Prompt of a task: sym-en, asym-en, sym-zh, asym-zh, or a YAML file with name, task, text, yes and no. "
-        "Once for each task; both English ones by default.",
+        "Once for each task; by default what the adapter was tuned with, or both English ones.",
     ),
 ]
 NumLayers = Annotated[int | None, typer.Option(help="Keep only the first layers of the LLM.")]
 Dtype = Annotated[str, typer.Option(help="Number type of the LLM's weights: float32, bfloat16 or float16.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+
+Adapter = Annotated[
+    Path | None,
+    typer.Option(help="Folder of d2llm teach tune, or the adapter in it; without it, the plain LLM."),
+]
 
 _TEMPLATE_KEYS = {"name", "task", "text", "yes", "no"}
 
@@ -50,7 +55,7 @@ def torch_dtype(name: str) -> "torch.dtype":
 
 
 def load_teacher(
-    model: str,
+    model: str | None,
     adapter: Path | None,
     templates: list[str] | None,
     num_layers: int | None = None,
@@ -61,9 +66,10 @@ def load_teacher(
     """A teacher, on the accelerator where there is one.
 
     Args:
-        model: causal LLM by name.
-        adapter: folder of a tuned adapter; None judges with the plain LLM.
-        templates: names of built-in templates or YAML files; none takes the English ones.
+        model: causal LLM by name; None takes what the adapter remembers.
+        adapter: folder of a tuning or of its adapter; None judges with the plain LLM.
+        templates: names of built-in templates or YAML files; none takes what the adapter remembers, or the English
+            ones.
         num_layers: layers kept; None takes what the adapter remembers, or all.
         dtype: number type of the weights, by name.
         query_length, passage_length: most tokens kept of each text; None takes what the adapter remembers, or a
@@ -76,8 +82,6 @@ def load_teacher(
 
     from d2llm.teacher.model import Teacher
 
-    if adapter is not None and not adapter.is_dir():
-        raise MissingError(f"{adapter}: no such folder; expected an adapter, such as d2llm teach tune writes")
     teacher = Teacher.from_pretrained(
         model,
         adapter,

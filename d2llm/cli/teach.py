@@ -1,12 +1,13 @@
 """d2llm teach: tune, score, collect."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from d2llm.cli.failures import GuardedGroup
-from d2llm.cli.options import Dtype, Format, NumLayers, Seed, Templates, load_teacher, read_passages
+from d2llm.cli.options import Adapter, Dtype, Format, NumLayers, Seed, Templates, load_teacher, read_passages
 from d2llm.shipped import BASE_MODEL
 
 #: In a shards folder: the names of all shards that make up the table.
@@ -74,17 +75,23 @@ def tune(
     config = TuningConfig(steps, groups_per_step, learning_rate, seed=seed, save_steps=save_steps, bf16=bf16, **lora)
     teacher = load_teacher(model, None, template, num_layers, dtype, query_length, passage_length)
     run(teacher, examples, out, config)
-    typer.echo(f"{out / 'adapter'}: the adapter; next: d2llm teach score {data} --adapter {out / 'adapter'} --out FILE")
+    following = ["d2llm", "teach", "score", str(data), "--adapter", str(out), "--out", f"{out / 'scores.safetensors'}"]
+    for name, value, default in (("--dtype", dtype, "float32"), ("--format", format, "auto")):
+        following += [name, value] if value != default else []
+    typer.echo(f"{out / 'adapter'}: the adapter; next: {shlex.join(following)}")
 
 
 @app.command()
 def score(
     data: Data,
     out: Annotated[Path, typer.Option(help="File for the scores (.safetensors).")],
-    adapter: Annotated[
-        Path | None, typer.Option(help="Adapter of d2llm teach tune; without it, the plain LLM.")
+    adapter: Adapter = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Causal LLM: a folder, a hub name or pypi:PACKAGE; by default the adapter's, or " + BASE_MODEL + "."
+        ),
     ] = None,
-    model: Model = BASE_MODEL,
     num_layers: NumLayers = None,
     dtype: Dtype = "float32",
     template: Templates = None,
@@ -114,9 +121,9 @@ def score(
 
     \b
     Examples:
-      d2llm teach score train.jsonl --adapter teacher/adapter --out scores.safetensors
-      d2llm teach score train.jsonl --adapter teacher/adapter --out scores.safetensors --in-batch --config run.yaml
-      d2llm teach score train.jsonl --adapter teacher/adapter --out scores.safetensors --shard 1 --num-shards 4
+      d2llm teach score train.jsonl --adapter teacher --out scores.safetensors
+      d2llm teach score train.jsonl --adapter teacher --out scores.safetensors --in-batch --config run.yaml
+      d2llm teach score train.jsonl --adapter teacher --out scores.safetensors --shard 1 --num-shards 4
     """
     from d2llm.cli.batches import in_batch_work, run_of
     from d2llm.data.importers import read_any
@@ -129,8 +136,11 @@ def score(
         settings = run_of(config, seed=seed, batch_size=batch_size, epochs=epochs, max_steps=max_steps)
         work += in_batch_work(examples, *settings, world_size)
     folder = shards_dir or out.with_name(out.name + ".shards")
-    teacher = load_teacher(model, adapter, template, num_layers, dtype)
-    _finish(run(teacher, work, folder, shard=shard, num_shards=num_shards), folder, out)
+    teacher = load_teacher(model or (BASE_MODEL if adapter is None else None), adapter, template, num_layers, dtype)
+    files = run(teacher, work, folder, shard=shard, num_shards=num_shards)
+    fresh = [f"base_model={BASE_MODEL}", "output_dir=student"]
+    start = [*(fresh if config is None else [str(config)]), f"data.train={data}", f"data.teacher={out}"]
+    _finish(files, folder, out, shlex.join(["d2llm", "train", *start]))
 
 
 @app.command()
@@ -155,7 +165,7 @@ def collect(
     typer.echo(f"{out}: {len(table)} scored pairs")
 
 
-def _finish(files: list[Path], folder: Path, out: Path) -> None:
+def _finish(files: list[Path], folder: Path, out: Path, following: str) -> None:
     """Write the table if every part is there, and else say what is left."""
     from d2llm.files import write_json
     from d2llm.teacher.scoring import collect
@@ -169,4 +179,4 @@ def _finish(files: list[Path], folder: Path, out: Path) -> None:
         return
     table = collect(files)
     table.save(out)
-    typer.echo(f"{out}: {len(table)} scored pairs; next: d2llm train CONFIG.yaml data.teacher={out}")
+    typer.echo(f"{out}: {len(table)} scored pairs; next: {following}")

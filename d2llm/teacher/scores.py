@@ -28,7 +28,11 @@ from d2llm.teacher.model import check_temperature, yes_probability
 
 _METADATA = "d2llm_teacher"
 #: Fields that must agree before scores are mixed; number types may differ, they change the rounding alone.
-IDENTITY = ("model", "revision", "adapter", "num_layers", "templates", "answers", "query_length", "passage_length")
+IDENTITY = ("adapter", "num_layers", "query_length", "passage_length")
+#: Those that must where the weights' fingerprint is not known on both sides: one folder has many names.
+_NAMES = ("model", "revision")
+#: Those by task, which must agree on the tasks that both sides have.
+_BY_TASK = ("templates", "answers")
 _ID_BYTES = 8
 _ID = re.compile(rf"[0-9a-f]{{{2 * _ID_BYTES}}}")
 
@@ -123,11 +127,16 @@ class ScoreTable:
         Raises:
             MismatchError: naming the first field that differs.
         """
-        for field in IDENTITY:
-            if self.header.get(field) != header.get(field):
-                raise MismatchError(
-                    f"teacher scores: {field}: made with {self.header.get(field)!r}, expected {header.get(field)!r}"
-                )
+        known = self.header.get("base") is not None and header.get("base") is not None
+        names = (*IDENTITY, *(("base",) if known else _NAMES))
+        fields: dict[str, tuple[Any, Any]] = {name: (self.header.get(name), header.get(name)) for name in names}
+        for name in _BY_TASK:
+            mine, other = self.header.get(name) or {}, header.get(name) or {}
+            tasks = sorted(mine.keys() & other.keys() or mine.keys() | other.keys())
+            fields[name] = [mine.get(task) for task in tasks], [other.get(task) for task in tasks]
+        for field, (mine, other) in fields.items():
+            if mine != other:
+                raise MismatchError(f"teacher scores: {field}: made with {mine!r}, expected {other!r}")
 
     def save(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
         """Write the table atomically; ``dtype`` float32 keeps every bit, float16 halves the file.

@@ -24,7 +24,7 @@ from d2llm.data.example import Example, text_id
 from d2llm.errors import InputError, MissingError
 from d2llm.files import sha256, write_json
 from d2llm.quiet import quiet
-from d2llm.teacher.adapter import ADAPTER_WEIGHTS, save_adapter, with_adapter
+from d2llm.teacher.adapter import ADAPTER, ADAPTER_WEIGHTS, save_adapter, with_adapter
 from d2llm.teacher.model import NO, YES, Teacher
 from d2llm.teacher.prompt import left_pad
 
@@ -109,7 +109,9 @@ def tune(
     if isinstance(teacher.decoder, PeftModel):
         raise InputError("teacher: expected one without an adapter; load its model again")
     folder = Path(output)
-    adapter = folder / "adapter"
+    adapter = folder / ADAPTER
+    # What it is not tuned for it is not asked unless someone asks for that.
+    teacher.builders = {groups[0].task: teacher.builder(groups[0].task)}
     checkpoint = _prepare_folder(folder, adapter, {**asdict(config), **teacher.header(), "groups": _digest(groups)})
     done = adapter if adapter.is_dir() else checkpoint and result(checkpoint, config.steps)
     if done is not None:

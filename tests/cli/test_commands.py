@@ -1,6 +1,8 @@
 """The commands do what they say, from raw pairs to a search; bad input gives exit code 2 and names what is wrong."""
 
 import json
+import shlex
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -75,6 +77,27 @@ def test_teach_tunes_scores_in_parts_and_collects(
     again = tmp_path / "half.safetensors"
     assert run("teach", "collect", f"{table}.shards", "--out", again, "--dtype", "float16").exit_code == 0
     assert load_file(again)["pair_logits"].dtype == "float16"
+
+
+def test_the_commands_that_are_printed_work_as_printed(
+    run: Run, base_model: str, examples_file: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A base, a template and lengths that are not the defaults, and names that a shell would cut.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("d2llm.cli.teach.BASE_MODEL", base_model)
+    data = shutil.copy(examples_file, tmp_path / "my data.jsonl")
+    shutil.copytree(base_model, tmp_path / "a base")
+    options = ("--model", "a base", "--template", template, "--query-length", 12, "--hard", 1, "--no-bf16")
+    result = run("teach", "tune", data, "--out", "a teacher", *options, "--steps", 1)
+    for first, sizes in (("teach", ()), ("train", ("run.max_steps=1", "run.batch_size=4", "student.iem_hidden=8"))):
+        assert result.exit_code == 0, result.output
+        program, *following = shlex.split(result.stdout.split("next: ")[1])
+        assert (program, following[0]) == ("d2llm", first)
+        result = run(*following, *sizes)
+    assert result.exit_code == 0, result.output
+    header = ScoreTable.load("a teacher/scores.safetensors").header
+    assert header["model"] == "a base" and header["query_length"] == 12
+    assert D2LLM.from_pretrained("student").config.iem_hidden == 8
 
 
 def test_in_batch_work_covers_every_pair_that_meets(tmp_path: Path) -> None:
@@ -182,7 +205,7 @@ def test_search_without_index_asks_the_library(
         (("eval", "{student}", "{examples}", "--kind", "x"), "--kind: expected one of ir, nli, sts, got 'x'"),
         (("eval", "{student}", "{examples}", "--first-stage", "x"), "--first-stage: expected one of bm25, cosine, iem"),
         (("eval", "{student}", "{examples}", "--task", "sym"), "expected examples of one task, got none"),
-        (("eval", "{student}", "{examples}", "--teacher", "absent"), "absent: no such folder; expected an adapter"),
+        (("eval", "{student}", "{examples}", "--adapter", "absent"), "absent: expected a folder with teacher.json"),
         (("index", "a", "b"), "arguments: expected MODEL CORPUS PATH, got a b"),
         (("index", "a", "b", "c", "--verify"), "arguments: expected PATH alone"),
         (("index", "x", "--verify", "--append"), "expected one of --append, --delete, --verify and --overwrite"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from teacher_models import save_model
 from transformers import AutoModelForCausalLM
 
+from d2llm.backbone import load_causal_lm, weights_fingerprint
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.teacher.model import Teacher, yes_probability
 from d2llm.teacher.templates import TEMPLATES
@@ -141,6 +142,7 @@ def test_header_tells_what_decides_the_scores(tiny_lm):
     assert teacher.header() == {
         "model": tiny_lm,
         "revision": None,
+        "base": weights_fingerprint(load_causal_lm(tiny_lm, torch.bfloat16, num_layers=1)),
         "adapter": None,
         "num_layers": 1,
         "weights_dtype": "float32",

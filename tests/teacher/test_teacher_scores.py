@@ -124,11 +124,25 @@ def test_bad_contents_are_refused(arguments, match):
         ScoreTable(*arguments)
 
 
-@pytest.mark.parametrize("field", IDENTITY)
+@pytest.mark.parametrize("field", [*IDENTITY, "model", "revision"])
 def test_another_teacher_is_named_by_what_differs(field):
     table().check_same_teacher({**HEADER, "weights_dtype": "bfloat16"})
     with pytest.raises(MismatchError, match=f"{field}: made with .*, expected 'other'"):
         table().check_same_teacher({**HEADER, field: "other"})
+
+
+def test_the_weights_tell_where_both_sides_know_them():
+    table(base="01", model="./m").check_same_teacher({**HEADER, "base": "01"})
+    with pytest.raises(MismatchError, match="base: made with '01', expected '02'"):
+        table(base="01").check_same_teacher({**HEADER, "base": "02"})
+
+
+def test_templates_count_on_the_tasks_that_both_sides_have():
+    more = {"templates": {**HEADER["templates"], "sym": "s"}, "answers": {**HEADER["answers"], "sym": [5, 6]}}
+    table().check_same_teacher({**HEADER, **more})
+    for field, other in (("templates", {"asym": "x"}), ("answers", {"asym": [4, 3]}), ("templates", {"sym": "x"})):
+        with pytest.raises(MismatchError, match=f"{field}: made with"):
+            table().check_same_teacher({**HEADER, **more, field: other})
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from d2llm.data.example import Example
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.teacher.adapter import ADAPTER_WEIGHTS, SETTINGS, save_adapter
 from d2llm.teacher.model import Teacher
+from d2llm.teacher.templates import TEMPLATES, Template
 from d2llm.teacher.tuning import TUNING, TuningConfig, tune, tuning_loss
 
 HERE = Path(__file__).parent
@@ -108,7 +109,13 @@ def test_an_adapter_folder_holds_what_is_needed_and_no_more(tuned, tiny_lm):
     _, folder = tuned
     assert {file.name for file in (folder / "adapter").iterdir()} == {SETTINGS, ADAPTER_WEIGHTS, "adapter_config.json"}
     settings = json.loads((folder / "adapter" / SETTINGS).read_text())
-    assert settings == {"num_layers": None, "query_length": 20, "passage_length": 30}
+    assert settings == {
+        "base": tuned[0].origin["base"],
+        "num_layers": None,
+        "query_length": 20,
+        "passage_length": 30,
+        "templates": [asdict(TEMPLATES["asym-en"])],
+    }
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_lm
 
 
@@ -204,6 +211,37 @@ def test_an_adapter_for_another_model_is_a_mismatch(tuned, tiny_lm, tmp_path):
         other = save_model(tmp_path / name, **sizes)
         with pytest.raises(MismatchError, match="adapter"):
             Teacher.from_pretrained(other, folder / "adapter")
+
+
+def test_an_adapter_refuses_another_base_of_the_same_shape(tuned, tiny_lm, tmp_path):
+    _, folder = tuned
+    other = save_model(tmp_path / "other", initializer_range=0.2)
+    named = f"model: the adapter was tuned on {tiny_lm!r} .*got {other!r}.*leave it out"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with pytest.raises(MismatchError, match=named):
+            Teacher.from_pretrained(other, folder / "adapter", dtype=dtype)
+    copy = shutil.copytree(tiny_lm, tmp_path / "copy")
+    assert Teacher.from_pretrained(copy, folder / "adapter", dtype=torch.bfloat16).origin["model"] == str(copy)
+
+
+def test_an_adapter_is_all_that_a_teacher_needs(tuned, tiny_lm, tmp_path):
+    # The folder of the tuning says the same as that of the adapter.
+    for folder in (tuned[1], tuned[1] / "adapter"):
+        assert Teacher.from_pretrained(adapter=folder).header() == tuned[0].header()
+    with pytest.raises(InputError, match="got neither"):
+        Teacher.from_pretrained()
+
+
+def test_an_adapter_keeps_its_template(tuned, tiny_lm):
+    folder = tuned[1] / "adapter"
+    loaded = Teacher.from_pretrained(tiny_lm, folder)
+    with pytest.raises(InputError, match=r"templates for \['asym'\], got 'sym'; give a template for it, or tune"):
+        loaded.judge(["a"], ["b"], "sym")
+    loaded = Teacher.from_pretrained(tiny_lm, folder, templates=[TEMPLATES["sym-en"]])
+    assert sorted(loaded.builders) == ["asym", "sym"]
+    own = Template("own", "asym", "{query} {passage}?", " yes", " no")
+    with pytest.raises(MismatchError, match="tuned with 'asym-en' for asym, got 'own'; leave the template out"):
+        Teacher.from_pretrained(tiny_lm, folder, templates=[own])
 
 
 def test_faulty_adapter_folders_are_named(tuned, tiny_lm, tmp_path):

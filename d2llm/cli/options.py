@@ -38,6 +38,8 @@ Adapter = Annotated[
     typer.Option(help="Folder of d2llm teach tune, or the adapter in it; without it, the plain LLM."),
 ]
 
+Task = Annotated[str | None, typer.Option(help="Only the examples of this task: sym or asym.")]
+
 _TEMPLATE_KEYS = {"name", "task", "text", "yes", "no"}
 
 
@@ -121,6 +123,20 @@ def read_template(name: str) -> "Template":
     if not all(isinstance(value, str) for value in fields.values()):
         raise FormatError(f"{path}: expected texts only, got {fields!r}")
     return Template(**fields)
+
+
+def of_task(examples: "Sequence[Example]", task: str | None) -> "list[Example]":
+    """The examples of a task; None keeps all.
+
+    Raises:
+        InputError: for an unknown task, or one that no example has.
+    """
+    from d2llm.tasks import TASKS
+
+    kept = [example for example in examples if task in (None, example.task)]
+    if task not in (None, *TASKS) or not kept:
+        raise InputError(f"--task: expected one of {', '.join(TASKS)} that examples have, got {task!r}")
+    return kept
 
 
 def read_passages(corpus: Path | None, examples: "Sequence[Example]") -> list[str]:

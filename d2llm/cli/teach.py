@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from d2llm.cli.failures import GuardedGroup
-from d2llm.cli.options import Adapter, Dtype, Format, NumLayers, Seed, Templates, load_teacher, read_passages
+from d2llm.cli.options import (
+    Adapter,
+    Dtype,
+    Format,
+    NumLayers,
+    Seed,
+    Task,
+    Templates,
+    load_teacher,
+    of_task,
+    read_passages,
+)
 from d2llm.shipped import BASE_MODEL
 
 #: In a shards folder: the names of all shards that make up the table.
@@ -44,6 +55,7 @@ def tune(
     passage_length: Annotated[int, typer.Option(help="Tokens kept of a passage.")] = 192,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 600,
     groups_per_step: Annotated[int, typer.Option(help="Groups of a positive and its negatives in a step.")] = 6,
+    task: Task = None,
     learning_rate: Annotated[float, typer.Option(help="Peak, reached after the warm-up.")] = 4e-4,
     lora_r: Annotated[int, typer.Option(help="Rank of LoRA.")] = 16,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
@@ -62,22 +74,29 @@ def tune(
       d2llm teach tune train.jsonl --out teacher
       d2llm teach tune train.jsonl --out teacher --model Qwen/Qwen2.5-0.5B --num-layers 16 --dtype bfloat16
       d2llm teach tune train.jsonl --out teacher --template my-template.yaml
+      d2llm teach tune train.jsonl --out sym-teacher --task sym
     """
     from d2llm.data.importers import read_any
     from d2llm.teacher.groups import make_groups
     from d2llm.teacher.tuning import TuningConfig
     from d2llm.teacher.tuning import tune as run
 
-    examples = read_any(data, format)
+    examples = of_task(read_any(data, format), task)
     if not own_negatives:
-        examples = make_groups(examples, read_passages(corpus, examples), hard=hard, easy=easy, seed=seed)
+        # Passages of the other task would be no negatives to learn from.
+        by_task = [of_task(examples, each) for each in sorted({example.task for example in examples})]
+        examples = [
+            group
+            for each in by_task
+            for group in make_groups(each, read_passages(corpus, each), hard=hard, easy=easy, seed=seed)
+        ]
     lora = {"lora_r": lora_r, "lora_alpha": 2 * lora_r}
     config = TuningConfig(steps, groups_per_step, learning_rate, seed=seed, save_steps=save_steps, bf16=bf16, **lora)
     teacher = load_teacher(model, None, template, num_layers, dtype, query_length, passage_length)
     run(teacher, examples, out, config)
     following = ["d2llm", "teach", "score", str(data), "--adapter", str(out), "--out", f"{out / 'scores.safetensors'}"]
-    for name, value, default in (("--dtype", dtype, "float32"), ("--format", format, "auto")):
-        following += [name, value] if value != default else []
+    for name, value, default in (("--task", task, None), ("--dtype", dtype, "float32"), ("--format", format, "auto")):
+        following += [name, value] if value and value != default else []
     typer.echo(f"{out / 'adapter'}: the adapter; next: {shlex.join(following)}")
 
 
@@ -95,6 +114,7 @@ def score(
     num_layers: NumLayers = None,
     dtype: Dtype = "float32",
     template: Templates = None,
+    task: Task = None,
     shards_dir: Annotated[Path | None, typer.Option(help="Folder for finished parts; by default OUT.shards.")] = None,
     shard: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
     num_shards: Annotated[int, typer.Option(help="How many processes share the work.")] = 1,
@@ -131,10 +151,11 @@ def score(
     from d2llm.teacher.scoring import score as run
 
     examples = read_any(data, format)
-    work = list(plan_groups(examples))
+    work = list(plan_groups(of_task(examples, task)))
     if in_batch:
         settings = run_of(config, seed=seed, batch_size=batch_size, epochs=epochs, max_steps=max_steps)
-        work += in_batch_work(examples, *settings, world_size)
+        # The batches are those of the whole file.
+        work += [each for each in in_batch_work(examples, *settings, world_size) if task in (None, each.task)]
     folder = shards_dir or out.with_name(out.name + ".shards")
     teacher = load_teacher(model or (BASE_MODEL if adapter is None else None), adapter, template, num_layers, dtype)
     files = run(teacher, work, folder, shard=shard, num_shards=num_shards)

@@ -54,6 +54,19 @@ class Validation:
             positives.setdefault(example.query, set()).add(rows[example.positive])
         return cls(tuple(positives), tuple(rows), tuple(map(frozenset, positives.values())), tasks.pop())
 
+    @classmethod
+    def by_task(cls, examples: Iterable[Example]) -> "dict[str, Validation]":
+        """:meth:`from_examples` for each task that the examples have, which do not share one figure.
+
+        Raises:
+            InputError: for no examples.
+        """
+        examples = list(examples)
+        tasks = sorted({example.task for example in examples})
+        if not tasks:
+            raise InputError("validation examples: expected at least one, got none")
+        return {task: cls.from_examples(example for example in examples if example.task == task) for task in tasks}
+
     def mean_reciprocal_rank(self, scores: np.ndarray) -> float:
         """Mean of 1 / (rank of the best relevant passage); of equal scores, the lower index ranks first.
 

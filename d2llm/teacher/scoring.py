@@ -101,8 +101,10 @@ def score(
         The files of all shards, also those that other processes make.
 
     Raises:
-        InputError: if ``shard`` is not below ``num_shards``, or a text or task cannot be judged.
+        InputError: if ``shard`` is not below ``num_shards``, a text or task cannot be judged, or a pair is asked under
+            both tasks.
     """
+    _check_one_task(work)
     if not 0 <= shard < num_shards:
         raise InputError(f"shard: expected 0 to {num_shards - 1}, got {shard}")
     header = teacher.header()
@@ -115,6 +117,18 @@ def score(
             _judge(teacher, each).save(file)
             bar.update(len(each.queries))
     return files
+
+
+def _check_one_task(work: Sequence[Work]) -> None:
+    asked: dict[tuple[str, str], str] = {}
+    for each in work:
+        for pair in zip(each.queries, each.passages, strict=True):
+            if asked.setdefault(pair, each.task) != each.task:
+                raise InputError(
+                    f"examples: {pair[0][:60]!r} with {pair[1][:60]!r} is asked under both tasks, and a file of scores "
+                    "holds one answer; score each task into a file of its own (--task) and train with "
+                    "data.teacher={sym: FILE, asym: FILE}"
+                )
 
 
 def collect(files: Sequence[Path]) -> ScoreTable:

@@ -89,7 +89,7 @@ def tune(
     config: TuningConfig,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Teacher:
-    """Fine-tune ``teacher`` by LoRA on groups of equal size and one task; the adapter is saved in ``output/adapter``.
+    """Fine-tune ``teacher`` by LoRA on groups of equal size, of one or both tasks; its adapter is ``output/adapter``.
 
     Checkpoints go to ``output`` every ``config.save_steps`` steps; calling again with the same arguments and
     a fresh teacher goes on from the last whole one, and trains nothing where the tuning was finished.
@@ -98,20 +98,20 @@ def tune(
         The same teacher, in evaluation mode, with the adapter on it and named in its header.
 
     Raises:
-        InputError: for no groups, groups of different sizes or tasks or without negatives, or a teacher that
-            has an adapter.
+        InputError: for no groups, groups of different sizes or without negatives, a task without a template, or a
+            teacher that has an adapter.
         MismatchError: if ``output`` was started with other settings, groups or another teacher.
         MissingError: if it holds a tuning of which nothing says how it was made.
     """
-    shapes = {(len(group.passages), group.task) for group in groups}
-    if len(shapes) != 1 or min(shapes)[0] < 2:
-        raise InputError(f"groups: expected one (size, task) for all of them, size 2 or more, got {sorted(shapes)}")
+    sizes = {len(group.passages) for group in groups}
+    if len(sizes) != 1 or min(sizes) < 2:
+        raise InputError(f"groups: expected one size for all of them, 2 or more, got {sorted(sizes) or 'none'}")
     if isinstance(teacher.decoder, PeftModel):
         raise InputError("teacher: expected one without an adapter; load its model again")
     folder = Path(output)
     adapter = folder / ADAPTER
     # What it is not tuned for it is not asked unless someone asks for that.
-    teacher.builders = {groups[0].task: teacher.builder(groups[0].task)}
+    teacher.builders = {task: teacher.builder(task) for task in sorted({group.task for group in groups})}
     checkpoint = _prepare_folder(folder, adapter, {**asdict(config), **teacher.header(), "groups": _digest(groups)})
     done = adapter if adapter.is_dir() else checkpoint and result(checkpoint, config.steps)
     if done is not None:
@@ -204,9 +204,12 @@ class _GroupCollator:
         self.teacher = teacher
 
     def __call__(self, groups: Sequence[Example]) -> dict[str, Any]:
-        queries = [group.query for group in groups for _ in group.passages]
-        passages = [passage for group in groups for passage in group.passages]
-        prompts = self.teacher.builder(groups[0].task).build(queries, passages)
+        tasks = [group.task for group in groups for _ in group.passages]
+        prompts = [
+            prompt
+            for group in groups
+            for prompt in self.teacher.builder(group.task).build([group.query] * len(group.passages), group.passages)
+        ]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         # One padded batch would be as long as its longest prompt; thirds waste little.
         size = -(-len(order) // CHUNKS)
@@ -215,7 +218,7 @@ class _GroupCollator:
         return {
             "inputs": [left_pad([prompts[i] for i in rows], pad) for rows in chunks],
             "rows": torch.tensor([i for rows in chunks for i in rows]),
-            "task": groups[0].task,
+            "tasks": [[tasks[i] for i in rows] for rows in chunks],
             "groups": len(groups),
         }
 
@@ -233,11 +236,16 @@ class _TuningTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         chunks = []
-        for chunk in inputs["inputs"]:
+        for chunk, tasks in zip(inputs["inputs"], inputs["tasks"], strict=True):
             # The decoder is called through ``model``, so that a distributed wrapper sees its forward.
             hidden = model(**chunk, use_cache=False).last_hidden_state[:, -1]
-            chunks.append(self.teacher.answer_logits(hidden, inputs["task"]))
+            chunks.append(self._answer_logits(hidden, tasks))
         logits = torch.cat(chunks)
         differences = torch.zeros_like(logits[:, YES]).index_copy(0, inputs["rows"], logits[:, YES] - logits[:, NO])
         loss = tuning_loss(differences.view(inputs["groups"], -1))
         return (loss, {"differences": differences}) if return_outputs else loss
+
+    def _answer_logits(self, hidden: Tensor, tasks: Sequence[str]) -> Tensor:
+        """Logits (B, 2) of each row by the answers of its task."""
+        by_task = {task: self.teacher.answer_logits(hidden, task) for task in sorted(set(tasks))}
+        return torch.stack([by_task[task][row] for row, task in enumerate(tasks)])

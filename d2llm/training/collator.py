@@ -52,7 +52,7 @@ class Collator:
         tokenizer: Any,
         query_length: int,
         passage_length: int,
-        teacher: Scores | None = None,
+        teacher: Scores | Mapping[str, Scores] | None = None,
         temperature: float = 1.0,
         vectors: TextVectors | None = None,
     ) -> None:
@@ -62,7 +62,8 @@ class Collator:
             tokenizer: the student's.
             query_length: tokens that a query is cut to.
             passage_length: tokens that a passage is cut to.
-            teacher: scores by (query id, passage id); without them, scores that examples carry are used.
+            teacher: scores by (query id, passage id), the same for both tasks or by task; without them, scores that
+                examples carry are used.
             temperature: T of the teacher's softmax over its two logits (paper section 3.1).
             vectors: embeddings that stand in the batch in place of tokens, to train the interaction module alone.
         """
@@ -119,7 +120,9 @@ class Collator:
             "passage_attention_mask": mask,
         }
 
-    def _judged(self, teacher: Scores, examples: Sequence[Example], width: int) -> dict[str, Tensor]:
+    def _judged(
+        self, teacher: Scores | Mapping[str, Scores], examples: Sequence[Example], width: int
+    ) -> dict[str, Tensor]:
         """Targets from the table, by the texts' ids."""
         size = len(examples)
         s = torch.full((size, width), torch.nan)
@@ -128,11 +131,15 @@ class Collator:
         queries = [text_id(example.query) for example in examples]
         groups = [[text_id(passage) for passage in example.passages] for example in examples]
         for i, query in enumerate(queries):
+            # Every row is judged by the teacher of its query's task.
+            judge = teacher.get(examples[i].task) if isinstance(teacher, Mapping) else teacher
+            if judge is None:
+                continue
             for k, passage in enumerate(groups[i]):
-                s[i, k] = _or_nan(teacher.probability(query, passage, self.temperature))
+                s[i, k] = _or_nan(judge.probability(query, passage, self.temperature))
             for j, group in enumerate(groups):
-                s_in_batch[i, j] = _or_nan(teacher.probability(query, group[0], self.temperature))
-            cosines = teacher.relation(query, groups[i])
+                s_in_batch[i, j] = _or_nan(judge.probability(query, group[0], self.temperature))
+            cosines = judge.relation(query, groups[i])
             if cosines is not None:
                 n = len(groups[i])
                 relation[i, :n, :n] = torch.from_numpy(np.asarray(cosines, dtype=np.float32))

@@ -23,8 +23,9 @@ class DataConfig:
     train: str | None = None
     #: JSONL file of held-out examples; without it there is no evaluation and no early stopping.
     validation: str | None = None
-    #: File of teacher scores; without it, scores that the examples carry are used, or the in-batch loss alone.
-    teacher: str | None = None
+    #: File of teacher scores, several files of one teacher, or a mapping of tasks to either; without it, scores that
+    #: the examples carry are used, or the in-batch loss alone.
+    teacher: str | list[str] | dict[str, Any] | None = None
     #: Fields that the scores' header must have, such as ``model`` and ``templates``.
     teacher_header: dict[str, Any] = field(default_factory=dict)
     #: T of the teacher's softmax over its two logits.

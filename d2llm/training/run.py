@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from d2llm.checkpoints import check_settings, last_checkpoint
 from d2llm.data.jsonl import read_examples
@@ -11,8 +10,8 @@ from d2llm.errors import InputError
 from d2llm.files import write_json
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
-from d2llm.training.collator import Scores, check_header
 from d2llm.training.config import TrainConfig
+from d2llm.training.teachers import load_teachers
 from d2llm.training.trainer import DistillationTrainer
 
 #: The configuration a folder's checkpoints were made with.
@@ -40,24 +39,15 @@ def train(config: TrainConfig, resume: bool = False) -> D2LLM:
         raise InputError("data.train: expected a file of examples, got none")
     checkpoint = prepare_folder(config, resume)
     scores = config.data.teacher
-    teacher = _load_scores(scores, config.data.teacher_header) if scores is not None else None
+    teacher = load_teachers(scores, config.data.teacher_header) if scores is not None else None
     examples = read_examples(config.data.train)
     held_out = config.data.validation
-    validation = Validation.from_examples(read_examples(held_out)) if held_out is not None else None
+    validation = Validation.by_task(read_examples(held_out)) if held_out is not None else None
     student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
     trainer = DistillationTrainer(student, config, examples, validation, teacher)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     return student.eval()
-
-
-def _load_scores(path: str, header: dict[str, Any]) -> Scores:
-    # Planning a teacher's in-batch scores needs this package; imported here, neither needs the other to load.
-    from d2llm.teacher.scores import ScoreTable
-
-    teacher = ScoreTable.load(path)
-    check_header(teacher, header)
-    return teacher
 
 
 def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:

@@ -2,11 +2,12 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -81,8 +82,8 @@ class DistillationTrainer(Trainer):
         student: D2LLM,
         config: TrainConfig,
         examples: Sequence[Example],
-        validation: Validation | None = None,
-        teacher: Scores | None = None,
+        validation: Validation | Mapping[str, Validation] | None = None,
+        teacher: Scores | Mapping[str, Scores] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         vectors: TextVectors | None = None,
     ) -> None:
@@ -92,8 +93,10 @@ class DistillationTrainer(Trainer):
             student: trained in place.
             config: ``optimizer``, ``run``, ``loss``, ``data.negatives`` and ``output_dir`` are read here.
             examples: training examples.
-            validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
-            teacher: teacher scores; None trains on scores that examples carry, or on the in-batch loss alone.
+            validation: held-out queries, of one task or by task; turns on evaluation, early stopping and the return to
+                the best step.
+            teacher: teacher scores, for both tasks or by task; None trains on scores that examples carry, or on the
+                in-batch loss alone.
             callbacks: further callbacks.
             vectors: embeddings of every text of the examples; the interaction module alone is then trained, on them.
 
@@ -117,7 +120,8 @@ class DistillationTrainer(Trainer):
             model=student,
             args=arguments,
             train_dataset=self.examples,
-            eval_dataset=list(validation.queries) if validation is not None else None,
+            # transformers asks for one; :meth:`evaluate` reads the held-out queries itself.
+            eval_dataset=[] if validation is not None else None,
             data_collator=Collator(
                 student.tokenizer,
                 student.config.query_length,
@@ -212,6 +216,8 @@ class DistillationTrainer(Trainer):
     ) -> dict[str, float]:
         """Mean reciprocal rank on the held-out queries: ``eval_mrr`` (IEM) and ``eval_mrr_cosine``.
 
+        By task they are means over the tasks, beside each task's own, such as ``eval_mrr_sym``.
+
         Raises:
             InputError: if the trainer has no validation data.
         """
@@ -221,8 +227,15 @@ class DistillationTrainer(Trainer):
         from d2llm.evaluation.systems import student_mrr
 
         dtype = torch.bfloat16 if self.args.bf16 else None
-        found = student_mrr(self.student, self.validation, dtype)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        by_task = self.validation if isinstance(self.validation, Mapping) else {"": self.validation}
+        found = {task: student_mrr(self.student, held_out, dtype) for task, held_out in by_task.items()}
+        metrics = {
+            f"{metric_key_prefix}_{name}": float(np.mean([each[name] for each in found.values()]))
+            for name in next(iter(found.values()))
+        }
+        if len(found) > 1:
+            for task, each in found.items():
+                metrics |= {f"{metric_key_prefix}_{name}_{task}": value for name, value in each.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

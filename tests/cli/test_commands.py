@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from safetensors.numpy import load_file
 
 from d2llm.cli.batches import in_batch_work, run_of
 from d2llm.data.example import Example
-from d2llm.data.jsonl import read_examples
+from d2llm.data.jsonl import read_examples, write_examples
+from d2llm.files import read_json
 from d2llm.index import Index
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
@@ -98,6 +100,34 @@ def test_the_commands_that_are_printed_work_as_printed(
     header = ScoreTable.load("a teacher/scores.safetensors").header
     assert header["model"] == "a base" and header["query_length"] == 12
     assert D2LLM.from_pretrained("student").config.iem_hidden == 8
+
+
+def test_both_tasks_from_one_file_to_a_student(
+    run: Run, base_model: str, examples_file: Path, template: Path, tmp_path: Path
+) -> None:
+    examples = read_examples(examples_file)
+    data, both = tmp_path / "mixed.jsonl", (tmp_path / "sym.yaml", template)
+    write_examples(data, [replace(each, task=("sym", "asym")[i % 2]) for i, each in enumerate(examples * 2)])
+    both[0].write_text(TEMPLATE.replace("asym", "sym").replace("right", "same"))
+    options = ("--model", base_model, *(part for path in both for part in ("--template", path)))
+    brief = ("--steps", 1, "--hard", 1, "--no-bf16")
+    assert run("teach", "tune", data, "--out", tmp_path / "both", *options, *brief).exit_code == 0
+    tuned = run("teach", "tune", data, "--out", tmp_path / "sym", *options, *brief, "--task", "sym")
+    assert tuned.exit_code == 0 and "--task sym" in tuned.output, tuned.output
+    for task, adapter in (("sym", "sym"), ("asym", "both")):
+        out = ("--out", tmp_path / f"{task}.safetensors", "--task", task)
+        scored = run("teach", "score", data, "--adapter", tmp_path / adapter, *out)
+        assert scored.exit_code == 0, scored.output
+        assert list(ScoreTable.load(tmp_path / f"{task}.safetensors").header["templates"])[-1] == "sym"
+    teachers = f"data.teacher={{sym: {tmp_path / 'sym.safetensors'}, asym: [{tmp_path / 'asym.safetensors'}]}}"
+    settings = ("run.max_steps=2", "run.eval_steps=1", "run.save_steps=1", "run.batch_size=4", "student.iem_hidden=8")
+    files = (f"data.train={data}", f"data.validation={data}", f"base_model={base_model}")
+    trained = run("train", *files, f"output_dir={tmp_path / 'student'}", teachers, *settings)
+    assert trained.exit_code == 0, trained.output
+    logged = read_json(tmp_path / "student" / "checkpoint-2" / "trainer_state.json")["log_history"]
+    assert {"eval_mrr", "eval_mrr_sym", "eval_mrr_cosine_asym"} <= {name for entry in logged for name in entry}
+    refused = run("teach", "score", data, "--adapter", tmp_path / "sym", "--out", tmp_path / "x")
+    assert refused.exit_code == 2 and "templates for ['sym'], got 'asym'" in refused.stderr
 
 
 def test_in_batch_work_covers_every_pair_that_meets(tmp_path: Path) -> None:

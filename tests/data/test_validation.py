@@ -37,6 +37,14 @@ def test_bad_validation_is_named(arguments: tuple, message: str) -> None:
         Validation(*arguments)
 
 
+def test_each_task_has_its_own() -> None:
+    by_task = Validation.by_task([Example("q", "p"), Example("q", "r", task="sym"), Example("s", "t")])
+    assert {task: made.passages for task, made in by_task.items()} == {"asym": ("p", "t"), "sym": ("r",)}
+    assert all(made.task == task for task, made in by_task.items())
+    with pytest.raises(InputError, match="at least one, got none"):
+        Validation.by_task([])
+
+
 def test_two_tasks_do_not_share_one_figure() -> None:
     with pytest.raises(InputError, match="one task"):
         Validation.from_examples([Example("q", "p"), Example("q", "p", task="sym")])

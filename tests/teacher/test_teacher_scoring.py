@@ -116,6 +116,13 @@ def test_processes_share_the_shards(teacher, tmp_path):
     assert len(collect(files)) == len(PAIRS)
 
 
+def test_a_pair_under_both_tasks_is_refused(teacher, tmp_path):
+    work = [*plan_pairs(PAIRS[:4], "asym"), *plan_pairs(PAIRS[3:4], "sym")]
+    with pytest.raises(InputError, match=r"is asked under both tasks.*--task.*data.teacher="):
+        score(teacher, work, tmp_path, show_progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_teacher_or_task_never_takes_these_shards(teacher, tiny_lm, tmp_path):
     work = list(plan_pairs(PAIRS[:4], "asym"))
     files = score(teacher, work, tmp_path, show_progress=False)

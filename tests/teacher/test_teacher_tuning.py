@@ -167,12 +167,35 @@ def contents(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in (ADAPTER_WEIGHTS, SETTINGS)]
 
 
-def test_groups_must_be_alike_and_the_teacher_fresh(tuned, tmp_path):
+def test_both_tasks_are_tuned_together(tiny_lm, tmp_path):
+    # The same texts under both tasks, with the answers swapped: only the template tells what is asked.
+    swapped = [
+        replace(each, positive=each.negatives[0], negatives=(each.positive, each.negatives[1])) for each in GROUPS
+    ]
+    groups = [*GROUPS, *(replace(group, task="sym") for group in swapped)]
+
+    def losses(teacher):
+        for task in ("asym", "sym"):
+            asked = [group for group in groups if group.task == task]
+            rows = [teacher.judge([group.query] * 3, group.passages, task)[0] for group in asked]
+            yield tuning_loss(torch.tensor(np.array(rows)).diff(dim=2).neg().squeeze(2)).item()
+
+    before = list(losses(fresh(tiny_lm)))
+    after = list(losses(tune(fresh(tiny_lm), groups, tmp_path, replace(CONFIG, steps=40, save_steps=40))))
+    assert all(new < old - 0.1 for new, old in zip(after, before, strict=True)), (before, after)
+    loaded = Teacher.from_pretrained(adapter=tmp_path)
+    assert sorted(loaded.builders) == ["asym", "sym"] and list(losses(loaded)) == pytest.approx(after)
+
+
+def test_groups_must_be_alike_and_the_teacher_fresh(tuned, tiny_lm, tmp_path):
     teacher, _ = tuned
-    for groups in ([], [*GROUPS, Example("q", "p", ("n",))], [*GROUPS, Example("q", "p", ("n", "m"), "sym")]):
+    asym_only = Teacher.from_pretrained(tiny_lm, templates=[TEMPLATES["asym-en"]])
+    with pytest.raises(InputError, match="templates for .*'asym'.*got 'sym'"):
+        tune(asym_only, [*GROUPS, Example("q", "p", ("n", "m"), "sym")], tmp_path, CONFIG)
+    for groups in ([], [*GROUPS, Example("q", "p", ("n",))]):
         with pytest.raises(InputError, match="groups: expected one"):
             tune(teacher, groups, tmp_path, CONFIG)
-    with pytest.raises(InputError, match="size 2 or more"):
+    with pytest.raises(InputError, match="2 or more"):
         tune(teacher, [Example("q", "p")], tmp_path, CONFIG)
     with pytest.raises(InputError, match="without an adapter"):
         tune(teacher, GROUPS, tmp_path, CONFIG)

@@ -70,6 +70,16 @@ def test_table_scores_land_at_their_pairs(tokenizer: Any) -> None:
     assert torch.equal(batch["relation"][0], torch.eye(3)) and batch["relation"][1:].isnan().all()
 
 
+def test_every_row_is_judged_by_the_teacher_of_its_task(tokenizer: Any) -> None:
+    pairs = {(query, passage): 0.0 for query in ("open the file", "open it") for passage in ("read", "close", "z")}
+    teachers = {"asym": Table(dict.fromkeys(pairs, 0.25)), "sym": Table(dict.fromkeys(pairs, 0.75))}
+    batch = Collator(tokenizer, 8, 8, teachers)(EXAMPLES)
+    assert batch["s_in_batch"].tolist() == [[0.25] * 3, [0.75] * 3, [0.25] * 3]
+    assert batch["s"][:, 0].tolist() == [0.25, 0.75, 0.25]
+    alone = Collator(tokenizer, 8, 8, {"sym": teachers["sym"]})(EXAMPLES)
+    assert alone["s"][:, 0].isnan().tolist() == [True, False, True]
+
+
 def test_scores_that_examples_carry(tokenizer: Any) -> None:
     scored = Example("open", "read", ("close",), scores=((1.0, -1.0), (0.0, 2.0)))
     batch = Collator(tokenizer, 8, 8, temperature=2.0)([scored, Example("x", "y", ("a", "b"))])

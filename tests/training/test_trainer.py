@@ -157,6 +157,24 @@ def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monk
     assert again.state.global_step == 6 and again.student.fingerprint() == best
 
 
+def test_each_task_has_its_figures_and_their_mean_is_watched(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = make_examples()
+    config = make_config(base_model, tmp_path, max_steps=20, patience=2)
+    # sym goes on rising when the mean has begun to fall.
+    figures = {"asym": iter(np.linspace(0.9, 0.1, 10)), "sym": iter(np.linspace(0.1, 0.2, 10))}
+    monkeypatch.setattr(
+        "d2llm.evaluation.systems.student_mrr", lambda _, data, *__: {"mrr": float(next(figures[data.task]))}
+    )
+    student = D2LLM.create(base_model, **config.student)
+    trainer = DistillationTrainer(student, config, examples, Validation.by_task(examples))
+    trainer.train()
+    first = next(entry for entry in trainer.state.log_history if "eval_mrr" in entry)
+    assert (first["eval_mrr_asym"], first["eval_mrr_sym"], first["eval_mrr"]) == pytest.approx((0.9, 0.1, 0.5))
+    assert trainer.state.global_step == 6 and trainer.state.best_global_step == 2
+
+
 def test_parameter_groups(base_model: str) -> None:
     student = D2LLM.create(base_model, lora_r=2, iem_hidden=8)
     groups = parameter_groups(student, lr=1e-3, lora_lr_scale=0.5, weight_decay=0.01)

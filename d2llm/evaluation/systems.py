@@ -256,6 +256,7 @@ def _encode(
 @torch.inference_mode()
 def iem_scores(student: D2LLM, queries: torch.Tensor, passages: torch.Tensor, task: str | int) -> Matrix:
     """IEM logits (Nq, Np) float32 of query embeddings (Nq, D) with passage embeddings (Np, D)."""
+    queries, passages = queries.to(student.head_dtype), passages.to(student.head_dtype)
     return student.iem.score_all(queries, passages, task_index(task)).float().cpu().numpy()
 
 

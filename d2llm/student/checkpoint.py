@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from typing_extensions import Unpack
 
 from d2llm.compact import restore, shrink
@@ -42,7 +43,8 @@ def save(
     Args:
         model: the student.
         save_directory: folder to write.
-        is_main_process: transformers' Trainer says False on all processes but one; nothing is then written.
+        is_main_process: transformers' Trainer says False on all processes but one; nothing is then written. All of them
+            call, since a model that FSDP has sharded (``fully_shard``) is gathered here.
         state_dict: weights by name to write in place of the model's own, as the Trainer gathers them from shards; those
             of the frozen base are left out.
         max_shard_size: what ``push_to_hub`` passes on; a student is one small file whatever it says.
@@ -55,11 +57,13 @@ def save(
     """
     if head_dtype is not None and head_dtype not in _HEAD_DTYPES:
         raise InputError(f"head_dtype: expected one of {_HEAD_DTYPES}, got {head_dtype}")
+    own = model.trainable_state() if state_dict is None else own_weights(state_dict.items())
+    # Every process takes part in gathering shards.
+    own = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in own.items()}
     if not is_main_process:
         return
     path = Path(save_directory)
     path.mkdir(parents=True, exist_ok=True)
-    own = model.trainable_state() if state_dict is None else own_weights(state_dict.items())
     if head_dtype == torch.int8:
         weights = shrink(own)
     else:

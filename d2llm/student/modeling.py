@@ -114,6 +114,11 @@ class D2LLM(PreTrainedModel):
         """Width D of an embedding."""
         return int(self.backbone.config.hidden_size)
 
+    @property
+    def head_dtype(self) -> torch.dtype:
+        """Number type of the heads: float32, unless ``to`` has changed it."""
+        return self.iem.linear1.weight.dtype
+
     def trainable_state(self) -> dict[str, Tensor]:
         """The weights that are the student's own (LoRA and heads) and not its frozen base's, by name, as views."""
         return checkpoint.own_weights(self.named_parameters())
@@ -160,7 +165,7 @@ class D2LLM(PreTrainedModel):
         )
         hidden = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
         if not torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(self.pma.S.dtype)
+            hidden = hidden.to(self.head_dtype)
         return self.pma(hidden, attention_mask, u=u).float()
 
     def _embeddings(
@@ -219,13 +224,15 @@ class D2LLM(PreTrainedModel):
         if groups is None or task is None:
             raise InputError("forward: passages also need groups and task")
         passages = self._embeddings(passage_vectors, passage_input_ids, passage_attention_mask, texts_per_chunk)
+        if not torch.is_autocast_enabled(queries.device.type):
+            queries, passages = queries.to(self.head_dtype), passages.to(self.head_dtype)
         own = passages[groups]
         logits, features = self.iem(
             queries[:, None].expand_as(own), own, task[:, None].expand(groups.shape), return_features=True
         )
         return StudentOutput(
-            embeddings=queries,
-            passage_embeddings=passages,
+            embeddings=queries.float(),
+            passage_embeddings=passages.float(),
             logits=logits.float(),
             features=features.float(),
             in_batch_logits=self.iem.score_all(queries, own[:, 0], task).float(),
@@ -260,6 +267,7 @@ class D2LLM(PreTrainedModel):
             raise InputError(f"task: expected one or {len(queries)} of them, got {len(branches)}")
         q = self._encode_distinct(queries, "query", batch_size, show_progress, dtype)
         p = self._encode_distinct(passages, "passage", batch_size, show_progress, dtype)
+        q, p = q.to(self.head_dtype), p.to(self.head_dtype)
         return self.iem(q, p, torch.tensor(branches, device=q.device)).float().cpu().numpy()
 
     def rank(

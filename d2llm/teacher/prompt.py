@@ -10,6 +10,27 @@ from d2llm.teacher.templates import Template
 from d2llm.texts import check_texts, pad
 
 
+def answer_ids(tokenizer: Any, yes: str, no: str) -> tuple[int, int]:
+    """Ids of two answers that are one token each, as they stand or, for both, without the white space around them.
+
+    Tokenizers of SentencePiece put a blank before a text by themselves, so that `` yes`` would have two.
+
+    Raises:
+        InputError: if the tokenizer cuts an answer into several tokens, which are named, or does not know it.
+    """
+    try:
+        return answer_id(tokenizer, yes), answer_id(tokenizer, no)
+    except InputError as error:
+        if (yes.strip(), no.strip()) == (yes, no):
+            raise
+        try:
+            return answer_id(tokenizer, yes.strip()), answer_id(tokenizer, no.strip())
+        except InputError as bare:
+            raise InputError(
+                f"{error}, and {bare}; give a template (--template) whose answers are one token each"
+            ) from None
+
+
 def answer_id(tokenizer: Any, answer: str) -> int:
     """Id of an answer that is one token.
 
@@ -53,8 +74,7 @@ class PromptBuilder:
         for name, limit in self.limits.items():
             if limit < 1:
                 raise InputError(f"{name}_length: expected at least 1, got {limit}")
-        self.yes = answer_id(tokenizer, template.yes)
-        self.no = answer_id(tokenizer, template.no)
+        self.yes, self.no = answer_ids(tokenizer, template.yes, template.no)
         if self.yes == self.no:
             raise InputError(f"template {template.name!r}: both answers are token {self.yes}")
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

@@ -241,11 +241,11 @@ class DistillationTrainer(Trainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the student's folder, each file atomically."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            self.student.save_pretrained(output_dir or self.config.output_dir)
+        """Write the student's folder, each file atomically; weights that are sharded over processes are gathered."""
+        wrapped = (self.is_fsdp_enabled and not self.accelerator.is_fsdp2) or self.is_deepspeed_enabled
+        # Gathering takes every process, writing one. What FSDP 2 shards in place the student gathers itself.
+        weights = self.accelerator.get_state_dict(self.model_wrapped) if wrapped else None
+        self.student.save_pretrained(output_dir or self.config.output_dir, self.args.should_save, weights)
 
 
 def parameter_groups(model: nn.Module, lr: float, lora_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:

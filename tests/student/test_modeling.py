@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from d2llm.errors import D2LLMError, InputError, MissingError
+from d2llm.evaluation.systems import iem_scores
 from d2llm.student import D2LLM, D2LLMConfig
 from d2llm.student.configuration import Architecture
 
@@ -113,6 +114,27 @@ def test_score_takes_a_task_for_every_pair(student: D2LLM) -> None:
     assert mixed.shape == (2,) and mixed.dtype == np.float32
     np.testing.assert_allclose(mixed[0], student.score(["a b"], ["x y"], task="sym")[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mixed[1], student.score(["a b"], ["x y"], task="asym")[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_in_bfloat16_scores_and_trains(base_model: str) -> None:
+    student = D2LLM.create(base_model, iem_hidden=16, lora_r=2)
+    queries, passages = ["open the file", "read z"], ["close the file", "read x y"]
+    exact = student.score(queries, passages)
+    student.to(torch.bfloat16)
+    np.testing.assert_allclose(student.score(queries, passages), exact, rtol=0.1, atol=0.05)
+    vectors = [student.encode(texts, convert_to="torch") for texts in (queries, passages)]
+    np.testing.assert_allclose(np.diag(iem_scores(student, *vectors, "asym")), exact, rtol=0.1, atol=0.05)
+    tokens = torch.tensor([[3, 4], [5, 6]])
+    output = student(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        passage_input_ids=tokens,
+        passage_attention_mask=torch.ones_like(tokens),
+        groups=torch.tensor([[0], [1]]),
+        task=torch.tensor([0, 1]),
+    )
+    assert output.logits.dtype == output.embeddings.dtype == torch.float32
+    output.logits.sum().backward()
 
 
 def test_no_pair_at_all_gives_no_score_but_an_error(student: D2LLM) -> None:

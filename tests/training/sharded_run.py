@@ -1,0 +1,38 @@
+"""One process of a run whose weights are sharded over several by FSDP; as a script, BASE OUTPUT."""
+
+import sys
+from pathlib import Path
+
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from training_setup import make_config, make_examples
+
+from d2llm.student import D2LLM
+from d2llm.student.checkpoint import is_own
+from d2llm.training import DistillationTrainer
+
+
+def main(base_model: str, output: Path) -> None:
+    """Train two steps and save; every process leaves its shards beside the student that was written."""
+    config = make_config(base_model, output, max_steps=2, save_steps=4, eval_steps=4, gradient_checkpointing=False)
+    student = D2LLM.create(base_model, **config.student)
+    trainer = DistillationTrainer(student, config, make_examples())
+    # accelerate shards on a CPU as on a GPU, but does not turn it on by itself there.
+    trainer.accelerator.state.distributed_type = DistributedType.FSDP
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", auto_wrap_policy="no_wrap"
+    )
+    trainer.is_fsdp_enabled = True
+    trainer.train()
+    trainer.save_model()
+    shards = {
+        name: value.to_local().detach().clone()
+        for name, value in student.named_parameters()
+        if is_own(name) and isinstance(value, DTensor)
+    }
+    save_file(shards, output / f"shards-{trainer.args.process_index}.safetensors")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

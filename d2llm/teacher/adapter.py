@@ -40,6 +40,8 @@ class AdapterSettings:
     passage_length: int
     #: Of the tasks that it was tuned for; none for an adapter that was written before they were kept.
     templates: tuple[Template, ...]
+    #: How prompts were tokenised: 1 for an adapter that was written before it was kept.
+    prompt: int
 
     def check_base(self, model: str, base: str | None) -> None:
         """Make sure that an LLM is the one that the adapter was tuned on.
@@ -103,6 +105,7 @@ def read_settings(folder: Path) -> AdapterSettings:
             model=peft["base_model_name_or_path"],
             revision=peft.get("revision"),
             base=settings.get("base"),
+            prompt=settings.get("prompt", 1),
             templates=tuple(Template(**template) for template in settings.get("templates", ())),
             **{name: settings[name] for name in ("num_layers", "query_length", "passage_length")},
         )
@@ -151,4 +154,7 @@ def save_adapter(teacher: "Teacher", folder: str | os.PathLike[str], dtype: torc
         (temporary / "README.md").unlink(missing_ok=True)
         settings = {name: teacher.origin[name] for name in ("base", "num_layers")}
         templates = [asdict(builder.template) for builder in teacher.builders.values()]
-        write_json(temporary / SETTINGS, {**settings, **teacher.limits, "templates": templates})
+        write_json(
+            temporary / SETTINGS,
+            {**settings, **teacher.limits, "prompt": teacher.prompt_version, "templates": templates},
+        )

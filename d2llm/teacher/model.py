@@ -14,7 +14,7 @@ from d2llm.backbone import load_causal_lm, load_tokenizer, weights_fingerprint
 from d2llm.errors import InputError, MismatchError
 from d2llm.files import sha256
 from d2llm.teacher.adapter import ADAPTER_WEIGHTS, find_adapter, read_settings, with_adapter
-from d2llm.teacher.prompt import PromptBuilder, left_pad
+from d2llm.teacher.prompt import PROMPT_VERSION, PromptBuilder, left_pad
 from d2llm.teacher.templates import TEMPLATES, Template
 from d2llm.texts import batches_by_length
 
@@ -33,6 +33,7 @@ class Teacher(nn.Module):
             adapter, num_layers.
         templates: one template for each task that will be asked.
         query_length, passage_length: most tokens kept of each text.
+        prompt_version: how prompts are tokenised; see :class:`PromptBuilder`.
 
     Raises:
         InputError: for no templates, two of one task, an answer that is not one token, or prompts that can
@@ -48,6 +49,7 @@ class Teacher(nn.Module):
         templates: Sequence[Template] = (TEMPLATES["sym-en"], TEMPLATES["asym-en"]),
         query_length: int = 64,
         passage_length: int = 192,
+        prompt_version: int = PROMPT_VERSION,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -59,7 +61,8 @@ class Teacher(nn.Module):
         if not tasks or len(set(tasks)) != len(tasks):
             raise InputError(f"templates: expected one or more, each of another task, got tasks {tasks}")
         self.builders = {
-            template.task: PromptBuilder(tokenizer, template, query_length, passage_length) for template in templates
+            template.task: PromptBuilder(tokenizer, template, query_length, passage_length, prompt_version)
+            for template in templates
         }
         longest = max(builder.longest for builder in self.builders.values())
         context = getattr(decoder.config, "max_position_embeddings", None)
@@ -132,13 +135,21 @@ class Teacher(nn.Module):
         }
         options = {"templates": templates, "query_length": query_length, "passage_length": passage_length}
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if tuned is not None:
+            given["prompt_version"] = tuned.prompt
         return cls(decoder, lm.get_output_embeddings(), load_tokenizer(model, revision), origin, **given).eval()
+
+    @property
+    def prompt_version(self) -> int:
+        """How prompts are tokenised."""
+        return next(iter(self.builders.values())).version
 
     def header(self) -> dict[str, Any]:
         """What decides this teacher's scores: model, adapter, templates, answer tokens, text lengths, number type."""
         return {
             **self.origin,
             **self.limits,
+            "prompt": self.prompt_version,
             "templates": {task: builder.template.text for task, builder in sorted(self.builders.items())},
             "answers": {task: [builder.yes, builder.no] for task, builder in sorted(self.builders.items())},
         }

@@ -9,6 +9,9 @@ from d2llm.errors import InputError
 from d2llm.teacher.templates import Template
 from d2llm.texts import check_texts, pad
 
+#: How prompts are made now.
+PROMPT_VERSION = 2
+
 
 def answer_ids(tokenizer: Any, yes: str, no: str) -> tuple[int, int]:
     """Ids of two answers that are one token each, as they stand or, for both, without the white space around them.
@@ -55,19 +58,33 @@ def _token_text(tokenizer: Any, token_id: int) -> str:
 class PromptBuilder:
     """Turns (query, passage) texts into prompts of token ids.
 
-    The literals of the template and the two texts are tokenised apart, so that truncation of a
-    text cannot touch the question, and a pair's prompt does not depend on the pairs beside it.
+    A prompt is tokenised as a whole, begins as the tokenizer begins a text, and loses tokens of its two texts alone:
+    the question is never cut. A pair's prompt does not depend on the pairs beside it.
+
+    Version 1, for adapters that were tuned so and for tokenizers that tell no offsets, tokenises literals and texts
+    apart, which leaves the blank between them a token of its own, and begins with any BOS token that there is.
 
     Args:
         tokenizer: of the teacher's LLM.
         template: the question and its answers.
         query_length, passage_length: most tokens kept of each text.
+        version: 1 or 2.
 
     Raises:
-        InputError: for a length below 1, or an answer that is not one token.
+        InputError: for a length below 1, an answer that is not one token, or another version.
     """
 
-    def __init__(self, tokenizer: Any, template: Template, query_length: int = 64, passage_length: int = 192) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template,
+        query_length: int = 64,
+        passage_length: int = 192,
+        version: int = PROMPT_VERSION,
+    ) -> None:
+        if version not in (1, PROMPT_VERSION):
+            raise InputError(f"version: expected 1 or {PROMPT_VERSION}, got {version!r}")
+        self.version = version if tokenizer.is_fast else 1
         self.tokenizer = tokenizer
         self.template = template
         self.limits = {"query": query_length, "passage": passage_length}
@@ -77,14 +94,13 @@ class PromptBuilder:
         self.yes, self.no = answer_ids(tokenizer, template.yes, template.no)
         if self.yes == self.no:
             raise InputError(f"template {template.name!r}: both answers are token {self.yes}")
-        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self._start = _beginning(tokenizer) if self.version > 1 else _bos(tokenizer)
         self._literals = [self._tokens([literal])[0] for literal, _ in template.pieces()]
-        self._literals[0] = start + self._literals[0]
 
     @property
     def longest(self) -> int:
         """Most tokens that a prompt can have."""
-        return sum(map(len, self._literals)) + sum(self.limits.values())
+        return len(self._start) + sum(map(len, self._literals)) + sum(self.limits.values())
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -98,18 +114,64 @@ class PromptBuilder:
         queries, passages = check_texts(queries, "queries", none=True), check_texts(passages, "passages", none=True)
         if len(queries) != len(passages):
             raise InputError(f"passages: expected one for each of {len(queries)} queries, got {len(passages)}")
+        if not queries:
+            return []
+        return self._whole(queries, passages) if self.version > 1 else self._apart(queries, passages)
+
+    def _whole(self, queries: Sequence[str], passages: Sequence[str]) -> list[list[int]]:
+        """Prompts tokenised as they read (version 2)."""
+        texts, spans = [], []
+        for query, passage in zip(queries, passages, strict=True):
+            text, places, values = "", {}, {"query": query, "passage": passage}
+            for literal, field in self.template.pieces():
+                text += literal
+                if field is not None:
+                    places[field] = len(text), len(text) + len(values[field])
+                    text += values[field]
+            texts.append(text)
+            spans.append(places)
+        found = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        prompts = []
+        for ids, offsets, places in zip(found["input_ids"], found["offset_mapping"], spans, strict=True):
+            left = dict(self.limits)
+            kept = []
+            for token, (_, end) in zip(ids, offsets, strict=True):
+                # A token that reaches beyond a text belongs to the question after it.
+                field = next((name for name, (first, last) in places.items() if first < end <= last), None)
+                if field is not None:
+                    left[field] -= 1
+                if field is None or left[field] >= 0:
+                    kept.append(token)
+            # A template may spell the beginning itself.
+            prompts.append(kept if kept[: len(self._start)] == self._start else self._start + kept)
+        return prompts
+
+    def _apart(self, queries: Sequence[str], passages: Sequence[str]) -> list[list[int]]:
+        """Prompts of pieces tokenised apart (version 1)."""
         cut = {
-            name: [ids[: self.limits[name]] for ids in self._tokens(values)] if values else []
+            name: [ids[: self.limits[name]] for ids in self._tokens(values)]
             for name, values in (("query", queries), ("passage", passages))
         }
         fields = [field for _, field in self.template.pieces()]
-        prompts: list[list[int]] = [[] for _ in queries]
+        prompts = [list(self._start) for _ in queries]
         for literal, field in zip(self._literals, fields, strict=True):
             for i, prompt in enumerate(prompts):
                 prompt.extend(literal)
                 if field is not None:
                     prompt.extend(cut[field][i])
         return prompts
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text; what it puts behind one has no place before an answer."""
+    bare = tokenizer("Answer", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("Answer")["input_ids"]
+    starts = (at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+    return whole[: next(starts, 0)]
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:

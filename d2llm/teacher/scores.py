@@ -130,6 +130,8 @@ class ScoreTable:
         known = self.header.get("base") is not None and header.get("base") is not None
         names = (*IDENTITY, *(("base",) if known else _NAMES))
         fields: dict[str, tuple[Any, Any]] = {name: (self.header.get(name), header.get(name)) for name in names}
+        # Prompts of before it was kept were of version 1.
+        fields["prompt"] = self.header.get("prompt", 1), header.get("prompt", 1)
         for name in _BY_TASK:
             mine, other = self.header.get(name) or {}, header.get(name) or {}
             tasks = sorted(mine.keys() & other.keys() or mine.keys() | other.keys())

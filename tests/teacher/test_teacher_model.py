@@ -148,6 +148,7 @@ def test_header_tells_what_decides_the_scores(tiny_lm):
         "weights_dtype": "float32",
         "query_length": 9,
         "passage_length": 192,
+        "prompt": 2,
         "templates": {"sym": TEMPLATES["sym-zh"].text},
         "answers": {"sym": [builder.yes, builder.no]},
     }

@@ -114,6 +114,7 @@ def test_an_adapter_folder_holds_what_is_needed_and_no_more(tuned, tiny_lm):
         "num_layers": None,
         "query_length": 20,
         "passage_length": 30,
+        "prompt": 2,
         "templates": [asdict(TEMPLATES["asym-en"])],
     }
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_lm

@@ -130,7 +130,9 @@ class PromptBuilder:
                     text += values[field]
             texts.append(text)
             spans.append(places)
-        found = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        # Control tokens that a text spells out are plain text, unless the template spells out its own.
+        plain = not any(token in self.template.text for token in self.tokenizer.all_special_tokens)
+        found = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=plain)
         prompts = []
         for ids, offsets, places in zip(found["input_ids"], found["offset_mapping"], spans, strict=True):
             left = dict(self.limits)

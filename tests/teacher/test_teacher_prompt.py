@@ -100,6 +100,12 @@ def test_a_prompt_is_tokenised_as_it_reads(tokenizer):
     assert len(cut) < len(ids) and tokenizer.decode(cut).startswith("Query: the")
 
 
+def test_control_tokens_in_a_text_are_plain_text(tokenizer):
+    (ids,) = PromptBuilder(tokenizer, TEMPLATES["asym-en"]).build(["<eos>"], ["a <bos> b"])
+    assert not {tokenizer.eos_token_id, tokenizer.bos_token_id} & set(ids)
+    assert "Query: <eos>\nPassage:\na <bos> b\n" in tokenizer.decode(ids)
+
+
 def test_a_tokenizer_begins_its_prompts_itself(tiny_lm):
     tokenizer = load_tokenizer(tiny_lm)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id

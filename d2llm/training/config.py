@@ -23,7 +23,7 @@ class DataConfig:
     train: str | None = None
     #: JSONL file of held-out examples; without it there is no evaluation and no early stopping.
     validation: str | None = None
-    #: File of teacher scores; without it, scores that the examples carry are used, or the in-batch loss alone.
+    #: File of teacher scores; without it, scores that the examples carry are used, or labels alone.
     teacher: str | None = None
     #: Fields that the scores' header must have, such as ``model`` and ``templates``.
     teacher_header: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""transformers' Trainer with planned batches, the five losses and evaluation by retrieval quality."""
+"""transformers' Trainer with planned batches, the losses and evaluation by retrieval quality."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ class DistillationTrainer(Trainer):
             config: ``optimizer``, ``run``, ``loss``, ``data.negatives`` and ``output_dir`` are read here.
             examples: training examples.
             validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
-            teacher: teacher scores; None trains on scores that examples carry, or on the in-batch loss alone.
+            teacher: teacher scores; None trains on scores that examples carry, or on labels alone.
             callbacks: further callbacks.
             vectors: embeddings of every text of the examples; the interaction module alone is then trained, on them.
 
@@ -177,9 +177,10 @@ class DistillationTrainer(Trainer):
         return (total, output) if return_outputs else total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the mean of every loss part since the last time."""
+        """Log, adding the mean of every loss part since the last time; parts that had no targets are left out."""
         if "loss" in logs and self.part_steps:
-            logs.update({f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()})
+            means = {f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()}
+            logs.update({name: mean for name, mean in means.items() if mean})
             self.part_sums, self.part_steps = {}, 0
         super().log(logs, start_time)
 

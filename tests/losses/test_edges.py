@@ -169,14 +169,43 @@ def test_rows_without_teacher_are_as_if_absent():
     assert all(torch.isfinite(part) for part in parts.values())
 
 
-def test_a_batch_without_any_teacher_score_trains_in_batch_only():
+def test_a_batch_without_any_teacher_score_trains_on_labels():
     inputs = batch()
     inputs["s"][:] = float("nan")
     inputs["teacher_relation"][:] = float("nan")
     total, gradients = total_and_gradients(**inputs)
-    torch.testing.assert_close(total, losses.in_batch_loss(inputs["z_in_batch"]))
-    assert (gradients["z"] == 0).all()
+    expected = losses.in_batch_loss(inputs["z_in_batch"]) + losses.label_contrastive(inputs["z"])
+    torch.testing.assert_close(total, expected)
+    assert (gradients["z"][:, 0] < 0).all() and (gradients["z"][:, 1:] > 0).all()
     assert (gradients["features"] == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_labels_leave_to_the_teacher_what_it_has_judged(share):
+    z = torch.randn(3, 4, generator=GENERATOR, requires_grad=True)
+    # The second row lacks a passage and a judgement, the third the judgement of its positive.
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    judged = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 1]], dtype=torch.bool)
+    losses.label_contrastive(z, valid, judged, share).backward()
+    pushed = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)
+    assert torch.equal(z.grad[:, 1:] > 0, pushed if share == 0 else valid[:, 1:])
+    assert (z.grad[~valid] == 0).all()
+
+
+def test_a_share_of_labels_takes_from_contrastive_imitation_what_it_gives():
+    inputs = batch()
+    parts = [losses.d2llm_loss(**inputs, weights=LossWeights(label_share=share))[1] for share in (0.0, 0.25, 1.0)]
+    assert parts[0]["labels"] == 0 and "contrastive" not in parts[2]
+    torch.testing.assert_close(parts[1]["labels"], 0.25 * parts[2]["labels"])
+    torch.testing.assert_close(parts[1]["contrastive"], 0.75 * parts[0]["contrastive"])
+
+
+def test_a_masked_negative_cannot_spoil_the_loss_on_labels():
+    z = torch.randn(2, 3, generator=GENERATOR)
+    z[:, 2] = float("inf")
+    valid = torch.tensor([[1, 1, 0], [1, 1, 0]], dtype=torch.bool)
+    torch.testing.assert_close(losses.label_contrastive(z, valid), losses.label_contrastive(z[:, :2]))
+    assert losses.label_contrastive(z[:, :1]) == 0
 
 
 def test_perfect_imitation_costs_nothing():
@@ -201,6 +230,8 @@ def test_perfect_imitation_costs_nothing():
         ("positive_ids", lambda: losses.duplicate_mask(["a"], ["b", "c"])),
         ("gamma", lambda: LossWeights(gamma=-1)),
         ("temperature", lambda: LossWeights(temperature=0)),
+        ("label_share", lambda: LossWeights(label_share=1.5)),
+        ("judged", lambda: losses.label_contrastive(torch.zeros(2, 3), judged=torch.zeros(2, 2))),
         ("eta", lambda: LossWeights(eta=float("nan"))),
     ],
 )

@@ -62,8 +62,10 @@ def test_parts_and_metrics_are_logged_under_their_names(trained: Trained) -> Non
     parts = {"loss_in_batch", "loss_contrastive", "loss_rank_correlation", "loss_rank_pairwise"}
     losses = [entry for entry in history if "loss" in entry]
     assert len(losses) == 4 and all(parts <= entry.keys() for entry in losses)
+    # The first two batches hold no negatives but judged ones.
+    assert ["loss_labels" in entry for entry in losses] == [False, True, True, True]
     for entry in losses:
-        assert sum(entry[name] for name in parts) == pytest.approx(entry["loss"], rel=1e-3)
+        assert sum(entry.get(name, 0) for name in (*parts, "loss_labels")) == pytest.approx(entry["loss"], rel=1e-3)
     metrics = [entry["eval_mrr"] for entry in history if "eval_mrr" in entry]
     assert len(metrics) == 4 and all(0 < metric <= 1 for metric in metrics)
 
@@ -97,14 +99,15 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(trained: Trained, tmp_pa
 
 
 def test_learning_without_a_teacher_lowers_the_loss_and_leaves_the_base(base_model: str, tmp_path: Path) -> None:
-    examples = [Example(e.query, e.positive) for e in make_examples()]
+    examples = [Example(e.query, e.positive, e.negatives) for e in make_examples()]
     config = make_config(base_model, tmp_path, max_steps=20, save_steps=20, logging_steps=5)
     student = D2LLM.create(base_model, **config.student)
     frozen = {name: p.clone() for name, p in student.named_parameters() if not p.requires_grad}
     trainer = DistillationTrainer(student, config, examples)
     trainer.train()
-    losses = [entry["loss_in_batch"] for entry in trainer.state.log_history if "loss_in_batch" in entry]
-    assert losses[-1] < losses[0]
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for part in ("loss_in_batch", "loss_labels"):
+        assert logged[-1][part] < logged[0][part]
     assert all(torch.equal(value, dict(student.named_parameters())[name]) for name, value in frozen.items())
     with pytest.raises(InputError, match="validation"):
         trainer.evaluate()

@@ -10,7 +10,6 @@ A row whose positive is not valid takes no part. Denominators count what takes p
 exactly the published denominator when nothing is masked.
 """
 
-from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
@@ -30,7 +29,7 @@ class LossWeights:
     """Weights and temperatures of the total loss (defaults of the published run).
 
     Raises:
-        InputError: for a negative or non-finite weight, a share above 1, or a temperature or scale that is not positive.
+        InputError: for a negative or non-finite weight, a share above 1, a temperature or scale that is not above 0.
     """
 
     #: Weight of the in-batch cross-entropy.
@@ -65,28 +64,22 @@ class LossWeights:
             raise InputError(f"label_share: expected a number from 0 to 1, got {self.label_share!r}")
 
 
-def duplicate_mask(
-    query_ids: Sequence[Hashable], positive_ids: Sequence[Hashable], device: torch.device | str | None = None
-) -> Tensor:
-    """In-batch columns that are no negatives: the same passage, or a positive of the same query.
+def false_negative_mask(scores: Tensor, margin: float = 0.0) -> Tensor:
+    """In-batch columns that look like positives: m_ij = [s_ij > s_ii + margin].
 
     Args:
-        query_ids: B identifiers (or texts) of the queries.
-        positive_ids: B identifiers (or texts) of their positives.
-        device: where the mask is made.
+        scores: (B, B) float, how relevant positive j is to query i, by the teacher or a bi-encoder; NaN where it is not
+            known, which masks nothing.
+        margin: how far a passage must lie above the query's own positive.
 
     Returns:
-        (B, B) bool, true at (i, j) where i != j and positive j must not count against query i:
-        some example of the batch pairs query i's text with positive j's text.
+        (B, B) bool, for the ``duplicates`` of the losses.
 
     Raises:
-        InputError: if the two sequences differ in length.
+        InputError: for scores that are not square.
     """
-    if len(query_ids) != len(positive_ids):
-        raise InputError(f"positive_ids: expected {len(query_ids)}, one a query, got {len(positive_ids)}")
-    known = set(zip(query_ids, positive_ids, strict=True))
-    rows = [[i != j and (q, p) in known for j, p in enumerate(positive_ids)] for i, q in enumerate(query_ids)]
-    return torch.tensor(rows, dtype=torch.bool, device=device).view(len(query_ids), len(query_ids))
+    _square("scores", scores)
+    return scores > scores.diagonal()[:, None] + margin
 
 
 def in_batch_loss(scores: Tensor, duplicates: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -94,8 +87,8 @@ def in_batch_loss(scores: Tensor, duplicates: Tensor | None = None, temperature:
 
     Args:
         scores: (B, B) float, row i the logits of query i against every positive of the batch.
-        duplicates: (B, B) bool, true at columns to leave out of a row (see ``duplicate_mask``);
-            the diagonal always takes part.
+        duplicates: (B, B) bool, true at columns to leave out of a row (see ``KnownPositives.mask`` in
+            :mod:`d2llm.data.positives` and ``false_negative_mask``); the diagonal always takes part.
         temperature: τ_b.
 
     Returns:
@@ -223,7 +216,7 @@ def rank_imitation_pairwise(
         s_in_batch: (B, B) float, teacher probabilities in the batch; None, or NaN at a pair, means
             that the teacher has not judged it, which counts as 0. The diagonal is not read.
         valid: (B, 1+K) bool or None.
-        duplicates: (B, B) bool or None, in-batch columns to leave out (see ``duplicate_mask``).
+        duplicates: (B, B) bool or None, in-batch columns to leave out (see ``in_batch_loss``).
         scale: divisor of the score gaps.
 
     Returns:
@@ -301,7 +294,7 @@ def d2llm_loss(
         features: (B, 1+K, F) float or None, student pair features.
         teacher_relation: (B, 1+K, 1+K) float or None; with ``features`` it turns feature imitation on.
         valid: (B, 1+K) bool or None, true where a passage is present.
-        duplicates: (B, B) bool or None, see ``duplicate_mask``.
+        duplicates: (B, B) bool or None, see ``in_batch_loss``.
         weights: weights and temperatures.
 
     Returns:

@@ -22,7 +22,7 @@ class Example:
     """A query with its positive passage, its hard negatives and its task.
 
     Raises:
-        InputError: for an empty or whitespace text, or an unknown task.
+        InputError: for an empty or whitespace text, a positive that is a negative too, or an unknown task.
     """
 
     query: str
@@ -38,6 +38,11 @@ class Example:
         check_text(self.query, "query")
         check_text(self.positive, "positive")
         check_texts(self.negatives, "negatives", none=True)
+        if self.positive in self.negatives:
+            raise InputError(
+                f"negatives[{self.negatives.index(self.positive)}]: expected other passages than the positive, got it "
+                f"again; leave it out: {self.positive[:200]!r}"
+            )
         if self.scores is not None and len(self.scores) != 1 + len(self.negatives):
             raise InputError(
                 f"scores: expected {len(self.passages)} rows (the positive and every negative), got {len(self.scores)}"

@@ -9,13 +9,14 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives, text_key, with_negatives
 from d2llm.errors import InputError
 from d2llm.training.config import DataConfig, RunConfig
 
@@ -97,18 +98,21 @@ class Plan:
 def in_batch_pairs(examples: Sequence[Example], plan: Plan) -> Iterator[tuple[int, int]]:
     """Pairs (i, j) that meet in a batch of a run: query of example i, positive of example j, i != j.
 
-    Each pair of texts comes once, however often it meets; pairs that are positives of each other are left out,
-    since the losses mask them.
+    Each pair of texts comes once, however often it meets; known positives of a query are left out, since the losses
+    mask them.
     """
+    known = KnownPositives(examples)
+    keys = [text_key(example.positive) for example in examples]
     queries = [text_id(example.query) for example in examples]
     positives = [text_id(example.positive) for example in examples]
-    seen = set(zip(queries, positives, strict=True))
+    seen: set[tuple[str, str]] = set()
     for epoch in plan.epochs():
         for batch in epoch.reshape(-1, plan.run.batch_size).tolist():
             for i in batch:
+                masked = known.of(examples[i].query)
                 for j in batch:
                     pair = (queries[i], positives[j])
-                    if pair not in seen:
+                    if pair not in seen and keys[j] not in masked:
                         seen.add(pair)
                         yield i, j
 
@@ -125,9 +129,7 @@ def choose_negatives(example: Example, count: int, seed: int = 0, epoch: int = 0
         raise InputError(f"count: expected at least 0, got {count}")
     key = f"{seed}:{epoch}:{text_id(example.query)}:"
     draws = [hashlib.sha256((key + text_id(negative)).encode()).digest() for negative in example.negatives]
-    kept = sorted(range(len(draws)), key=draws.__getitem__)[:count]
-    scores = example.scores and (example.scores[0], *(example.scores[1 + i] for i in kept))
-    return replace(example, negatives=tuple(example.negatives[i] for i in kept), scores=scores)
+    return with_negatives(example, sorted(range(len(draws)), key=draws.__getitem__)[:count])
 
 
 class EpochExamples(Dataset[Example]):

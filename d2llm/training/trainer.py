@@ -6,14 +6,16 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from d2llm.data.example import Example
+from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
-from d2llm.losses import d2llm_loss
+from d2llm.losses import d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import TrainConfig
@@ -93,7 +95,8 @@ class DistillationTrainer(Trainer):
             vectors: embeddings of every text of the examples; the interaction module alone is then trained, on them.
 
         Raises:
-            InputError: if the examples do not fill a batch, or several GPUs are to be driven by one process.
+            InputError: if the examples do not fill a batch, several GPUs are to be driven by one process, or false
+                negatives are to be filtered by a teacher whose scores are not given.
         """
         self.student = student
         self.config = config
@@ -105,8 +108,11 @@ class DistillationTrainer(Trainer):
             raise InputError(
                 f"devices: expected one process a GPU (torchrun, accelerate launch), got one for {arguments.n_gpu}"
             )
+        if config.data.false_negative_filter == "teacher" and teacher is None:
+            raise InputError("data.false_negative_filter: 'teacher' needs a file of scores (data.teacher), got none")
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
-        self.examples = EpochExamples(examples, config.data.negatives, config.run.seed)
+        known = KnownPositives(examples)
+        self.examples = EpochExamples(list(map(known.clean, examples)), config.data.negatives, config.run.seed)
         stopping = [EarlyStoppingCallback(config.run.patience)] if validation and config.run.patience else []
         super().__init__(
             model=student,
@@ -117,6 +123,7 @@ class DistillationTrainer(Trainer):
                 student.tokenizer,
                 student.config.query_length,
                 student.config.passage_length,
+                known,
                 teacher,
                 config.data.teacher_temperature,
                 vectors,
@@ -160,6 +167,7 @@ class DistillationTrainer(Trainer):
         targets = {name: inputs[name] for name in _TARGETS if name in inputs}
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
         output = model(**tokens, texts_per_chunk=self.config.run.texts_per_chunk)
+        positives = output.passage_embeddings[inputs["groups"][:, 0]]
         total, parts = d2llm_loss(
             output.logits,
             output.in_batch_logits,
@@ -168,13 +176,29 @@ class DistillationTrainer(Trainer):
             features=output.features,
             teacher_relation=targets.get("relation"),
             valid=targets["valid"],
-            duplicates=targets["duplicates"],
+            duplicates=self._no_negatives(targets, output.embeddings, positives),
             weights=self.config.loss,
         )
         for name, value in parts.items():
             self.part_sums[name] = self.part_sums.get(name, 0) + value
         self.part_steps += 1
         return (total, output) if return_outputs else total
+
+    def _no_negatives(self, targets: dict[str, Tensor], queries: Tensor, positives: Tensor) -> Tensor:
+        """(B, B) in-batch columns to mask: known positives, and what the filter of false negatives takes for some.
+
+        Args:
+            targets: of the batch.
+            queries, positives: (B, D) embeddings.
+        """
+        data, known = self.config.data, targets["duplicates"]
+        if data.false_negative_filter is None:
+            return known
+        if data.false_negative_filter == "teacher":
+            scores = targets["s_in_batch"]
+        else:
+            scores = F.normalize(queries.detach(), dim=1) @ F.normalize(positives.detach(), dim=1).T
+        return known | false_negative_mask(scores, data.false_negative_margin)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the mean of every loss part since the last time; parts that had no targets are left out."""

@@ -17,7 +17,8 @@ def any_example(draw) -> Example:
     negatives = tuple(draw(st.lists(texts, max_size=3)))
     group = st.tuples(*[st.tuples(logits, logits)] * (1 + len(negatives)))
     scores = draw(st.none() | group)
-    return Example(draw(texts), draw(texts), negatives, draw(st.sampled_from(["sym", "asym"])), scores)
+    positive = draw(texts.filter(lambda text: text not in negatives))
+    return Example(draw(texts), positive, negatives, draw(st.sampled_from(["sym", "asym"])), scores)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,6 +45,10 @@ def test_defaults_blank_lines_byte_order_mark_and_other_keys(tmp_path):
         ('{"query": "q", "positive": 3}', "positive: expected a non-empty text, got 3"),
         ('{"query": "q", "positive": "p", "negatives": "n"}', "negatives: expected a list"),
         ('{"query": "q", "positive": "p", "negatives": ["n", ""]}', r"negatives\[1\]: expected a non-empty text"),
+        (
+            '{"query": "q", "positive": "p", "negatives": ["n", "p"]}',
+            r"negatives\[1\]: expected other passages than the",
+        ),
         ('{"query": "q", "positive": "p", "negative": ["n"]}', "negative: unknown key, 'negatives' perhaps"),
         ('{"query": "q", "positive": "p", "task": "both"}', "task: expected one of"),
         ('{"query": "q", "positive": "p", "task": ["sym"]}', "task: expected one of"),

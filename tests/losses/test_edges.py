@@ -106,26 +106,32 @@ def test_without_negatives_only_the_in_batch_loss_counts():
     torch.testing.assert_close(total, losses.in_batch_loss(inputs["z_in_batch"]))
 
 
+MASK = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+
+
 def test_duplicates_are_left_out_of_the_batch():
-    mask = losses.duplicate_mask(["q1", "q2", "q1", "q3"], ["a", "a", "b", "c"])
-    # q1 has the positives a and b; q2 has a, which is the first row's text too.
-    expected = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
-    assert torch.equal(mask, expected)
     scores = torch.randn(4, 4, generator=GENERATOR, requires_grad=True)
-    losses.in_batch_loss(scores, mask).backward()
-    assert (scores.grad[mask] == 0).all()
-    assert (scores.grad[~mask] != 0).all()
+    losses.in_batch_loss(scores, MASK).backward()
+    assert (scores.grad[MASK] == 0).all()
+    assert (scores.grad[~MASK] != 0).all()
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.0, [[0, 1], [0, 0]]), (0.3, [[0, 0], [0, 0]])])
+def test_what_scores_above_the_positive_by_the_margin_looks_like_one(margin, expected):
+    scores = torch.tensor([[0.5, 0.75], [0.25, 0.5]])
+    assert losses.false_negative_mask(scores, margin).tolist() == expected
+    unknown = torch.tensor([[float("nan"), 0.75], [float("nan"), 0.5]])
+    assert not losses.false_negative_mask(unknown, margin).any()
 
 
 def test_duplicates_are_left_out_of_the_pairwise_term():
     inputs = batch()
-    mask = losses.duplicate_mask(["q1", "q2", "q3", "q4"], ["a", "a", "b", "c"])
     z_in_batch = inputs["z_in_batch"].requires_grad_()
     s = torch.ones_like(inputs["s"])
-    losses.rank_imitation_pairwise(inputs["z"], z_in_batch, s, duplicates=mask).backward()
-    assert (z_in_batch.grad[mask] == 0).all()
+    losses.rank_imitation_pairwise(inputs["z"], z_in_batch, s, duplicates=MASK).backward()
+    assert (z_in_batch.grad[MASK] == 0).all()
     assert (z_in_batch.grad.diagonal() == 0).all()
-    assert (z_in_batch.grad[~mask & ~torch.eye(4, dtype=torch.bool)] > 0).all()
+    assert (z_in_batch.grad[~MASK & ~torch.eye(4, dtype=torch.bool)] > 0).all()
 
 
 def test_pairs_the_teacher_has_not_judged_count_as_zero():
@@ -227,7 +233,7 @@ def test_perfect_imitation_costs_nothing():
         ("z_in_batch", lambda: losses.rank_imitation_pairwise(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(2, 3))),
         ("features", lambda: losses.feature_imitation(torch.zeros(2, 3), torch.zeros(2, 3, 3))),
         ("teacher_relation", lambda: losses.feature_imitation(torch.zeros(2, 3, 4), torch.zeros(2, 4, 4))),
-        ("positive_ids", lambda: losses.duplicate_mask(["a"], ["b", "c"])),
+        ("scores", lambda: losses.false_negative_mask(torch.zeros(2, 3))),
         ("gamma", lambda: LossWeights(gamma=-1)),
         ("temperature", lambda: LossWeights(temperature=0)),
         ("label_share", lambda: LossWeights(label_share=1.5)),

@@ -51,6 +51,8 @@ def test_yaml_then_overrides(tmp_path: Path) -> None:
         ("optimizer.lr=-1", "optimizer.lr: expected a positive number"),
         ("loss.temperature=0", "temperature: expected a positive number"),
         ("data.negatives=-1", "data.negatives"),
+        ("data.false_negative_filter=bm25", "data.false_negative_filter: expected one of teacher, cosine or null"),
+        ("data.false_negative_margin=.inf", "data.false_negative_margin: expected a finite number"),
     ],
 )
 def test_errors_name_the_field(override: str, message: str) -> None:

@@ -62,6 +62,11 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list
     return ids
 
 
+def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of every text before it is cut."""
+    return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
+
+
 def batches_by_length(
     lengths: Sequence[int], batch_size: int | None = None, token_budget: int = TOKEN_BUDGET
 ) -> Iterator[list[int]]:

@@ -1,7 +1,7 @@
 """One training example: a query, its positive passage and its hard negatives."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from d2llm.errors import InputError
 from d2llm.tasks import ASYM, TASKS
@@ -31,6 +31,8 @@ class Example:
     task: str = ASYM
     #: Raw teacher logits (yes, no) over [positive, *negatives], when the file carried them.
     scores: tuple[tuple[float, float], ...] | None = None
+    #: Line of the file that it was read from, for messages.
+    line: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

@@ -112,7 +112,8 @@ class TrainConfig:
             value = getattr(run, name)
             if value is not None and value < 1:
                 raise InputError(f"run.{name}: expected at least 1, got {value}")
-        for name, value in (("optimizer.lr", optimizer.lr), ("data.teacher_temperature", data.teacher_temperature)):
+        positive = (("optimizer.lr", optimizer.lr), ("run.epochs", run.epochs))
+        for name, value in (*positive, ("data.teacher_temperature", data.teacher_temperature)):
             if not 0 < value < float("inf"):
                 raise InputError(f"{name}: expected a positive number, got {value}")
         if not -float("inf") < data.false_negative_margin < float("inf"):

@@ -83,16 +83,19 @@ class Plan:
         """Optimizer steps of an epoch; the last one may have fewer batches than the others."""
         return math.ceil(self.steps / self.run.accumulation_steps)
 
+    @property
+    def all_updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        run = self.run
+        return math.ceil(run.epochs * self.updates) if run.max_steps is None else run.max_steps
+
     def epochs(self) -> Iterator[np.ndarray]:
         """:meth:`epoch` after epoch until the run ends, the last one cut where it does."""
-        run = self.run
-        whole, rest = divmod(
-            math.ceil(run.epochs * self.updates) if run.max_steps is None else run.max_steps, self.updates
-        )
+        whole, rest = divmod(self.all_updates, self.updates)
         for number in range(whole):
             yield self.epoch(number)
         if rest:
-            yield self.epoch(whole)[: rest * run.accumulation_steps]
+            yield self.epoch(whole)[: rest * self.run.accumulation_steps]
 
 
 def in_batch_pairs(examples: Sequence[Example], plan: Plan) -> Iterator[tuple[int, int]]:

@@ -113,21 +113,22 @@ class DistillationTrainer(Trainer):
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
         known = KnownPositives(examples)
         self.examples = EpochExamples(list(map(known.clean, examples)), config.data.negatives, config.run.seed)
+        self.collator = Collator(
+            student.tokenizer,
+            student.config.query_length,
+            student.config.passage_length,
+            known,
+            teacher,
+            config.data.teacher_temperature,
+            vectors,
+        )
         stopping = [EarlyStoppingCallback(config.run.patience)] if validation and config.run.patience else []
         super().__init__(
             model=student,
             args=arguments,
             train_dataset=self.examples,
             eval_dataset=list(validation.queries) if validation is not None else None,
-            data_collator=Collator(
-                student.tokenizer,
-                student.config.query_length,
-                student.config.passage_length,
-                known,
-                teacher,
-                config.data.teacher_temperature,
-                vectors,
-            ),
+            data_collator=self.collator,
             callbacks=[*(callbacks or []), *stopping],
         )
 
@@ -139,7 +140,7 @@ class DistillationTrainer(Trainer):
         return DataLoader(
             self.examples,
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=self.collator,
             # The loader draws a seed for its workers, which must not move the model's random state.
             generator=torch.Generator(),
             pin_memory=self.args.device.type == "cuda",

@@ -91,7 +91,7 @@ class TrainConfig:
     """A whole run.
 
     Raises:
-        InputError: for a number out of range, an unknown filter, or ``save_steps`` no multiple of ``eval_steps``.
+        InputError: for a number out of range or an unknown filter.
     """
 
     #: Decoder of the student: folder, hub name or ``pypi:PACKAGE``.
@@ -124,11 +124,6 @@ class TrainConfig:
             raise InputError(
                 f"data.false_negative_filter: expected one of {', '.join(FILTERS)} or null, "
                 f"got {data.false_negative_filter!r}"
-            )
-        if run.save_steps % run.eval_steps:
-            raise InputError(
-                f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since evaluation and saving "
-                f"share steps, got {run.save_steps}"
             )
 
 

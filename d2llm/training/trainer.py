@@ -26,8 +26,17 @@ _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
 
 
 def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArguments:
-    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data."""
+    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data.
+
+    Raises:
+        InputError: if a run that evaluates saves at other steps, so that its best step could not be returned to.
+    """
     run, optimizer = config.run, config.optimizer
+    if evaluates and run.save_steps % run.eval_steps:
+        raise InputError(
+            f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since the best step that an "
+            f"evaluation finds must be saved, got {run.save_steps}"
+        )
     return TrainingArguments(
         output_dir=config.output_dir,
         per_device_train_batch_size=run.batch_size,
@@ -95,8 +104,8 @@ class DistillationTrainer(Trainer):
             vectors: embeddings of every text of the examples; the interaction module alone is then trained, on them.
 
         Raises:
-            InputError: if the examples do not fill a batch, several GPUs are to be driven by one process, or false
-                negatives are to be filtered by a teacher whose scores are not given.
+            InputError: as :func:`training_arguments` does, if the examples do not fill a batch, several GPUs are to be
+                driven by one process, or false negatives are to be filtered by a teacher whose scores are not given.
         """
         self.student = student
         self.config = config

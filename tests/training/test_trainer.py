@@ -24,7 +24,7 @@ from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, train
 from d2llm.training.run import last_whole, prepare_folder
-from d2llm.training.trainer import parameter_groups
+from d2llm.training.trainer import parameter_groups, training_arguments
 
 HERE = Path(__file__).parent
 
@@ -143,6 +143,13 @@ def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monk
     trainer.train()
     # Best at step 2, worse at 4 and 6: stop.
     assert trainer.state.global_step == 6 and trainer.state.best_global_step == 2
+
+
+def test_steps_of_evaluation_matter_where_there_is_one(base_model: str, tmp_path: Path) -> None:
+    config = make_config(base_model, tmp_path, eval_steps=100, save_steps=3)
+    assert training_arguments(config, evaluates=False).save_steps == 3
+    with pytest.raises(InputError, match=r"run.save_steps: expected a multiple of run.eval_steps 100, .* got 3"):
+        training_arguments(config, evaluates=True)
 
 
 def test_parameter_groups(base_model: str) -> None:

@@ -67,6 +67,12 @@ def test_faults_are_reported_as_file_and_line(tmp_path, line, fault):
         read_examples(path)
 
 
+def test_examples_know_their_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"query": "q", "positive": "p"}\n\n{"query": "r", "positive": "s"}\n')
+    assert [example.line for example in read_examples(path)] == [1, 3]
+
+
 def test_many_faults_are_reported_together(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("{\n" * 30)

@@ -81,8 +81,10 @@ def test_coverage_counts_the_pairs_that_meet(student: D2LLM, config: TrainConfig
     assert (found.batches, found.groups.met, found.groups.judged) == (8, 96, 48)
     assert found.in_batch.met == found.columns == found.open_columns == 8 * 4 * 3 and found.in_batch.judged == 0
     assert not report.errors
-    assert any("judged 48 of 96 pairs (50%, not an example: " in text for text in report.warnings)
-    assert any("judged 0 of 96 pairs" in text and "teach score --in-batch" in text for text in report.warnings)
+    assert any("48 of 96 pairs of queries and their own passages (50%); not" in text for text in report.warnings)
+    assert any(
+        "judged 0 of 96 pairs within a batch" in text and "teach score --in-batch" in text for text in report.warnings
+    )
     assert not any("judged" in text for text in examined(student, config, examples, _whole(examples)).warnings)
 
 

@@ -95,11 +95,11 @@ def _about_teacher(facts: Facts, config: TrainConfig) -> Iterator[str]:
         yield f"no loss learns from the teacher: {_reasons(of_teacher)}"
     groups, in_batch = facts.survey.groups, facts.survey.in_batch
     if 0 < groups.judged and groups.share < COVERED:
-        yield f"the teacher has judged {_of(groups)} of queries and their own passages; d2llm teach score adds the rest"
+        yield f"{_judged(groups, 'of queries and their own passages')}; d2llm teach score adds them"
     if facts.teacher and config.loss.gamma and in_batch.share < COVERED:
         yield (
-            f"the teacher has judged {_of(in_batch)} within a batch; pairwise rank imitation takes the others as 0; "
-            "d2llm teach score --in-batch adds them, loss.gamma=0 does without"
+            f"{_judged(in_batch, 'within a batch')}; pairwise rank imitation takes them as 0; d2llm teach score "
+            "--in-batch adds them, loss.gamma=0 does without"
         )
 
 
@@ -133,6 +133,9 @@ def _reasons(idle: Mapping[str, str | None]) -> str:
     return ", ".join(f"loss.{name} ({why})" for name, why in idle.items())
 
 
-def _of(coverage: Coverage) -> str:
-    missing = f", not {coverage.missing[0]}" if coverage.missing else ""
-    return f"{coverage.judged} of {coverage.met} pairs ({coverage.share:.0%}{missing})"
+def _judged(coverage: Coverage, which: str) -> str:
+    missing = ", ".join(coverage.missing)
+    return (
+        f"the teacher has judged {coverage.judged} of {coverage.met} pairs {which} ({coverage.share:.0%}); not judged "
+        f"are, for example, {missing}"
+    )

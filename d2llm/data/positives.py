@@ -1,7 +1,6 @@
 """Passages that are known to be relevant to a query, and so are never its negatives."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -82,10 +81,4 @@ class KnownPositives:
 
     def clean(self, example: Example) -> Example:
         """The example with its :meth:`true_negatives` alone, and their scores where it carries some."""
-        return with_negatives(example, self.true_negatives(example))
-
-
-def with_negatives(example: Example, kept: Sequence[int]) -> Example:
-    """The example with the hard negatives of these indices, in this order, each with its score."""
-    scores = example.scores and (example.scores[0], *(example.scores[1 + k] for k in kept))
-    return replace(example, negatives=tuple(example.negatives[k] for k in kept), scores=scores)
+        return example.with_negatives(self.true_negatives(example))

@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from d2llm.data.example import Example, text_id
-from d2llm.data.positives import KnownPositives, text_key, with_negatives
+from d2llm.data.positives import KnownPositives, text_key
 from d2llm.errors import InputError
 from d2llm.training.config import DataConfig, RunConfig
 
@@ -132,7 +132,8 @@ def choose_negatives(example: Example, count: int, seed: int = 0, epoch: int = 0
         raise InputError(f"count: expected at least 0, got {count}")
     key = f"{seed}:{epoch}:{text_id(example.query)}:"
     draws = [hashlib.sha256((key + text_id(negative)).encode()).digest() for negative in example.negatives]
-    return with_negatives(example, sorted(range(len(draws)), key=draws.__getitem__)[:count])
+    kept = sorted(range(len(draws)), key=draws.__getitem__)[:count]
+    return example.with_negatives(kept)
 
 
 class EpochExamples(Dataset[Example]):

@@ -111,14 +111,15 @@ def _count_group(found: Survey, example: Example, teacher: "Scores | None", weig
     if not example.negatives:
         return
     if teacher is None:
-        judged = [example.scores is not None] * len(example.passages)
+        judged, compared = [example.scores is not None] * len(example.passages), False
     else:
         judged = [_judged(teacher, example, passage) for passage in example.passages]
         ids = [text_id(passage) for passage in example.passages]
-        found.compared += teacher.relation(text_id(example.query), ids) is not None
+        compared = teacher.relation(text_id(example.query), ids) is not None
+    found.compared += compared
     for passage, is_judged in zip(example.passages, judged, strict=True):
         found.groups.count(example, passage, is_judged)
-    imitated = weights.alpha * (1 - weights.label_share) or weights.beta or weights.gamma
+    imitated = weights.alpha * (1 - weights.label_share) or weights.beta or weights.gamma or (weights.eta and compared)
     for is_judged in judged[1:]:
         by_teacher = is_judged and judged[0]
         found.negatives += 1

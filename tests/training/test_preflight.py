@@ -142,7 +142,11 @@ def test_a_run_that_cannot_learn_is_refused(
         (unscored(), {"data": {"negatives": 0}}, "data.negatives=0: none of 16 hard negatives is used"),
         (unscored(), {"loss": {"labels": 0}}, "no loss uses 64 of 64 hard negatives"),
         (make_examples(), {"optimizer": {"warmup_steps": 6}}, "the warm-up takes 6 of 8 steps"),
-        ([*unscored(), *unscored(2)], {}, "2 examples repeat the query and the positive of another one"),
+        (
+            [*unscored(), replace(unscored(1)[0], line=9)],
+            {},
+            "1 examples repeat the query and the positive of another one (line 9)",
+        ),
         ([Example(f"q{i}", "p", ("n",)) for i in range(4)], {}, "the in-batch loss has nothing to learn from: every"),
         (
             [replace(example, task=("asym", "sym")[i > 4]) for i, example in enumerate(unscored())],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Texts of a kind whose tokens are counted.
 _TEXTS = 1 << 12
-#: Examples with false negatives that are named.
+#: Examples of a kind that are named.
 _SHOWN = 5
 #: Schedules of transformers that do not warm up.
 _UNWARMED = ("constant", "reduce_lr_on_plateau")
@@ -57,8 +57,9 @@ class Facts:
     """What a run consists of."""
 
     examples: int
-    #: Examples whose query and positive another one has already.
+    #: Examples whose query and positive another one has already, and where the first of them stand.
     repeated_examples: int
+    repeated_places: tuple[str, ...]
     tasks: dict[str, int]
     batch_size: int
     processes: int
@@ -76,11 +77,12 @@ def gather(trainer: "DistillationTrainer", given: Sequence[Example]) -> Facts:
     """The facts about a run over the examples ``given``."""
     plan, student = trainer.plan, trainer.student
     unwarmed = trainer.config.optimizer.schedule in _UNWARMED
-    pairs = {(text_key(example.query), text_key(example.positive)) for example in given}
+    repeated = _repeated(given)
     passages = [passage for example in given for passage in example.passages]
     return Facts(
         examples=len(given),
-        repeated_examples=len(given) - len(pairs),
+        repeated_examples=len(repeated),
+        repeated_places=tuple(map(place, repeated[:_SHOWN])),
         tasks=dict(sorted(Counter(example.task for example in given).items())),
         batch_size=plan.run.batch_size,
         processes=plan.world_size,
@@ -92,6 +94,18 @@ def gather(trainer: "DistillationTrainer", given: Sequence[Example]) -> Facts:
         passages=_lengths(student.tokenizer, passages, student.config.passage_length),
         survey=survey(trainer),
     )
+
+
+def _repeated(given: Sequence[Example]) -> list[Example]:
+    """Examples whose query and positive stand before."""
+    seen: set[tuple[str, str]] = set()
+    repeated = []
+    for example in given:
+        pair = text_key(example.query), text_key(example.positive)
+        if pair in seen:
+            repeated.append(example)
+        seen.add(pair)
+    return repeated
 
 
 def _negatives(given: Sequence[Example], known: KnownPositives, drawn: int) -> Negatives:

@@ -50,7 +50,10 @@ def warnings(facts: Facts, config: TrainConfig, cost: StepCost | None) -> Iterat
     yield from _about_teacher(facts, config)
     yield from _about_negatives(facts, config)
     if facts.repeated_examples:
-        yield f"{facts.repeated_examples} examples repeat the query and the positive of another one"
+        yield (
+            f"{facts.repeated_examples} examples repeat the query and the positive of another one "
+            f"({', '.join(facts.repeated_places)})"
+        )
     if LONG_WARMUP * facts.steps < facts.warmup_steps <= facts.steps:
         yield f"the warm-up takes {facts.warmup_steps} of {facts.steps} steps; a tenth is usual"
     step_size = facts.batch_size * facts.processes

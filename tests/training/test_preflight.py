@@ -94,7 +94,8 @@ def _whole(examples: Sequence[Example]) -> ScoreTable:
 
 def test_a_long_run_is_surveyed_by_a_part_of_it(student: D2LLM, config: TrainConfig, monkeypatch: Any) -> None:
     monkeypatch.setattr("d2llm.training.preflight.survey.PAIRS", 64)
-    found = survey(DistillationTrainer(student, replace(config, run=replace(config.run, max_steps=400)), unscored()))
+    long = replace(config, run=replace(config.run, max_steps=400))
+    found = survey(DistillationTrainer(student, long, unscored()), unscored())
     assert 3 <= found.batches <= 4
 
 

@@ -4,7 +4,7 @@ Long runs are surveyed by batches that lie evenly over them, so that it takes se
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from d2llm.data.example import Example, text_id
 from d2llm.losses import LossWeights
-from d2llm.training.plan import Plan
+from d2llm.training.plan import Plan, choose_negatives
 
 if TYPE_CHECKING:
     from d2llm.training.collator import Scores
@@ -66,15 +66,20 @@ class Survey:
     compared: int = 0
 
 
-def survey(trainer: "DistillationTrainer") -> Survey:
-    """Look at the batches of a run: at all of them, or at as many as :data:`PAIRS` allow."""
+def survey(trainer: "DistillationTrainer", examples: Sequence[Example]) -> Survey:
+    """Look at the batches of a run: at all of them, or at as many as :data:`PAIRS` allow.
+
+    Args:
+        trainer: of the run; its plan, teacher and weights are read.
+        examples: its training examples, without false negatives.
+    """
     found = Survey()
-    collator = trainer.collator
+    collator, config = trainer.collator, trainer.config
     for keys in _batches(trainer.plan):
-        batch = [trainer.examples[key] for key in keys]
+        batch = [choose_negatives(examples[i], config.data.negatives, config.run.seed, epoch) for epoch, i in keys]
         found.batches += 1
         for example in batch:
-            _count_group(found, example, collator.teacher, trainer.config.loss)
+            _count_group(found, example, collator.teacher, config.loss)
         masked = collator.known.mask([e.query for e in batch], [e.positive for e in batch])
         np.fill_diagonal(masked, True)
         # Of a huge batch some rows are enough.

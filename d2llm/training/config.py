@@ -69,6 +69,8 @@ class RunConfig:
     gradient_checkpointing: bool = True
     #: Texts of like length encoded at once; None encodes all of a batch.
     texts_per_chunk: int | None = None
+    #: Keep the activations of one chunk only and encode every chunk twice: batches in the thousands.
+    cached_gradients: bool = False
     logging_steps: int = 10
     eval_steps: int = 100
     save_steps: int = 100
@@ -109,6 +111,11 @@ class TrainConfig:
                 raise InputError(f"{name}: expected a positive number, got {value}")
         if data.negatives < 0 or run.seed < 0:
             raise InputError(f"data.negatives, run.seed: expected at least 0, got {data.negatives} and {run.seed}")
+        if run.cached_gradients and run.texts_per_chunk is None:
+            raise InputError(
+                "run.texts_per_chunk: expected a number, such as 64, with run.cached_gradients, which needs the memory "
+                "of one chunk, got null"
+            )
         if run.save_steps % run.eval_steps:
             raise InputError(
                 f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since evaluation and saving "

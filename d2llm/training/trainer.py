@@ -123,6 +123,11 @@ class DistillationTrainer(Trainer):
             ),
             callbacks=[*(callbacks or []), *stopping],
         )
+        if config.run.cached_gradients and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError(
+                "run.cached_gradients: expected whole weights in every process, since each chunk reads them anew, got "
+                "shards (FSDP or DeepSpeed); train with DDP (torchrun) or set it to false"
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
@@ -159,7 +164,8 @@ class DistillationTrainer(Trainer):
         """The weighted sum of the losses that the batch has targets for (paper section 3.3)."""
         targets = {name: inputs[name] for name in _TARGETS if name in inputs}
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
-        output = model(**tokens, texts_per_chunk=self.config.run.texts_per_chunk)
+        run = self.config.run
+        output = model(**tokens, texts_per_chunk=run.texts_per_chunk, cached_gradients=run.cached_gradients)
         total, parts = d2llm_loss(
             output.logits,
             output.in_batch_logits,

@@ -110,8 +110,8 @@ def mine_negatives(
 
 def student_vectors(
     student: "D2LLM", examples: Sequence[Example], corpus: Sequence[str], dtype: "torch.dtype | None" = None
-) -> dict[str, NDArray[np.float32]]:
-    """A student's embeddings as :func:`mine_negatives` takes them; each distinct query is encoded once.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A student's embeddings of queries and passages as :func:`mine_negatives` takes them.
 
     Args:
         dtype: of the student's computation, as in :meth:`d2llm.student.D2LLM.encode`.
@@ -119,10 +119,8 @@ def student_vectors(
     queries = list(dict.fromkeys(example.query for example in examples))
     row = {query: number for number, query in enumerate(queries)}
     vectors = student.encode(queries, kind="query", dtype=dtype)
-    return {
-        "query_vectors": vectors[[row[example.query] for example in examples]],
-        "passage_vectors": student.encode(corpus, kind="passage", dtype=dtype),
-    }
+    of_examples = vectors[[row[example.query] for example in examples]]
+    return of_examples, student.encode(corpus, kind="passage", dtype=dtype)
 
 
 class _Known:

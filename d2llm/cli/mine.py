@@ -1,7 +1,7 @@
 """d2llm mine."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -51,9 +51,9 @@ def mine(
     passages = read_passages(corpus, examples)
     if margin is not None:
         passages = list(dict.fromkeys([*passages, *(example.positive for example in examples)]))
-    vectors: dict[str, Any] = {}
+    queries, vectors = None, None
     if method != "bm25" and model is not None:
-        vectors = student_vectors(load_student(model), examples, passages)
+        queries, vectors = student_vectors(load_student(model), examples, passages)
     mined = mine_negatives(
         examples,
         passages,
@@ -64,7 +64,8 @@ def mine(
         margin=margin,
         fill=fill,
         seed=seed,
-        **vectors,
+        query_vectors=queries,
+        passage_vectors=vectors,
     )
     count = write_examples(target, mined)
     short = sum(len(example.negatives) < k for example in mined)

@@ -81,6 +81,43 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class MiningConfig:
+    """Hard negatives mined anew from the student; without a period there is no mining.
+
+    Raises:
+        InputError: for both periods, or a number out of range.
+    """
+
+    #: Optimizer steps from one mining to the next.
+    every_steps: int | None = None
+    #: Epochs from one mining to the next.
+    every_epochs: int | None = None
+    #: File of passages to draw from beside the positives; None draws from the examples' passages.
+    corpus: str | None = None
+    #: Hard negatives found for an example; a batch takes ``data.negatives`` of them.
+    k: int = 8
+    #: How many of the nearest passages they are drawn from.
+    top: int = 100
+    #: None that is nearer to the query than the positive less this cosine is drawn; None rules out nothing.
+    margin: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise InputError(
+                f"mining: expected every_steps or every_epochs, got {self.every_steps} and {self.every_epochs}"
+            )
+        for name in ("every_steps", "every_epochs", "k", "top"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"mining.{name}: expected at least 1, got {value}")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a period."""
+        return self.every_steps is not None or self.every_epochs is not None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole run.
 
@@ -98,6 +135,7 @@ class TrainConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
 
     def __post_init__(self) -> None:
         run, data, optimizer = self.run, self.data, self.optimizer

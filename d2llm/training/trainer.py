@@ -17,6 +17,7 @@ from d2llm.losses import d2llm_loss
 from d2llm.student import D2LLM
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import TrainConfig
+from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
 from d2llm.training.vectors import TextVectors
 
@@ -85,7 +86,7 @@ class DistillationTrainer(Trainer):
 
         Args:
             student: trained in place.
-            config: ``optimizer``, ``run``, ``loss``, ``data.negatives`` and ``output_dir`` are read here.
+            config: ``optimizer``, ``run``, ``loss``, ``mining``, ``data.negatives`` and ``output_dir`` are read here.
             examples: training examples.
             validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
             teacher: teacher scores; None trains on scores that examples carry, or on the in-batch loss alone.
@@ -106,7 +107,11 @@ class DistillationTrainer(Trainer):
                 f"devices: expected one process a GPU (torchrun, accelerate launch), got one for {arguments.n_gpu}"
             )
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
-        self.examples = EpochExamples(examples, config.data.negatives, config.run.seed)
+        if config.mining.wanted:
+            self.examples: EpochExamples = MinedExamples(examples, config, self.plan, student, arguments)
+            callbacks = [*(callbacks or []), MineAfresh()]
+        else:
+            self.examples = EpochExamples(examples, config.data.negatives, config.run.seed)
         stopping = [EarlyStoppingCallback(config.run.patience)] if validation and config.run.patience else []
         super().__init__(
             model=student,

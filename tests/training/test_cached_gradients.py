@@ -10,14 +10,20 @@ from training_setup import make_config, make_examples
 
 from d2llm.errors import InputError
 from d2llm.losses import d2llm_loss
-from d2llm.student import D2LLM
+from d2llm.student import D2LLM, modeling
 from d2llm.student.cached_gradients import cached
 from d2llm.training import DistillationTrainer
 from d2llm.training.collator import Collator
 from d2llm.training.config import TrainConfig
-from d2llm_kernels.measure.memory import peak_bytes
+from d2llm_kernels.measure.memory import allocations, peak_bytes
 
 CHUNK = 4
+
+
+@pytest.fixture(autouse=True)
+def few_pairs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of passages take several chunks in small batches too."""
+    monkeypatch.setattr(modeling, "_PAIRS_AT_ONCE", 16)
 
 
 def loss(student: D2LLM, batch: dict[str, Tensor], targets: dict[str, Tensor], **how: Any) -> Tensor:
@@ -45,6 +51,7 @@ def gradients(student: D2LLM, batch: Any, targets: Any, **how: Any) -> dict[str,
     return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
 
 
+# Losses are taken in float32, whatever the student's number type; what chunks round elsewhere is far below that.
 def assert_same(expected: dict[str, Tensor], got: dict[str, Tensor], tolerance: float) -> None:
     assert expected.keys() == got.keys() and any(value.any() for value in expected.values())
     for name, value in expected.items():
@@ -63,7 +70,7 @@ def test_gradients_are_those_of_the_whole_batch(base_model: str, dropout: float,
     expected = gradients(student, batch, targets)
     state = torch.get_rng_state()
     assert any(".lora_" in name for name in expected) and {"pma.S", "iem.linear1.weight"} <= expected.keys()
-    assert_same(expected, gradients(student, batch, targets, cached_gradients=True), 1e-12)
+    assert_same(expected, gradients(student, batch, targets, cached_gradients=True), 1e-6)
     # What is drawn next is what would be drawn after the plain step.
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -74,7 +81,7 @@ def test_every_weight_and_heads_alone(base_model: str, frozen: bool) -> None:
     student.backbone.requires_grad_(not frozen)
     expected = gradients(student, batch, targets)
     assert any(name.startswith("backbone.") for name in expected) != frozen
-    assert_same(expected, gradients(student, batch, targets, cached_gradients=True), 1e-12)
+    assert_same(expected, gradients(student, batch, targets, cached_gradients=True), 1e-6)
 
 
 def test_autocast_is_repeated(base_model: str) -> None:
@@ -139,6 +146,22 @@ def test_memory_is_that_of_a_chunk(base_model: str) -> None:
     assert peaks[128] - peaks[32] < 4 * vectors + tokens + states + 4 * logits
     # A plain step holds all activations: a hundred times as much for each further text.
     assert peak(32, False) > 10 * (peaks[128] - peaks[32])
+
+
+def test_groups_keep_their_results_only(base_model: str) -> None:
+    student = D2LLM.create(base_model, iem_hidden=256)
+
+    def held(size: int, cached_gradients: bool) -> int:
+        batch = {name: value for name, value in random_batch(size, group=9).items() if name in ("groups", "task")}
+        vectors = {"query_vectors": torch.randn(size, 32), "passage_vectors": torch.randn(size * 9, 32)}
+        output: list[Any] = []
+        # What the forward pass frees again cancels out.
+        return sum(allocations(lambda: output.append(student(**batch, **vectors, cached_gradients=cached_gradients))))
+
+    plain, lean = (held(128, how) - held(64, how) for how in (False, True))
+    features = 64 * 9 * 256 * 4
+    # A plain pass also keeps what the projections make of each pair, and their sum.
+    assert lean < 2 * features < 3 * features < plain
 
 
 def finished(base_model: str, folder: Path, **run: Any) -> dict[str, Tensor]:

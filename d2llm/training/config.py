@@ -77,6 +77,8 @@ class RunConfig:
     gradient_checkpointing: bool = True
     #: Texts of like length encoded at once; None encodes all of a batch.
     texts_per_chunk: int | None = None
+    #: Keep the activations of one chunk only and encode every chunk twice: batches in the thousands.
+    cached_gradients: bool = False
     logging_steps: int = 10
     eval_steps: int = 100
     save_steps: int = 100
@@ -84,6 +86,43 @@ class RunConfig:
     save_total_limit: int = 3
     #: Evaluations without a better MRR before training stops; None never stops early.
     patience: int | None = 5
+
+
+@dataclass(frozen=True)
+class MiningConfig:
+    """Hard negatives mined anew from the student; without a period there is no mining.
+
+    Raises:
+        InputError: for both periods, or a number out of range.
+    """
+
+    #: Optimizer steps from one mining to the next.
+    every_steps: int | None = None
+    #: Epochs from one mining to the next.
+    every_epochs: int | None = None
+    #: File of passages to draw from beside the positives; None draws from the examples' passages.
+    corpus: str | None = None
+    #: Hard negatives found for an example; a batch takes ``data.negatives`` of them.
+    k: int = 8
+    #: How many of the nearest passages they are drawn from.
+    top: int = 100
+    #: None that is nearer to the query than the positive less this cosine is drawn; None rules out nothing.
+    margin: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise InputError(
+                f"mining: expected every_steps or every_epochs, got {self.every_steps} and {self.every_epochs}"
+            )
+        for name in ("every_steps", "every_epochs", "k", "top"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"mining.{name}: expected at least 1, got {value}")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a period."""
+        return self.every_steps is not None or self.every_epochs is not None
 
 
 @dataclass(frozen=True)
@@ -104,6 +143,7 @@ class TrainConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
 
     def __post_init__(self) -> None:
         run, data, optimizer = self.run, self.data, self.optimizer
@@ -120,6 +160,11 @@ class TrainConfig:
             raise InputError(f"data.false_negative_margin: expected a finite number, got {data.false_negative_margin}")
         if data.negatives < 0 or run.seed < 0:
             raise InputError(f"data.negatives, run.seed: expected at least 0, got {data.negatives} and {run.seed}")
+        if run.cached_gradients and run.texts_per_chunk is None:
+            raise InputError(
+                "run.texts_per_chunk: expected a number, such as 64, with run.cached_gradients, which needs the memory "
+                "of one chunk, got null"
+            )
         if data.false_negative_filter not in (None, *FILTERS):
             raise InputError(
                 f"data.false_negative_filter: expected one of {', '.join(FILTERS)} or null, "

@@ -19,6 +19,7 @@ from d2llm.losses import d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import TrainConfig
+from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
 from d2llm.training.vectors import TextVectors
 
@@ -96,7 +97,7 @@ class DistillationTrainer(Trainer):
 
         Args:
             student: trained in place.
-            config: ``optimizer``, ``run``, ``loss``, ``data.negatives`` and ``output_dir`` are read here.
+            config: ``optimizer``, ``run``, ``loss``, ``mining``, ``data.negatives`` and ``output_dir`` are read here.
             examples: training examples.
             validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
             teacher: teacher scores; None trains on scores that examples carry, or on labels alone.
@@ -121,7 +122,13 @@ class DistillationTrainer(Trainer):
             raise InputError("data.false_negative_filter: 'teacher' needs a file of scores (data.teacher), got none")
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
         known = KnownPositives(examples)
-        self.examples = EpochExamples(list(map(known.clean, examples)), config.data.negatives, config.run.seed)
+        clean = list(map(known.clean, examples))
+        if config.mining.wanted:
+            mined = MinedExamples(clean, config, self.plan, student, arguments)
+            self.examples: EpochExamples = mined
+            callbacks = [*(callbacks or []), MineAfresh(mined)]
+        else:
+            self.examples = EpochExamples(clean, config.data.negatives, config.run.seed)
         self.collator = Collator(
             student.tokenizer,
             student.config.query_length,
@@ -140,6 +147,11 @@ class DistillationTrainer(Trainer):
             data_collator=self.collator,
             callbacks=[*(callbacks or []), *stopping],
         )
+        if config.run.cached_gradients and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError(
+                "run.cached_gradients: expected whole weights in every process, since each chunk reads them anew, got "
+                "shards (FSDP or DeepSpeed); train with DDP (torchrun) or set it to false"
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
@@ -176,7 +188,8 @@ class DistillationTrainer(Trainer):
         """The weighted sum of the losses that the batch has targets for (paper section 3.3)."""
         targets = {name: inputs[name] for name in _TARGETS if name in inputs}
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
-        output = model(**tokens, texts_per_chunk=self.config.run.texts_per_chunk)
+        run = self.config.run
+        output = model(**tokens, texts_per_chunk=run.texts_per_chunk, cached_gradients=run.cached_gradients)
         positives = output.passage_embeddings[inputs["groups"][:, 0]]
         total, parts = d2llm_loss(
             output.logits,

@@ -12,7 +12,7 @@ import numpy as np
 
 from d2llm.data.example import Example, text_id
 from d2llm.losses import LossWeights
-from d2llm.training.plan import Plan
+from d2llm.training.plan import BatchKey, Plan
 
 if TYPE_CHECKING:
     from d2llm.training.collator import Scores
@@ -93,8 +93,8 @@ def place(example: Example) -> str:
     return "an example" if example.line is None else f"line {example.line}"
 
 
-def _batches(plan: Plan) -> Iterator[list[tuple[int, int]]]:
-    """(epoch, index) keys of batches that lie evenly over the run."""
+def _batches(plan: Plan) -> Iterator[list[BatchKey]]:
+    """Keys of batches that lie evenly over the run; of negatives that are mined on the way those of its start."""
     size = plan.run.batch_size
     total = plan.all_updates * plan.run.accumulation_steps * plan.world_size
     every = max(1, math.ceil(total * size * size / PAIRS))
@@ -102,7 +102,7 @@ def _batches(plan: Plan) -> Iterator[list[tuple[int, int]]]:
     for epoch, steps in enumerate(plan.epochs()):
         batches = steps.reshape(-1, size)
         for batch in batches[-number % every :: every].tolist():
-            yield [(epoch, index) for index in batch]
+            yield [BatchKey(epoch, 0, index) for index in batch]
         number += len(batches)
 
 

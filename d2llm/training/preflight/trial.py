@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from d2llm.training.plan import BatchKey
+
 if TYPE_CHECKING:
     from d2llm.training.trainer import DistillationTrainer
 
@@ -48,7 +50,7 @@ def try_steps(trainer: "DistillationTrainer") -> StepCost:
     seconds = []
     with torch.random.fork_rng([device] if cuda else []), _as_in_training(trainer):
         for batch in batches:
-            inputs = trainer.collator([trainer.examples[0, index] for index in batch])
+            inputs = trainer.collator([trainer.examples[BatchKey(0, 0, index)] for index in batch])
             start = time.perf_counter()
             trainer.training_step(student, inputs)
             if cuda:

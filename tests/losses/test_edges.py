@@ -202,6 +202,8 @@ def test_perfect_imitation_costs_nothing():
         ("gamma", lambda: LossWeights(gamma=-1)),
         ("temperature", lambda: LossWeights(temperature=0)),
         ("eta", lambda: LossWeights(eta=float("nan"))),
+        ("in_batch_form", lambda: LossWeights(in_batch_form="sum")),
+        ("form", lambda: losses.in_batch_loss(torch.zeros(2, 2), form="sum")),
     ],
 )
 def test_errors_name_the_argument(name, arguments):

@@ -1,7 +1,8 @@
 """One training example: a query, its positive passage and its hard negatives."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from d2llm.errors import InputError
 from d2llm.tasks import ASYM, TASKS
@@ -47,3 +48,8 @@ class Example:
     def passages(self) -> tuple[str, ...]:
         """[positive, *negatives]: index 0 is the positive, as in every loss."""
         return (self.positive, *self.negatives)
+
+    def with_negatives(self, kept: Sequence[int]) -> "Example":
+        """The example with those of its hard negatives alone, by index and in that order, scores with them."""
+        scores = self.scores and (self.scores[0], *(self.scores[1 + i] for i in kept))
+        return replace(self, negatives=tuple(self.negatives[i] for i in kept), scores=scores)

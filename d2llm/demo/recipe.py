@@ -47,6 +47,7 @@ class Phase:
     batch_size: int = 32
     #: Hard negatives that an example brings to a batch; without a teacher there are none.
     negatives: int = 0
+    #: LoRA's learning rate as a multiple of the heads'.
     lora_lr_scale: float = 0.5
     warmup_steps: int = 10
     #: Bring the rate to zero by the end; a phase that another one follows may hold it.
@@ -66,7 +67,7 @@ class Phase:
             loss=self.loss,
             optimizer=OptimizerConfig(
                 lr=self.lr,
-                lora_lr_scale=self.lora_lr_scale,
+                lora_lr=self.lr * self.lora_lr_scale,
                 schedule="linear" if self.decay else "constant_with_warmup",
                 warmup_steps=self.warmup_steps,
             ),

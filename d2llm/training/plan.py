@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -126,8 +126,7 @@ def choose_negatives(example: Example, count: int, seed: int = 0, epoch: int = 0
     key = f"{seed}:{epoch}:{text_id(example.query)}:"
     draws = [hashlib.sha256((key + text_id(negative)).encode()).digest() for negative in example.negatives]
     kept = sorted(range(len(draws)), key=draws.__getitem__)[:count]
-    scores = example.scores and (example.scores[0], *(example.scores[1 + i] for i in kept))
-    return replace(example, negatives=tuple(example.negatives[i] for i in kept), scores=scores)
+    return example.with_negatives(kept)
 
 
 class EpochExamples(Dataset[Example]):

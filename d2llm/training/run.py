@@ -6,14 +6,19 @@ from typing import Any
 
 from d2llm.checkpoints import last_checkpoint
 from d2llm.data.jsonl import read_examples
-from d2llm.data.validation import Validation
 from d2llm.errors import InputError, MismatchError
 from d2llm.files import read_json, write_json
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.collator import Scores, check_header
 from d2llm.training.config import TrainConfig
-from d2llm.training.trainer import DistillationTrainer
+from d2llm.training.start import RunData, fit_warm_start, keep_held_out, run_data
+from d2llm.training.trainer import DistillationTrainer, training_arguments
+from d2llm.training.vectors import TextVectors
+from d2llm.training.watching import Outcome
+
+#: What came of a run, in its folder.
+OUTCOME = "outcome.json"
 
 #: The configuration a folder's checkpoints were made with.
 SETTINGS = "training.json"
@@ -29,7 +34,8 @@ def train(config: TrainConfig, resume: bool = False) -> D2LLM:
         resume: go on from the newest whole checkpoint of ``output_dir``, if there is one.
 
     Returns:
-        The student: of the best step by validation MRR, or of the last step without validation data.
+        The student: of the best step by validation MRR, the start counting as one, or of the last step without
+        validation data.
 
     Raises:
         InputError: for a missing setting, or a folder that already holds checkpoints when not resuming.
@@ -41,14 +47,29 @@ def train(config: TrainConfig, resume: bool = False) -> D2LLM:
     checkpoint = prepare_folder(config, resume)
     scores = config.data.teacher
     teacher = _load_scores(scores, config.data.teacher_header) if scores is not None else None
-    examples = read_examples(config.data.train)
-    held_out = config.data.validation
-    validation = Validation.from_examples(read_examples(held_out)) if held_out is not None else None
+    data = run_data(read_examples(config.data.train), config.data, config.run.seed)
     student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
-    trainer = DistillationTrainer(student, config, examples, validation, teacher)
+    # The decorated signature that transformers gives this method hides its own argument.
+    student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
+    if checkpoint is None:
+        fit_warm_start(student, data.train, config.run.seed)
+    vectors = _vectors(student, data) if config.run.interaction_only else None
+    trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
+    if trainer.is_world_process_zero():
+        print(data.told)
+        keep_held_out(data, config.data, Path(config.output_dir))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        result = Outcome.of(trainer.state)
+        print(result)
+        write_json(Path(config.output_dir) / OUTCOME, asdict(result))
     return student.eval()
+
+
+def _vectors(student: D2LLM, data: RunData) -> TextVectors:
+    """Embeddings of every text of a run whose encoder stays as it is."""
+    return TextVectors.encode(student, [*data.train, *(data.held_out or ())])
 
 
 def _load_scores(path: str, header: dict[str, Any]) -> Scores:

@@ -9,7 +9,7 @@ from d2llm.data.example import Example
 from d2llm.teacher.scoring import Work, plan_pairs
 from d2llm.training.config import DataConfig, RunConfig, load_config
 from d2llm.training.plan import Plan, in_batch_pairs
-from d2llm.training.start import run_data
+from d2llm.training.start import parted
 
 
 def run_of(
@@ -51,7 +51,7 @@ def in_batch_work(examples: Sequence[Example], run: RunConfig, data: DataConfig,
     Raises:
         InputError: if the examples do not fill a batch.
     """
-    examples = run_data(examples, data, run.seed).train
+    examples = parted(examples, data, run.seed).train
     pairs: dict[str, list[tuple[str, str]]] = {}
     for i, j in in_batch_pairs(examples, Plan.of(examples, run, data, world_size)):
         pairs.setdefault(examples[i].task, []).append((examples[i].query, examples[j].positive))

@@ -15,7 +15,8 @@ def train(
 ) -> None:
     """Distil a teacher's scores into a student.
 
-    Checkpoints are written on the way; the best one by validation becomes the student.
+    Checkpoints are written on the way; the best one by validation becomes the student, the start being
+    one too. Without data.validation a tenth of the examples is held out for it.
 
     \b
     Examples:

@@ -9,7 +9,7 @@ import torch
 
 from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples, write_examples
-from d2llm.data.split import split
+from d2llm.data.split import Split, split
 from d2llm.data.validation import Validation
 from d2llm.student import D2LLM
 from d2llm.training.config import DataConfig
@@ -41,17 +41,28 @@ def run_data(examples: Sequence[Example], data: DataConfig, seed: int) -> RunDat
         InputError: where nothing can be split off (see :func:`~d2llm.data.split.split`).
         MissingError, FormatError: for a file of held-out examples that is not there, or malformed.
     """
+    parts = parted(examples, data, seed)
     if data.validation is not None:
         held_out = read_examples(data.validation)
-        return RunData(list(examples), held_out, f"validation: {len(held_out)} examples of {data.validation}")
-    if data.validation_share == 0:
-        return RunData(list(examples), None, "validation: none, so that no best step is chosen and nothing stops early")
-    parts = split(examples, data.validation_share, seed)
+        return RunData(parts.train, held_out, f"validation: {len(held_out)} examples of {data.validation}")
+    if not parts.held_out:
+        return RunData(parts.train, None, "validation: none, so that no best step is chosen and nothing stops early")
     told = (
         f"validation: {len(parts.held_out)} of {len(examples)} examples, held out by seed {seed}; they share no query "
         "and no positive with the others"
     )
     return RunData(parts.train, parts.held_out, told)
+
+
+def parted(examples: Sequence[Example], data: DataConfig, seed: int) -> Split:
+    """The examples of a run's file that it trains on, and those of them that it holds out, which may be none.
+
+    Raises:
+        InputError: where nothing can be split off.
+    """
+    if data.validation is not None or data.validation_share == 0:
+        return Split(list(examples), [])
+    return split(examples, data.validation_share, seed)
 
 
 def keep_held_out(data: RunData, config: DataConfig, folder: Path) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2llm.errors import InputError
-from d2llm_kernels.functional import in_batch_terms
+from d2llm_kernels import functional
 
 # Below this length a feature vector counts as zero: it has no direction, hence no gradient.
 _ZERO_LENGTH = 1e-12
@@ -117,7 +117,7 @@ def in_batch_loss(
     """
     _square("scores", scores)
     duplicates = _duplicates(duplicates, scores)
-    cross_entropy, _ = in_batch_terms(scores, duplicates=duplicates, temperature=temperature)
+    cross_entropy, _ = functional.in_batch_terms(scores, duplicates=duplicates, temperature=temperature)
     return _over_queries(cross_entropy, form)
 
 
@@ -321,7 +321,7 @@ def _in_batch_parts(
     duplicates = _duplicates(duplicates, z_in_batch)
     temperature = weights.in_batch_temperature
     if s is None or judged is None:
-        cross_entropy, pairwise = in_batch_terms(z_in_batch, duplicates=duplicates, temperature=temperature)
+        cross_entropy, pairwise = functional.in_batch_terms(z_in_batch, duplicates=duplicates, temperature=temperature)
         return _over_queries(cross_entropy, weights.in_batch_form), pairwise.sum()
     if size != len(z):
         raise InputError(f"z_in_batch: expected ({len(z)}, {len(z)}) for z {tuple(z.shape)}, got ({size}, {size})")
@@ -330,7 +330,9 @@ def _in_batch_parts(
         s_in_batch = _float(s_in_batch)
     hard = judged[:, 1:]
     s_hard = _float(s)[:, 1:].masked_fill(~hard, float("nan"))
-    cross_entropy, pairwise = in_batch_terms(z_in_batch, z[:, 1:], s_hard, s_in_batch, duplicates, temperature)
+    cross_entropy, pairwise = functional.in_batch_terms(
+        z_in_batch, z[:, 1:], s_hard, s_in_batch, duplicates, temperature
+    )
     easy: Tensor | int = size - 1
     if duplicates is not None:
         # A sum of bool in int64 would first hold a matrix of int64.

@@ -9,8 +9,9 @@ from torch import Tensor
 
 import d2llm_kernels as dk
 from benchmarks.counters.launches import DEVICE
-from d2llm_kernels import functional, iem_folded, int8, pool_folded
-from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels import functional, int8
+from d2llm_kernels.backends.folded import interaction, pooling
+from d2llm_kernels.branch import Branch
 
 _D, _H, _F = 64, 4, 64
 
@@ -60,18 +61,18 @@ def native() -> Iterator[Counted]:
 def multiplied() -> Iterator[Counted]:
     """The folded forms, called past their operators, which hide the products inside from whoever counts."""
     x, u = torch.randn(4, 96, _D), torch.randn(_H, _D)
-    pooled, _ = pool_folded.attn_pool(x, u, None, None)
-    yield Counted("attn_pool", partial(pool_folded.attn_pool, x, u, None, None))
+    pooled, _ = pooling.attn_pool(x, u, None, None)
+    yield Counted("attn_pool", partial(pooling.attn_pool, x, u, None, None))
     yield Counted(
         "attn_pool_backward",
-        partial(pool_folded.attn_pool_backward, torch.randn_like(pooled), None, x, u, None, None, (True, True)),
+        partial(pooling.attn_pool_backward, torch.randn_like(pooled), None, x, u, None, None, (True, True)),
     )
     a, b, branch = _texts(16, 256, _F)
-    yield Counted("iem_scores", partial(iem_folded.iem_scores, a, b, branch))
+    yield Counted("iem_scores", partial(interaction.iem_scores, a, b, branch))
     slopes = torch.randn(16, 256)
-    backward = partial(iem_folded.iem_scores_backward, slopes, a, b, branch, (True, True))
+    backward = partial(interaction.iem_scores_backward, slopes, a, b, branch, (True, True))
     yield Counted("iem_scores_backward", backward)
-    yield Counted("iem_topk", partial(iem_folded.iem_topk, a, b, branch, 8))
+    yield Counted("iem_topk", partial(interaction.iem_topk, a, b, branch, 8))
 
 
 def allocated(backend: str) -> Iterator[Counted]:

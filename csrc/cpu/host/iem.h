@@ -1,4 +1,4 @@
-// Interaction scores: shapes and semantics as in d2llm_kernels/functional.py. Tensors are float or bfloat16, all of one
+// Interaction scores: shapes and semantics as in d2llm_kernels/operators/interaction.py. Tensors are float or bfloat16, all of one
 // dtype, on the CPU.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Registration of the operators. d2llm_kernels/cpu.py calls them from inside the package's own operators, which carry
+// Registration of the operators. d2llm_kernels/backends/cpu/ calls them from inside the package's own operators, which carry
 // the fake implementations and the derivatives.
 
 #include <torch/library.h>

@@ -13,11 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import PrinterCallback, ProgressCallback
 
 from d2llm.data.example import Example, text_id
 from d2llm.data.validation import Validation
 from d2llm.demo.data import load_data
 from d2llm.demo.first_phase import load_first_phase
+from d2llm.demo.library import library_vectors
 from d2llm.demo.recipe import SCORED_EXAMPLES
 from d2llm.evaluation.systems import iem_scores
 from d2llm.losses import LossWeights
@@ -74,6 +77,8 @@ def run(config: TrainConfig, examples: list[Example], teacher: Any, vectors: Tex
     student = load_first_phase()
     data = run_data(examples, config.data, config.run.seed)
     trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
     trainer.train()
     return student.eval()
 
@@ -95,7 +100,10 @@ def main() -> None:
     bare = [Example(e.query, e.positive, task=e.task) for e in examples]
     first = load_first_phase()
     held_out = data.held_out
-    vectors = TextVectors.encode(first, examples, held_out.queries, held_out.passages)
+    queries = list(dict.fromkeys([*held_out.queries, *(example.query for example in examples)]))
+    # Of the shipped student, whose encoder is the first phase's.
+    passages = torch.from_numpy(library_vectors(first, data.library))
+    vectors = TextVectors((queries, first.encode(queries, "query", convert_to="torch")), (data.library, passages))
     start = reciprocal_ranks(first, held_out, vectors)
     arms = {
         "teacher": (examples, ScoreTable.load(SCORES)),

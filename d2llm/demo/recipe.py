@@ -67,6 +67,7 @@ class Phase:
             loss=self.loss,
             optimizer=OptimizerConfig(
                 lr=self.lr,
+                pma_lr=self.lr,
                 lora_lr=self.lr * self.lora_lr_scale,
                 schedule="linear" if self.decay else "constant_with_warmup",
                 warmup_steps=self.warmup_steps,

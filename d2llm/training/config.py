@@ -51,8 +51,10 @@ class OptimizerConfig:
         InputError: for a number out of range, or a warm-up given twice.
     """
 
-    #: Learning rate of the heads.
+    #: Learning rate of the interaction module.
     lr: float = 3e-4
+    #: Learning rate of the pooling.
+    pma_lr: float = 1e-3
     #: Learning rate of LoRA.
     lora_lr: float = 5e-4
     #: Learning rate of the base, where it is trained itself.
@@ -70,7 +72,7 @@ class OptimizerConfig:
     warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lr", "lora_lr", "base_lr"):
+        for name in ("lr", "pma_lr", "lora_lr", "base_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"optimizer.{name}: expected a positive number, got {getattr(self, name)}")
         ratio, steps = self.warmup_ratio, self.warmup_steps

@@ -152,7 +152,7 @@ class DistillationTrainer(Trainer):
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with heads, LoRA and base at their own rates, no decay on biases and LayerNorms."""
+        """AdamW with every part at its own rate, no decay on biases and LayerNorms."""
         if self.optimizer is None:
             options = self.config.optimizer
             self.optimizer = torch.optim.AdamW(
@@ -232,18 +232,18 @@ class DistillationTrainer(Trainer):
 
 
 def parameter_groups(model: nn.Module, options: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups for an optimizer: {heads, LoRA, base} x {decayed, not}; empty ones are left out.
+    """Groups for an optimizer: {interaction, pooling, LoRA, base} x {decayed, not}; empty ones are left out.
 
     Args:
         model: its parameters that require gradients are grouped.
-        options: the three learning rates, and the weight decay of all but vectors, that is, biases and LayerNorms.
+        options: the learning rates, and the weight decay of all but vectors, that is, biases and LayerNorms.
     """
+    rates = {"iem": options.lr, "pma": options.pma_lr, "lora": options.lora_lr, "backbone": options.base_lr}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "lora" if ".lora_" in name else "base" if name.startswith("backbone.") else "heads"
+            part = "lora" if ".lora_" in name else name.partition(".")[0]
             groups.setdefault((part, parameter.dim() > 1), []).append(parameter)
-    rates = {"heads": options.lr, "lora": options.lora_lr, "base": options.base_lr}
     return [
         {"params": parameters, "lr": rates[part], "weight_decay": options.weight_decay if is_matrix else 0.0}
         for (part, is_matrix), parameters in groups.items()

@@ -149,14 +149,14 @@ def test_the_start_and_the_last_step_are_candidates(
 
 def test_parameter_groups(base_model: str) -> None:
     student = D2LLM.create(base_model, lora_r=2, iem_hidden=8)
-    groups = parameter_groups(student, OptimizerConfig(lr=1e-3, lora_lr=5e-4))
+    groups = parameter_groups(student, OptimizerConfig(lr=1e-3, pma_lr=2e-3, lora_lr=5e-4))
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     seen = [names[id(parameter)] for group in groups for parameter in group["params"]]
     assert sorted(seen) == sorted(name for name, p in student.named_parameters() if p.requires_grad)
     for group in groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert group["lr"] == (5e-4 if ".lora_" in name else 1e-3)
+            assert group["lr"] == (5e-4 if ".lora_" in name else 2e-3 if name.startswith("pma.") else 1e-3)
             assert group["weight_decay"] == (0.0 if name.endswith("bias") or ".ln" in name else 0.01)
 
 

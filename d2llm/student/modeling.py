@@ -116,8 +116,8 @@ class D2LLM(PreTrainedModel):
         return int(self.backbone.config.hidden_size)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The weights that are the student's own (LoRA and heads) and not its frozen base's, by name, as views."""
-        return checkpoint.own_weights(self.named_parameters())
+        """The weights that are the student's own and not its frozen base's, by name, as views."""
+        return checkpoint.own_weights(self.named_parameters(), self.config.train_base)
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over the architecture, the student's own weights and a sample of its base's.
@@ -130,7 +130,9 @@ class D2LLM(PreTrainedModel):
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             # bfloat16 of the base, since that is what both a float32 and a bfloat16 copy of it agree on.
-            part = value if checkpoint.is_own(name) else value.flatten()[:_BASE_SAMPLE].bfloat16()
+            part = (
+                value if checkpoint.is_own(name, self.config.train_base) else value.flatten()[:_BASE_SAMPLE].bfloat16()
+            )
             digest.update(part.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -344,8 +346,8 @@ _PAIRS_AT_ONCE = 8192
 
 
 def _with_lora(backbone: Any, config: D2LLMConfig) -> Any:
-    """Freeze the base and put float32 LoRA beside its projections."""
-    backbone.requires_grad_(False)
+    """Freeze the base, unless it is to be trained, and put float32 LoRA beside its projections."""
+    backbone.requires_grad_(config.train_base)
     if config.lora_r == 0:
         return backbone
     lora = LoraConfig(

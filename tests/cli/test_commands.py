@@ -78,7 +78,8 @@ def test_teach_tunes_scores_in_parts_and_collects(
 
 
 def test_in_batch_work_covers_every_pair_that_meets(tmp_path: Path) -> None:
-    examples = [Example(f"q{i}", f"p{i}") for i in range(10)]
+    # One of eleven is held out to watch the run.
+    examples = [Example(f"q{i}", f"p{i}") for i in range(11)]
     run, data = run_of(None, batch_size=5, epochs=1.0)
     one = in_batch_work(examples, run, data)
     assert sum(len(work.queries) for work in one) == 2 * 5 * 4

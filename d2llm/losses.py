@@ -22,18 +22,27 @@ from d2llm_kernels import functional
 
 # Below this length a feature vector counts as zero: it has no direction, hence no gradient.
 _ZERO_LENGTH = 1e-12
+IN_BATCH_FORMS = ("mean", "paper")
+
+
+def _form(name: str, form: str) -> None:
+    if form not in IN_BATCH_FORMS:
+        raise InputError(f"{name}: expected one of {IN_BATCH_FORMS}, got {form!r}")
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights and temperatures of the total loss (defaults of the published run).
+    """Weights and temperatures of the total loss (the published run's, but for ``in_batch_form``).
 
     Raises:
-        InputError: for a negative or non-finite weight, a share above 1, a temperature or scale that is not above 0.
+        InputError: for a negative or non-finite weight, a share above 1, a temperature or scale that is not above 0, or
+            an unknown form.
     """
 
     #: Weight of the in-batch cross-entropy.
     in_batch: float = 1.0
+    #: ``mean``: cross-entropy of a query, whatever the batch size; ``paper``: the literal 1/B² Σ, B times weaker.
+    in_batch_form: str = "mean"
     #: Weight of contrastive imitation.
     alpha: float = 1.0
     #: Weight of rank imitation by correlation.
@@ -55,8 +64,11 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         positive = ("temperature", "in_batch_temperature", "scale")
+        _form("in_batch_form", self.in_batch_form)
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "in_batch_form":
+                continue
             if not 0 <= value < float("inf") or (field.name in positive and value == 0):
                 expected = "a positive number" if field.name in positive else "a number of at least 0"
                 raise InputError(f"{field.name}: expected {expected}, got {value!r}")
@@ -82,25 +94,31 @@ def false_negative_mask(scores: Tensor, margin: float = 0.0) -> Tensor:
     return scores > scores.diagonal()[:, None] + margin
 
 
-def in_batch_loss(scores: Tensor, duplicates: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy of every query against the positives of the batch: 1/B² Σ_i CE(z_i,: / τ_b, i).
+def in_batch_loss(
+    scores: Tensor, duplicates: Tensor | None = None, temperature: float = 1.0, form: str = "mean"
+) -> Tensor:
+    """Cross-entropy of every query against the positives of the batch: 1/B Σ_i CE(z_i,: / τ_b, i).
+
+    The paper divides by B² (section 3.3), which leaves the term B times weaker than the teacher's terms, the more so
+    the larger the batch.
 
     Args:
         scores: (B, B) float, row i the logits of query i against every positive of the batch.
         duplicates: (B, B) bool, true at columns to leave out of a row (see ``KnownPositives.mask`` in
             :mod:`d2llm.data.positives` and ``false_negative_mask``); the diagonal always takes part.
         temperature: τ_b.
+        form: ``mean``, or ``paper`` for the literal 1/B² Σ_i.
 
     Returns:
         Scalar float. 0 for a batch of one.
 
     Raises:
-        InputError: for scores that are not square or a mask of another shape.
+        InputError: for scores that are not square, a mask of another shape or another form.
     """
-    size = _square("scores", scores)
+    _square("scores", scores)
     duplicates = _duplicates(duplicates, scores)
     cross_entropy, _ = functional.in_batch_terms(scores, duplicates=duplicates, temperature=temperature)
-    return cross_entropy.sum() / size**2
+    return _over_queries(cross_entropy, form)
 
 
 def contrastive_imitation(z: Tensor, s: Tensor, valid: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -227,7 +245,7 @@ def rank_imitation_pairwise(
         InputError: for shapes that do not match.
     """
     judged = _group_mask(z, s, valid) & ~s.isnan()
-    return _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, judged, scale=scale)[1]
+    return _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, judged, LossWeights(scale=scale))[1]
 
 
 def cosine_relation(features: Tensor) -> Tensor:
@@ -310,9 +328,7 @@ def d2llm_loss(
     ranked = judged if weights.gamma else None
     if weights.in_batch or ranked is not None:
         # Both terms read the whole matrix: one pass for the two.
-        in_batch, pairwise = _in_batch_parts(
-            z_in_batch, duplicates, z, s, s_in_batch, ranked, weights.in_batch_temperature, weights.scale
-        )
+        in_batch, pairwise = _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, ranked, weights)
     if weights.in_batch:
         parts["in_batch"] = weights.in_batch * in_batch
     if weights.labels and z.shape[1] > 1:
@@ -342,15 +358,15 @@ def _in_batch_parts(
     s: Tensor | None,
     s_in_batch: Tensor | None,
     judged: Tensor | None,
-    temperature: float = 1.0,
-    scale: float = 1.0,
+    weights: LossWeights,
 ) -> tuple[Tensor, Tensor]:
     """In-batch cross-entropy and pairwise rank imitation; the second is 0 where no mask of judged passages is given."""
     size = _square("z_in_batch", z_in_batch)
     duplicates = _duplicates(duplicates, z_in_batch)
+    temperature = weights.in_batch_temperature
     if s is None or judged is None:
         cross_entropy, pairwise = functional.in_batch_terms(z_in_batch, duplicates=duplicates, temperature=temperature)
-        return cross_entropy.sum() / size**2, pairwise.sum()
+        return _over_queries(cross_entropy, weights.in_batch_form), pairwise.sum()
     if size != len(z):
         raise InputError(f"z_in_batch: expected ({len(z)}, {len(z)}) for z {tuple(z.shape)}, got ({size}, {size})")
     if s_in_batch is not None:
@@ -366,7 +382,15 @@ def _in_batch_parts(
         # A sum of bool in int64 would first hold a matrix of int64.
         easy = easy - duplicates.sum(dim=1, dtype=torch.int32) + duplicates.diagonal().int()
     triples = (hard.sum(dim=1) * easy).sum()
-    return cross_entropy.sum() / size**2, pairwise.sum() / scale / triples.clamp_min(1)
+    pairwise = pairwise.sum() / weights.scale / triples.clamp_min(1)
+    return _over_queries(cross_entropy, weights.in_batch_form), pairwise
+
+
+def _over_queries(cross_entropy: Tensor, form: str) -> Tensor:
+    """The in-batch loss of the cross-entropies (B,) of a batch's queries."""
+    _form("form", form)
+    size = len(cross_entropy)
+    return cross_entropy.sum() / (size if form == "mean" else size**2)
 
 
 def _duplicates(duplicates: Tensor | None, scores: Tensor) -> Tensor | None:

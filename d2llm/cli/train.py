@@ -19,7 +19,8 @@ def train(
     """Distil a teacher's scores into a student.
 
     What the run will do is printed first, with what speaks against it; one that cannot learn is refused.
-    Checkpoints are written on the way; the best one by validation becomes the student.
+    Checkpoints are written on the way; the best one by validation becomes the student, the start being
+    one too. Without data.validation a tenth of the examples is held out for it.
 
     \b
     Examples:

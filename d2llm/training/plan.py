@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -136,8 +137,16 @@ def choose_negatives(example: Example, count: int, seed: int = 0, epoch: int = 0
     return example.with_negatives(kept)
 
 
+class BatchKey(NamedTuple):
+    """One example of one batch: its epoch, the optimizer step that it serves and its number among all."""
+
+    epoch: int
+    update: int
+    example: int
+
+
 class EpochExamples(Dataset[Example]):
-    """Examples by (epoch, index), each with the hard negatives of that epoch."""
+    """Examples by key, each with the hard negatives of that epoch."""
 
     def __init__(self, examples: Sequence[Example], negatives: int, seed: int) -> None:
         """Args: the examples, hard negatives K of each at most, and the seed of the run."""
@@ -148,13 +157,12 @@ class EpochExamples(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Example:
-        epoch, index = key
-        return choose_negatives(self.examples[index], self.negatives, self.seed, epoch)
+    def __getitem__(self, key: BatchKey) -> Example:
+        return choose_negatives(self.examples[key.example], self.negatives, self.seed, key.epoch)
 
 
-class PlannedBatches(Sampler[list[tuple[int, int]]]):
-    """Batch sampler that yields one process's (epoch, index) keys in the order of a plan."""
+class PlannedBatches(Sampler[list[BatchKey]]):
+    """Batch sampler that yields one process's keys in the order of a plan."""
 
     def __init__(self, plan: Plan, rank: int, current_epoch: Callable[[], int]) -> None:
         """Make the sampler.
@@ -171,7 +179,8 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.plan.steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[BatchKey]]:
         epoch = self.current_epoch()
-        for batch in self.plan.epoch(epoch)[:, self.rank].tolist():
-            yield [(epoch, index) for index in batch]
+        for number, batch in enumerate(self.plan.epoch(epoch)[:, self.rank].tolist()):
+            update = epoch * self.plan.updates + number // self.plan.run.accumulation_steps
+            yield [BatchKey(epoch, update, index) for index in batch]

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from d2llm.errors import InputError
 from d2llm.losses import d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
 from d2llm.training.collator import Collator, Scores
-from d2llm.training.config import TrainConfig
+from d2llm.training.config import OptimizerConfig, TrainConfig
+from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
 from d2llm.training.vectors import TextVectors
+from d2llm.training.watching import WatchBothEnds
 
 _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
 
@@ -32,7 +35,8 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
         InputError: if a run that evaluates saves at other steps, so that its best step could not be returned to.
     """
     run, optimizer = config.run, config.optimizer
-    if evaluates and run.save_steps % run.eval_steps:
+    eval_steps, save_steps = run.intervals
+    if evaluates and run.save_steps and run.eval_steps and run.save_steps % run.eval_steps:
         raise InputError(
             f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since the best step that an "
             f"evaluation finds must be saved, got {run.save_steps}"
@@ -45,7 +49,7 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
         max_steps=-1 if run.max_steps is None else run.max_steps,
         learning_rate=optimizer.lr,
         lr_scheduler_type=optimizer.schedule,
-        warmup_steps=optimizer.warmup_steps,
+        warmup_steps=optimizer.warmup,
         max_grad_norm=optimizer.max_grad_norm,
         seed=run.seed,
         bf16=run.bf16,
@@ -55,8 +59,8 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
         ddp_find_unused_parameters=True,
         logging_steps=run.logging_steps,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=run.eval_steps,
-        save_steps=run.save_steps,
+        eval_steps=eval_steps,
+        save_steps=save_steps,
         save_total_limit=run.save_total_limit,
         load_best_model_at_end=evaluates,
         metric_for_best_model="mrr" if evaluates else None,
@@ -78,8 +82,8 @@ class DistillationTrainer(Trainer):
     """Trains a student on examples, with or without a teacher's scores.
 
     Batches follow :class:`d2llm.training.plan.Plan`, each loss part is logged under ``loss_<part>``, checkpoints
-    hold LoRA and heads only, and a run that is killed and resumed ends, on the CPU, with the same bits as one that
-    was not.
+    hold what is trained only, and a run that is killed and resumed ends, on the CPU, with the same bits as one that
+    was not. With validation data the best step is what remains, the start among them.
     """
 
     def __init__(
@@ -96,20 +100,28 @@ class DistillationTrainer(Trainer):
 
         Args:
             student: trained in place.
-            config: ``optimizer``, ``run``, ``loss``, ``data.negatives`` and ``output_dir`` are read here.
+            config: ``optimizer``, ``run``, ``loss``, ``mining``, ``data.negatives`` and ``output_dir`` are read here.
             examples: training examples.
             validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
             teacher: teacher scores; None trains on scores that examples carry, or on labels alone.
             callbacks: further callbacks.
-            vectors: embeddings of every text of the examples; the interaction module alone is then trained, on them.
+            vectors: embeddings of every text of the examples and of ``validation``; the interaction module alone is
+                then trained, on them.
 
         Raises:
             InputError: as :func:`training_arguments` does, if the examples do not fill a batch, several GPUs are to be
-                driven by one process, or false negatives are to be filtered by a teacher whose scores are not given.
+                driven by one process, a base is to be trained in half precision, or false negatives are to be filtered
+                by a teacher whose scores are not given.
         """
+        if student.config.train_base and student.config.base_dtype != "float32":
+            raise InputError(
+                "student.base_dtype: expected float32 where the base is trained, since small updates vanish in fewer "
+                f"bits, got {student.config.base_dtype}"
+            )
         self.student = student
         self.config = config
         self.validation = validation
+        self.vectors = vectors
         self.part_sums: dict[str, Tensor] = {}
         self.part_steps = 0
         arguments = training_arguments(config, validation is not None)
@@ -121,7 +133,13 @@ class DistillationTrainer(Trainer):
             raise InputError("data.false_negative_filter: 'teacher' needs a file of scores (data.teacher), got none")
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
         known = KnownPositives(examples)
-        self.examples = EpochExamples(list(map(known.clean, examples)), config.data.negatives, config.run.seed)
+        clean = list(map(known.clean, examples))
+        if config.mining.wanted:
+            mined = MinedExamples(clean, config, self.plan, student, arguments)
+            self.examples: EpochExamples = mined
+            callbacks = [*(callbacks or []), MineAfresh(mined)]
+        else:
+            self.examples = EpochExamples(clean, config.data.negatives, config.run.seed)
         self.collator = Collator(
             student.tokenizer,
             student.config.query_length,
@@ -131,15 +149,22 @@ class DistillationTrainer(Trainer):
             config.data.teacher_temperature,
             vectors,
         )
-        stopping = [EarlyStoppingCallback(config.run.patience)] if validation and config.run.patience else []
+        watching: list[TrainerCallback] = [WatchBothEnds(self)] if validation is not None else []
+        if validation is not None and config.run.patience:
+            watching.append(EarlyStoppingCallback(config.run.patience))
         super().__init__(
             model=student,
             args=arguments,
             train_dataset=self.examples,
             eval_dataset=list(validation.queries) if validation is not None else None,
             data_collator=self.collator,
-            callbacks=[*(callbacks or []), *stopping],
+            callbacks=[*(callbacks or []), *watching],
         )
+        if config.run.cached_gradients and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError(
+                "run.cached_gradients: expected whole weights in every process, since each chunk reads them anew, got "
+                "shards (FSDP or DeepSpeed); train with DDP (torchrun) or set it to false"
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
@@ -156,11 +181,11 @@ class DistillationTrainer(Trainer):
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with LoRA and heads at their own rates, no decay on biases and LayerNorms."""
+        """AdamW with every part at its own rate, no decay on biases and LayerNorms."""
         if self.optimizer is None:
             options = self.config.optimizer
             self.optimizer = torch.optim.AdamW(
-                parameter_groups(self.student, options.lr, options.lora_lr_scale, options.weight_decay),
+                parameter_groups(self.student, options),
                 betas=options.betas,
                 eps=options.eps,
             )
@@ -176,7 +201,8 @@ class DistillationTrainer(Trainer):
         """The weighted sum of the losses that the batch has targets for (paper section 3.3)."""
         targets = {name: inputs[name] for name in _TARGETS if name in inputs}
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
-        output = model(**tokens, texts_per_chunk=self.config.run.texts_per_chunk)
+        run = self.config.run
+        output = model(**tokens, texts_per_chunk=run.texts_per_chunk, cached_gradients=run.cached_gradients)
         positives = output.passage_embeddings[inputs["groups"][:, 0]]
         total, parts = d2llm_loss(
             output.logits,
@@ -232,11 +258,18 @@ class DistillationTrainer(Trainer):
         from d2llm.evaluation.systems import student_mrr
 
         dtype = torch.bfloat16 if self.args.bf16 else None
-        found = student_mrr(self.student, self.validation, dtype)
+        found = student_mrr(self.student, self.validation, dtype, self._validation_vectors)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @cached_property
+    def _validation_vectors(self) -> tuple[Tensor, Tensor] | None:
+        """What the validation's texts are embedded as where no encoder learns."""
+        if self.vectors is None or self.validation is None:
+            return None
+        return self.vectors.queries(self.validation.queries), self.vectors.passages(self.validation.passages)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student's folder, each file atomically."""
@@ -246,24 +279,20 @@ class DistillationTrainer(Trainer):
             self.student.save_pretrained(output_dir or self.config.output_dir)
 
 
-def parameter_groups(model: nn.Module, lr: float, lora_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for an optimizer: {heads, LoRA} x {decayed, not}; empty ones are left out.
+def parameter_groups(model: nn.Module, options: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups for an optimizer: {interaction, pooling, LoRA, base} x {decayed, not}; empty ones are left out.
 
     Args:
         model: its parameters that require gradients are grouped.
-        lr: learning rate of the heads.
-        lora_lr_scale: LoRA's learning rate as a multiple of it.
-        weight_decay: of everything but vectors, that is, biases and LayerNorms.
+        options: the learning rates, and the weight decay of all but vectors, that is, biases and LayerNorms.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = {"iem": options.lr, "pma": options.pma_lr, "lora": options.lora_lr, "backbone": options.base_lr}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((".lora_" in name, parameter.dim() > 1), []).append(parameter)
+            part = "lora" if ".lora_" in name else name.partition(".")[0]
+            groups.setdefault((part, parameter.dim() > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": lr * (lora_lr_scale if is_lora else 1.0),
-            "weight_decay": weight_decay if is_matrix else 0.0,
-        }
-        for (is_lora, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "lr": rates[part], "weight_decay": options.weight_decay if is_matrix else 0.0}
+        for (part, is_matrix), parameters in groups.items()
     ]

@@ -11,8 +11,10 @@ from d2llm_kernels.backends.tasks import per_task
 from d2llm_kernels.branch import Branch
 from d2llm_kernels.errors import require, shape
 from d2llm_kernels.modules.pma import INITS
+from d2llm_kernels.modules.warm_start import frame, length_ratio
 from d2llm_kernels.operators.interaction import check_task
 from d2llm_kernels.rough import int8
+from d2llm_kernels.rough.search import Search
 
 # Logits per unit of |q - p| / input_norm at the warm start. Vectors at right angles are sqrt(2) apart, so scores
 # run from +10 (equal) over 0 (60 degrees) to -4 (90 degrees): steep enough to rank, flat enough to learn.
@@ -26,7 +28,7 @@ class IEM(nn.Module):
 
     Args:
         dim: width D of the vectors.
-        hidden: width F; must be even for the warm start.
+        hidden: width F; at least 2 for the warm start.
         num_tasks: branches; 0 is symmetric, 1 asymmetric.
         backend: one of ``backends.NAMES``; "auto" follows D2LLM_KERNELS_BACKEND, else the fastest present.
         init: "warm" starts as a distance, "xavier" as in the paper; see ``reset_parameters``.
@@ -50,36 +52,39 @@ class IEM(nn.Module):
         self.reset_parameters(init)
 
     @torch.no_grad()
-    def reset_parameters(self, init: str = "warm", input_norm: float | None = None) -> None:
+    def reset_parameters(
+        self, init: str = "warm", input_norm: float | None = None, sample: Tensor | None = None
+    ) -> None:
         """Draw the parameters anew.
 
-        "xavier": xavier-uniform weights, torch's own biases. "warm": linear1 = [R, -R; -R, R] with R (F/2, D) normal,
-        proj_t = I and a constant linear2, so that x holds |R (q - p)| and, random projections keeping distances,
-        z is about 10 (1 - |q - p| / input_norm) before any training.
+        "xavier": xavier-uniform weights, torch's own biases. "warm": linear1 = [R, -R] with R (F, D) a frame of
+        columns that are orthogonal and sum to zero, proj_t = I and a constant linear2, so that x sums to a multiple of
+        |q - p| and z is about 10 (1 - |q - p| / input_norm) before any training.
 
         Args:
             init: "warm" or "xavier".
             input_norm: typical length of the vectors; by default sqrt(D), which layer-normed ones have. Pass 1.0
                 for vectors scaled to length 1.
+            sample: (N, D) float vectors such as will be compared, N at least 2 and better above F: where D
+                is F or more, R then keeps the first F - 1 principal directions, in place of random ones.
 
         Raises:
-            ArgumentError: if ``init`` is neither, or ``hidden`` is odd with "warm".
+            ArgumentError: if ``init`` is neither, ``hidden`` is 1 with "warm", or the sample does not fit.
         """
         require(init in INITS, "init", f"one of {INITS}", repr(init))
-        require(init == "xavier" or self.hidden % 2 == 0, "hidden", "an even width for init='warm'", self.hidden)
+        require(init == "xavier" or self.hidden > 1, "hidden", "at least 2 for init='warm'", self.hidden)
         for linear in (self.linear1, self.linear2, *map(self._projection, range(self.num_tasks))):
             linear.reset_parameters()
             nn.init.xavier_uniform_(linear.weight)
             if init == "warm":
                 nn.init.zeros_(linear.bias)
         if init == "warm":
-            half = torch.randn_like(self.linear1.weight[: self.hidden // 2, : self.dim]) / math.sqrt(self.dim)
-            self.linear1.weight.copy_(torch.cat([torch.cat([half, -half], 1), torch.cat([-half, half], 1)]))
+            r = frame(self.hidden, self.dim, sample)
+            self.linear1.weight.copy_(torch.cat([r, -r], 1))
             for task in range(self.num_tasks):
                 nn.init.eye_(self._projection(task).weight)
-            # The features of a pair sum to F/2 * sqrt(2/pi) * |q - p| / sqrt(D) on average.
             norm = math.sqrt(self.dim) if input_norm is None else input_norm
-            per_unit = self.hidden / 2 * math.sqrt(2 / math.pi) * norm / math.sqrt(self.dim)
+            per_unit = norm * length_ratio(r, sample)
             nn.init.constant_(self.linear2.weight, -WARM_SLOPE / per_unit)
             nn.init.constant_(self.linear2.bias, WARM_SLOPE)
 
@@ -161,15 +166,30 @@ class IEM(nn.Module):
         if scale is None:
             branch, rows = self._branches(task)
             return functional.iem_topk(a, b, *branch, k, self.backend, rows)
-        if isinstance(task, int):
-            return int8.iem_topk(a, b, scale, *self._branch(task), k, self.backend)
 
         def run(rows: Tensor, branch: Branch) -> tuple[Tensor, ...]:
             return int8.iem_topk(rows, b, scale, *branch, k, self.backend)
 
-        task = check_task(task, a.shape[:1], self.num_tasks, a.device)
-        values, indices = per_task(task, self._branches(task)[0], run, a)
+        branch, rows = self._branches(task)
+        rows = None if rows is None else check_task(rows, a.shape[:1], self.num_tasks, a.device)
+        values, indices = per_task(rows, branch, run, a)
         return values, indices
+
+    def prepare(self, task: int, dtype: torch.dtype) -> Search:
+        """The branch of a task, packed or rounded once, to search chunk after chunk of passages with.
+
+        Args:
+            task: branch number.
+            dtype: in which the passages of ``project_passages`` are stored: floating, or ``torch.int8`` as
+                ``int8.Int8Rows``.
+
+        Raises:
+            ArgumentError: on a task that has no branch, or another dtype.
+            BackendError: if the module's backend was named and is missing or takes no such tensors.
+        """
+        known = isinstance(task, int) and not isinstance(task, bool) and 0 <= task < self.num_tasks
+        require(known, "task", f"an int in 0..{self.num_tasks - 1}", repr(task))
+        return Search(self._branch(task), dtype, self.backend)
 
     def extra_repr(self) -> str:
         """The options that set this module apart."""

@@ -239,6 +239,8 @@ def test_perfect_imitation_costs_nothing():
         ("label_share", lambda: LossWeights(label_share=1.5)),
         ("judged", lambda: losses.label_contrastive(torch.zeros(2, 3), judged=torch.zeros(2, 2))),
         ("eta", lambda: LossWeights(eta=float("nan"))),
+        ("in_batch_form", lambda: LossWeights(in_batch_form="sum")),
+        ("form", lambda: losses.in_batch_loss(torch.zeros(2, 2), form="sum")),
     ],
 )
 def test_errors_name_the_argument(name, arguments):

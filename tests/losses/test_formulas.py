@@ -37,12 +37,14 @@ def sigmoid(x: float) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(batches, st.floats(0.1, 5))
-def test_in_batch(shape, temperature):
+@given(batches, st.floats(0.1, 5), st.sampled_from([("mean", 1), ("paper", 2)]))
+def test_in_batch(shape, temperature, form):
+    name, power = form
     scores = draw(*shape)["z_in_batch"]
     rows = scores.double().numpy() / temperature
-    expected = sum(-math.log(math.exp(row[i]) / np.exp(row).sum()) for i, row in enumerate(rows)) / len(rows) ** 2
-    assert losses.in_batch_loss(scores, temperature=temperature).item() == pytest.approx(expected, abs=1e-5)
+    expected = sum(-math.log(math.exp(row[i]) / np.exp(row).sum()) for i, row in enumerate(rows))
+    actual = losses.in_batch_loss(scores, temperature=temperature, form=name)
+    assert actual.item() == pytest.approx(expected / len(rows) ** power, abs=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -138,6 +140,20 @@ def test_total_is_the_weighted_sum_of_all_parts():
         torch.testing.assert_close(parts[name], value)
         assert not parts[name].requires_grad
     torch.testing.assert_close(total, torch.stack(list(expected.values())).sum())
+
+
+def test_the_in_batch_loss_is_a_mean_over_queries_whatever_the_batch_size():
+    scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).repeat(8, 8)
+    # Eight times the batch of the same scores: each query has its rivals eightfold and no other loss of its own.
+    few, many = (losses.d2llm_loss(s[:, :1], s, duplicates=None)[0] for s in (scores[:4, :4], scores))
+    torch.testing.assert_close(many, few + math.log(8))
+
+
+def test_the_papers_form_is_there_by_name():
+    data = draw(4, 3, 0)
+    mean, paper = (losses.LossWeights(alpha=0, beta=0, gamma=0, eta=0, in_batch_form=f) for f in ("mean", "paper"))
+    mean, paper = (losses.d2llm_loss(**data, weights=weights)[0] for weights in (mean, paper))
+    torch.testing.assert_close(paper, mean / 4)
 
 
 def test_published_weights_are_the_defaults():

@@ -23,8 +23,10 @@ from d2llm.files import write_json
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, train
+from d2llm.training.config import OptimizerConfig
 from d2llm.training.run import last_whole, prepare_folder
 from d2llm.training.trainer import parameter_groups, training_arguments
+from d2llm.training.watching import Outcome
 
 HERE = Path(__file__).parent
 
@@ -68,7 +70,8 @@ def test_parts_and_metrics_are_logged_under_their_names(trained: Trained) -> Non
     for entry in losses:
         assert sum(entry.get(name, 0) for name in (*parts, "loss_labels")) == pytest.approx(entry["loss"], rel=1e-3)
     metrics = [entry["eval_mrr"] for entry in history if "eval_mrr" in entry]
-    assert len(metrics) == 4 and all(0 < metric <= 1 for metric in metrics)
+    # Before the first step, and after every second of eight.
+    assert len(metrics) == 5 and all(0 < metric <= 1 for metric in metrics)
 
 
 def test_the_best_step_is_what_remains(trained: Trained) -> None:
@@ -141,8 +144,30 @@ def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monk
     monkeypatch.setattr("d2llm.evaluation.systems.student_mrr", lambda *_: {"mrr": float(next(falling))})
     trainer = DistillationTrainer(D2LLM.create(base_model, **config.student), config, examples, validation)
     trainer.train()
-    # Best at step 2, worse at 4 and 6: stop.
-    assert trainer.state.global_step == 6 and trainer.state.best_global_step == 2
+    # Best before the first step, worse at 2 and 4: stop.
+    assert trainer.state.global_step == 4 and trainer.state.best_global_step == 0
+
+
+@pytest.mark.parametrize("best", (0, 3))
+def test_the_start_and_the_last_step_are_candidates(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    config = make_config(base_model, tmp_path, max_steps=3, patience=None)
+    student = D2LLM.create(base_model, **config.student)
+    validation = Validation.from_examples([e for e in make_examples() if e.task == "sym"])
+    seen: list[str] = []
+
+    def measured(student: D2LLM, *_: object) -> dict[str, float]:
+        seen.append(student.fingerprint())
+        return {"mrr": 0.9 if len(seen) - 1 == (0, 2, 3).index(best) else 0.1}
+
+    monkeypatch.setattr("d2llm.evaluation.systems.student_mrr", measured)
+    trainer = DistillationTrainer(student, config, make_examples(), validation)
+    trainer.train()
+    assert len(seen) == 3 and student.fingerprint() == seen[(0, 2, 3).index(best)]
+    outcome = Outcome.of(trainer.state)
+    assert (outcome.step, outcome.mrr, outcome.start_mrr) == (best, 0.9, 0.9 if best == 0 else 0.1)
+    assert ("as it began" in str(outcome)) == (best == 0)
 
 
 def test_steps_of_evaluation_matter_where_there_is_one(base_model: str, tmp_path: Path) -> None:
@@ -154,14 +179,14 @@ def test_steps_of_evaluation_matter_where_there_is_one(base_model: str, tmp_path
 
 def test_parameter_groups(base_model: str) -> None:
     student = D2LLM.create(base_model, lora_r=2, iem_hidden=8)
-    groups = parameter_groups(student, lr=1e-3, lora_lr_scale=0.5, weight_decay=0.01)
+    groups = parameter_groups(student, OptimizerConfig(lr=1e-3, pma_lr=2e-3, lora_lr=5e-4))
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     seen = [names[id(parameter)] for group in groups for parameter in group["params"]]
     assert sorted(seen) == sorted(name for name, p in student.named_parameters() if p.requires_grad)
     for group in groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert group["lr"] == (5e-4 if ".lora_" in name else 1e-3)
+            assert group["lr"] == (5e-4 if ".lora_" in name else 2e-3 if name.startswith("pma.") else 1e-3)
             assert group["weight_decay"] == (0.0 if name.endswith("bias") or ".ln" in name else 0.01)
 
 

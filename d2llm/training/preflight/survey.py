@@ -71,7 +71,7 @@ def survey(trainer: "DistillationTrainer", examples: Sequence[Example]) -> Surve
 
     Args:
         trainer: of the run; its plan, teacher and weights are read.
-        examples: its training examples, without false negatives.
+        examples: its training examples, without false negatives. Those that a run will mine are not among them.
     """
     found = Survey()
     collator, config = trainer.collator, trainer.config

@@ -87,11 +87,6 @@ def test_one_interval_stands_for_both(given: list[str], intervals: tuple[float, 
     assert load_config(overrides=[*REQUIRED, *(f"run.{each}" for each in given)]).run.intervals == intervals
 
 
-def test_evaluation_and_saving_share_steps() -> None:
-    with pytest.raises(InputError, match="run.save_steps: expected a multiple of run.eval_steps 100"):
-        load_config(overrides=[*REQUIRED, "run.save_steps=150", "run.eval_steps=100"])
-
-
 def test_a_required_field_is_asked_for() -> None:
     with pytest.raises(InputError, match="output_dir: expected a value"):
         load_config(overrides=["base_model=m"])

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from d2llm.bm25 import BM25, top_indices
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives, text_key
 from d2llm.errors import InputError
-from d2llm.tasks import SYM
 from d2llm.texts import check_texts
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def mine_negatives(
     _check(examples, corpus, k, method, bm25_top, vector_top)
     first = {text: number for number, text in reversed(list(enumerate(corpus)))}
     texts = sorted(first, key=first.__getitem__)
-    known = _Known(examples, texts, positives or {})
+    known = _Known(KnownPositives(examples, positives or {}), texts)
     near = None
     pools: list[_Pool] = []
     if method != "bm25":
@@ -126,25 +126,14 @@ def student_vectors(
 class _Known:
     """Numbers of the passages that must not be drawn for a query."""
 
-    def __init__(
-        self, examples: Sequence[Example], texts: Sequence[str], positives: Mapping[str, Collection[str]]
-    ) -> None:
+    def __init__(self, positives: KnownPositives, texts: Sequence[str]) -> None:
+        self._positives = positives
         self._numbers: dict[str, list[int]] = {}
         for number, text in enumerate(texts):
-            self._numbers.setdefault(_collapse(text), []).append(number)
-        self._positives: dict[str, set[str]] = {}
-        for query, passages in positives.items():
-            self._positives.setdefault(_collapse(query), set()).update(map(_collapse, passages))
-        for example in examples:
-            query, passage = _collapse(example.query), _collapse(example.positive)
-            self._positives.setdefault(query, set()).add(passage)
-            if example.task == SYM:
-                self._positives.setdefault(passage, set()).add(query)
+            self._numbers.setdefault(text_key(text), []).append(number)
 
     def __getitem__(self, query: str) -> set[int]:
-        query = _collapse(query)
-        texts = self._positives.get(query, set()) | {query}
-        return {number for text in texts for number in self._numbers.get(text, ())}
+        return {number for key in self._positives.of(query) for number in self._numbers.get(key, ())}
 
 
 def _bm25_pool(examples: Sequence[Example], texts: Sequence[str], known: _Known, top: int) -> _Pool:
@@ -242,10 +231,6 @@ def _random(query: str, chosen: Collection[int], excluded: set[int], size: int, 
 
 def _lot(seed: int, query: str, passage: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{text_id(query)}\0{text_id(passage)}".encode()).digest()
-
-
-def _collapse(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives
 from d2llm.errors import MismatchError
-from d2llm.losses import duplicate_mask
 from d2llm.tasks import task_index
 from d2llm.texts import pad, tokenize
 from d2llm.training.vectors import TextVectors
@@ -53,6 +53,7 @@ class Collator:
         tokenizer: Any,
         query_length: int,
         passage_length: int,
+        known: KnownPositives,
         teacher: Scores | None = None,
         temperature: float = 1.0,
         vectors: TextVectors | None = None,
@@ -63,6 +64,7 @@ class Collator:
             tokenizer: the student's.
             query_length: tokens that a query is cut to.
             passage_length: tokens that a passage is cut to.
+            known: positives of all training examples, which are masked wherever they meet a query of theirs.
             teacher: scores by (query id, passage id); without them, scores that examples carry are used.
             temperature: T of the teacher's softmax over its two logits (paper section 3.1).
             vectors: embeddings that stand in the batch in place of tokens, to train the interaction module alone.
@@ -70,6 +72,7 @@ class Collator:
         self.tokenizer = tokenizer
         self.query_length = query_length
         self.passage_length = passage_length
+        self.known = known
         self.teacher = teacher
         self.temperature = temperature
         self.vectors = vectors
@@ -98,7 +101,7 @@ class Collator:
             "groups": groups,
             "valid": valid,
             "task": torch.tensor([task_index(example.task) for example in examples]),
-            "duplicates": duplicate_mask(queries, positives),
+            "duplicates": torch.from_numpy(self.known.mask(queries, positives)),
         }
         if self.teacher is not None:
             batch.update(self._judged(self.teacher, examples, width))

@@ -14,6 +14,9 @@ from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.losses import LossWeights
 from d2llm.student.configuration import Architecture
 
+#: Whose scores may tell false negatives.
+FILTERS = ("teacher", "cosine")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -23,7 +26,7 @@ class DataConfig:
     train: str | None = None
     #: JSONL file of held-out examples; without it there is no evaluation and no early stopping.
     validation: str | None = None
-    #: File of teacher scores; without it, scores that the examples carry are used, or the in-batch loss alone.
+    #: File of teacher scores; without it, scores that the examples carry are used, or labels alone.
     teacher: str | None = None
     #: Fields that the scores' header must have, such as ``model`` and ``templates``.
     teacher_header: dict[str, Any] = field(default_factory=dict)
@@ -33,6 +36,11 @@ class DataConfig:
     negatives: int = 8
     #: Fill every batch from one task.
     one_task_batches: bool = False
+    #: Whose scores tell false negatives among the passages of a batch: ``teacher``, ``cosine`` (the student's own
+    #: embeddings) or None. Known positives are masked whatever it is.
+    false_negative_filter: str | None = None
+    #: A passage that scores above the query's own positive by more than this is masked.
+    false_negative_margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class TrainConfig:
     """A whole run.
 
     Raises:
-        InputError: for a number out of range, or ``save_steps`` that are no multiple of ``eval_steps``.
+        InputError: for a number out of range or an unknown filter.
     """
 
     #: Decoder of the student: folder, hub name or ``pypi:PACKAGE``.
@@ -144,9 +152,12 @@ class TrainConfig:
             value = getattr(run, name)
             if value is not None and value < 1:
                 raise InputError(f"run.{name}: expected at least 1, got {value}")
-        for name, value in (("optimizer.lr", optimizer.lr), ("data.teacher_temperature", data.teacher_temperature)):
+        positive = (("optimizer.lr", optimizer.lr), ("run.epochs", run.epochs))
+        for name, value in (*positive, ("data.teacher_temperature", data.teacher_temperature)):
             if not 0 < value < float("inf"):
                 raise InputError(f"{name}: expected a positive number, got {value}")
+        if not -float("inf") < data.false_negative_margin < float("inf"):
+            raise InputError(f"data.false_negative_margin: expected a finite number, got {data.false_negative_margin}")
         if data.negatives < 0 or run.seed < 0:
             raise InputError(f"data.negatives, run.seed: expected at least 0, got {data.negatives} and {run.seed}")
         if run.cached_gradients and run.texts_per_chunk is None:
@@ -154,10 +165,10 @@ class TrainConfig:
                 "run.texts_per_chunk: expected a number, such as 64, with run.cached_gradients, which needs the memory "
                 "of one chunk, got null"
             )
-        if run.save_steps % run.eval_steps:
+        if data.false_negative_filter not in (None, *FILTERS):
             raise InputError(
-                f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since evaluation and saving "
-                f"share steps, got {run.save_steps}"
+                f"data.false_negative_filter: expected one of {', '.join(FILTERS)} or null, "
+                f"got {data.false_negative_filter!r}"
             )
 
 

@@ -107,12 +107,16 @@ class MinedExamples(EpochExamples):
 
 
 class MineAfresh(TrainerCallback):
-    """Removes what another run left in the folder when a run starts from its first step."""
+    """Removes what another run, or a look at this one beforehand, left in the folder when a run starts."""
+
+    def __init__(self, examples: MinedExamples) -> None:
+        self.examples = examples
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer, with the steps done so far in ``state``."""
         if state.global_step == 0 and state.is_world_process_zero:
             shutil.rmtree(Path(args.output_dir or "") / FOLDER, ignore_errors=True)
+            self.examples.round = -1
 
 
 def _pair(example: Example) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives, text_key
 from d2llm.errors import InputError
 from d2llm.training.config import DataConfig, RunConfig
 
@@ -83,33 +84,39 @@ class Plan:
         """Optimizer steps of an epoch; the last one may have fewer batches than the others."""
         return math.ceil(self.steps / self.run.accumulation_steps)
 
+    @property
+    def all_updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        run = self.run
+        return math.ceil(run.epochs * self.updates) if run.max_steps is None else run.max_steps
+
     def epochs(self) -> Iterator[np.ndarray]:
         """:meth:`epoch` after epoch until the run ends, the last one cut where it does."""
-        run = self.run
-        whole, rest = divmod(
-            math.ceil(run.epochs * self.updates) if run.max_steps is None else run.max_steps, self.updates
-        )
+        whole, rest = divmod(self.all_updates, self.updates)
         for number in range(whole):
             yield self.epoch(number)
         if rest:
-            yield self.epoch(whole)[: rest * run.accumulation_steps]
+            yield self.epoch(whole)[: rest * self.run.accumulation_steps]
 
 
 def in_batch_pairs(examples: Sequence[Example], plan: Plan) -> Iterator[tuple[int, int]]:
     """Pairs (i, j) that meet in a batch of a run: query of example i, positive of example j, i != j.
 
-    Each pair of texts comes once, however often it meets; pairs that are positives of each other are left out,
-    since the losses mask them.
+    Each pair of texts comes once, however often it meets; known positives of a query are left out, since the losses
+    mask them.
     """
+    known = KnownPositives(examples)
+    keys = [text_key(example.positive) for example in examples]
     queries = [text_id(example.query) for example in examples]
     positives = [text_id(example.positive) for example in examples]
-    seen = set(zip(queries, positives, strict=True))
+    seen: set[tuple[str, str]] = set()
     for epoch in plan.epochs():
         for batch in epoch.reshape(-1, plan.run.batch_size).tolist():
             for i in batch:
+                masked = known.of(examples[i].query)
                 for j in batch:
                     pair = (queries[i], positives[j])
-                    if pair not in seen:
+                    if pair not in seen and keys[j] not in masked:
                         seen.add(pair)
                         yield i, j
 
@@ -127,8 +134,7 @@ def choose_negatives(example: Example, count: int, seed: int = 0, epoch: int = 0
     key = f"{seed}:{epoch}:{text_id(example.query)}:"
     draws = [hashlib.sha256((key + text_id(negative)).encode()).digest() for negative in example.negatives]
     kept = sorted(range(len(draws)), key=draws.__getitem__)[:count]
-    scores = example.scores and (example.scores[0], *(example.scores[1 + i] for i in kept))
-    return replace(example, negatives=tuple(example.negatives[i] for i in kept), scores=scores)
+    return example.with_negatives(kept)
 
 
 class BatchKey(NamedTuple):

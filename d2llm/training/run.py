@@ -13,6 +13,7 @@ from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.collator import Scores, check_header
 from d2llm.training.config import TrainConfig
+from d2llm.training.preflight import Report, preflight
 from d2llm.training.trainer import DistillationTrainer
 
 #: The configuration a folder's checkpoints were made with.
@@ -22,7 +23,7 @@ _MAY_CHANGE = {"output_dir", "run.epochs", "run.max_steps", "run.logging_steps",
 
 
 def train(config: TrainConfig, resume: bool = False) -> D2LLM:
-    """Train a student and save it to ``config.output_dir``.
+    """Train a student and save it to ``config.output_dir``; a pre-flight is printed and kept there before.
 
     Args:
         config: the run.
@@ -32,23 +33,50 @@ def train(config: TrainConfig, resume: bool = False) -> D2LLM:
         The student: of the best step by validation MRR, or of the last step without validation data.
 
     Raises:
-        InputError: for a missing setting, or a folder that already holds checkpoints when not resuming.
+        InputError: for a missing setting, a folder that already holds checkpoints when not resuming, or a run that
+            cannot learn.
         MissingError: for a file that is not there.
         MismatchError: if the teacher scores or the checkpoints were made otherwise than asked for.
     """
+    data = _data_file(config)
+    checkpoint = prepare_folder(config, resume)
+    trainer, report = _prepare(config, data)
+    report.check()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    return trainer.student.eval()
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Print the pre-flight of a run and write nothing but its report.
+
+    Raises:
+        D2LLMError: as :func:`train` does.
+    """
+    _, report = _prepare(config, _data_file(config))
+    report.check()
+
+
+def _data_file(config: TrainConfig) -> str:
     if config.data.train is None:
         raise InputError("data.train: expected a file of examples, got none")
-    checkpoint = prepare_folder(config, resume)
+    return config.data.train
+
+
+def _prepare(config: TrainConfig, data: str) -> tuple[DistillationTrainer, Report]:
+    """The trainer of a run over a file and its pre-flight, which is printed and written to the run's folder."""
     scores = config.data.teacher
     teacher = _load_scores(scores, config.data.teacher_header) if scores is not None else None
-    examples = read_examples(config.data.train)
+    examples = read_examples(data)
     held_out = config.data.validation
     validation = Validation.from_examples(read_examples(held_out)) if held_out is not None else None
     student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
     trainer = DistillationTrainer(student, config, examples, validation, teacher)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model()
-    return student.eval()
+    report = preflight(trainer, examples)
+    if trainer.is_world_process_zero():
+        print(report)
+        report.write(Path(config.output_dir))
+    return trainer, report
 
 
 def _load_scores(path: str, header: dict[str, Any]) -> Scores:

@@ -1,4 +1,4 @@
-"""transformers' Trainer with planned batches, the five losses and evaluation by retrieval quality."""
+"""transformers' Trainer with planned batches, the losses and evaluation by retrieval quality."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -6,14 +6,16 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from d2llm.data.example import Example
+from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
-from d2llm.losses import d2llm_loss
+from d2llm.losses import d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import TrainConfig
@@ -25,8 +27,17 @@ _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
 
 
 def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArguments:
-    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data."""
+    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data.
+
+    Raises:
+        InputError: if a run that evaluates saves at other steps, so that its best step could not be returned to.
+    """
     run, optimizer = config.run, config.optimizer
+    if evaluates and run.save_steps % run.eval_steps:
+        raise InputError(
+            f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since the best step that an "
+            f"evaluation finds must be saved, got {run.save_steps}"
+        )
     return TrainingArguments(
         output_dir=config.output_dir,
         per_device_train_batch_size=run.batch_size,
@@ -89,12 +100,13 @@ class DistillationTrainer(Trainer):
             config: ``optimizer``, ``run``, ``loss``, ``mining``, ``data.negatives`` and ``output_dir`` are read here.
             examples: training examples.
             validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
-            teacher: teacher scores; None trains on scores that examples carry, or on the in-batch loss alone.
+            teacher: teacher scores; None trains on scores that examples carry, or on labels alone.
             callbacks: further callbacks.
             vectors: embeddings of every text of the examples; the interaction module alone is then trained, on them.
 
         Raises:
-            InputError: if the examples do not fill a batch, or several GPUs are to be driven by one process.
+            InputError: as :func:`training_arguments` does, if the examples do not fill a batch, several GPUs are to be
+                driven by one process, or false negatives are to be filtered by a teacher whose scores are not given.
         """
         self.student = student
         self.config = config
@@ -106,26 +118,33 @@ class DistillationTrainer(Trainer):
             raise InputError(
                 f"devices: expected one process a GPU (torchrun, accelerate launch), got one for {arguments.n_gpu}"
             )
+        if config.data.false_negative_filter == "teacher" and teacher is None:
+            raise InputError("data.false_negative_filter: 'teacher' needs a file of scores (data.teacher), got none")
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
+        known = KnownPositives(examples)
+        clean = list(map(known.clean, examples))
         if config.mining.wanted:
-            self.examples: EpochExamples = MinedExamples(examples, config, self.plan, student, arguments)
-            callbacks = [*(callbacks or []), MineAfresh()]
+            mined = MinedExamples(clean, config, self.plan, student, arguments)
+            self.examples: EpochExamples = mined
+            callbacks = [*(callbacks or []), MineAfresh(mined)]
         else:
-            self.examples = EpochExamples(examples, config.data.negatives, config.run.seed)
+            self.examples = EpochExamples(clean, config.data.negatives, config.run.seed)
+        self.collator = Collator(
+            student.tokenizer,
+            student.config.query_length,
+            student.config.passage_length,
+            known,
+            teacher,
+            config.data.teacher_temperature,
+            vectors,
+        )
         stopping = [EarlyStoppingCallback(config.run.patience)] if validation and config.run.patience else []
         super().__init__(
             model=student,
             args=arguments,
             train_dataset=self.examples,
             eval_dataset=list(validation.queries) if validation is not None else None,
-            data_collator=Collator(
-                student.tokenizer,
-                student.config.query_length,
-                student.config.passage_length,
-                teacher,
-                config.data.teacher_temperature,
-                vectors,
-            ),
+            data_collator=self.collator,
             callbacks=[*(callbacks or []), *stopping],
         )
         if config.run.cached_gradients and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -142,7 +161,7 @@ class DistillationTrainer(Trainer):
         return DataLoader(
             self.examples,
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=self.collator,
             # The loader draws a seed for its workers, which must not move the model's random state.
             generator=torch.Generator(),
             pin_memory=self.args.device.type == "cuda",
@@ -171,6 +190,7 @@ class DistillationTrainer(Trainer):
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
         run = self.config.run
         output = model(**tokens, texts_per_chunk=run.texts_per_chunk, cached_gradients=run.cached_gradients)
+        positives = output.passage_embeddings[inputs["groups"][:, 0]]
         total, parts = d2llm_loss(
             output.logits,
             output.in_batch_logits,
@@ -179,7 +199,7 @@ class DistillationTrainer(Trainer):
             features=output.features,
             teacher_relation=targets.get("relation"),
             valid=targets["valid"],
-            duplicates=targets["duplicates"],
+            duplicates=self._no_negatives(targets, output.embeddings, positives),
             weights=self.config.loss,
         )
         for name, value in parts.items():
@@ -187,10 +207,27 @@ class DistillationTrainer(Trainer):
         self.part_steps += 1
         return (total, output) if return_outputs else total
 
+    def _no_negatives(self, targets: dict[str, Tensor], queries: Tensor, positives: Tensor) -> Tensor:
+        """(B, B) in-batch columns to mask: known positives, and what the filter of false negatives takes for some.
+
+        Args:
+            targets: of the batch.
+            queries, positives: (B, D) embeddings.
+        """
+        data, known = self.config.data, targets["duplicates"]
+        if data.false_negative_filter is None:
+            return known
+        if data.false_negative_filter == "teacher":
+            scores = targets["s_in_batch"]
+        else:
+            scores = F.normalize(queries.detach(), dim=1) @ F.normalize(positives.detach(), dim=1).T
+        return known | false_negative_mask(scores, data.false_negative_margin)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the mean of every loss part since the last time."""
+        """Log, adding the mean of every loss part since the last time; parts that had no targets are left out."""
         if "loss" in logs and self.part_steps:
-            logs.update({f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()})
+            means = {f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()}
+            logs.update({name: mean for name, mean in means.items() if mean})
             self.part_sums, self.part_steps = {}, 0
         super().log(logs, start_time)
 

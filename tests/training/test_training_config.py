@@ -47,10 +47,12 @@ def test_yaml_then_overrides(tmp_path: Path) -> None:
         ("run.batch_size", "override: expected name=value"),
         ("=3", "override: expected name=value"),
         ("run.batch_size=0", "run.batch_size: expected at least 1"),
-        ("run.save_steps=150", "run.save_steps: expected a multiple of run.eval_steps 100"),
+        ("run.epochs=0", "run.epochs: expected a positive number, got 0"),
         ("optimizer.lr=-1", "optimizer.lr: expected a positive number"),
         ("loss.temperature=0", "temperature: expected a positive number"),
         ("data.negatives=-1", "data.negatives"),
+        ("data.false_negative_filter=bm25", "data.false_negative_filter: expected one of teacher, cosine or null"),
+        ("data.false_negative_margin=.inf", "data.false_negative_margin: expected a finite number"),
     ],
 )
 def test_errors_name_the_field(override: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The five losses of D2LLM (paper section 3.3), each as a function of logits and teacher targets.
+"""The five losses of D2LLM (paper section 3.3) and one on labels, each as a function of logits and targets.
 
 Index 0 of every group is the positive passage, 1..K are its hard negatives. Losses are computed in
 float32 at least, whatever the input, with log-softmax, log-sigmoid and guarded norms, so that they
@@ -10,7 +10,6 @@ A row whose positive is not valid takes no part. Denominators count what takes p
 exactly the published denominator when nothing is masked.
 """
 
-from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
@@ -36,7 +35,8 @@ class LossWeights:
     """Weights and temperatures of the total loss (the published run's, but for ``in_batch_form``).
 
     Raises:
-        InputError: for a negative or non-finite weight, a temperature or scale not above 0, or an unknown form.
+        InputError: for a negative or non-finite weight, a share above 1, a temperature or scale that is not above 0, or
+            an unknown form.
     """
 
     #: Weight of the in-batch cross-entropy.
@@ -51,7 +51,11 @@ class LossWeights:
     gamma: float = 0.01
     #: Weight of feature imitation.
     eta: float = 0.001
-    #: Temperature of contrastive imitation.
+    #: Weight of the contrastive loss on labels, which hard negatives without a teacher's judgement get.
+    labels: float = 1.0
+    #: From 0 to 1: how far labels stand in for the teacher where it has judged.
+    label_share: float = 0.0
+    #: Temperature of contrastive imitation and of the contrastive loss on labels.
     temperature: float = 1.0
     #: Temperature of the in-batch cross-entropy.
     in_batch_temperature: float = 1.0
@@ -68,30 +72,26 @@ class LossWeights:
             if not 0 <= value < float("inf") or (field.name in positive and value == 0):
                 expected = "a positive number" if field.name in positive else "a number of at least 0"
                 raise InputError(f"{field.name}: expected {expected}, got {value!r}")
+        if self.label_share > 1:
+            raise InputError(f"label_share: expected a number from 0 to 1, got {self.label_share!r}")
 
 
-def duplicate_mask(
-    query_ids: Sequence[Hashable], positive_ids: Sequence[Hashable], device: torch.device | str | None = None
-) -> Tensor:
-    """In-batch columns that are no negatives: the same passage, or a positive of the same query.
+def false_negative_mask(scores: Tensor, margin: float = 0.0) -> Tensor:
+    """In-batch columns that look like positives: m_ij = [s_ij > s_ii + margin].
 
     Args:
-        query_ids: B identifiers (or texts) of the queries.
-        positive_ids: B identifiers (or texts) of their positives.
-        device: where the mask is made.
+        scores: (B, B) float, how relevant positive j is to query i, by the teacher or a bi-encoder; NaN where it is not
+            known, which masks nothing.
+        margin: how far a passage must lie above the query's own positive.
 
     Returns:
-        (B, B) bool, true at (i, j) where i != j and positive j must not count against query i:
-        some example of the batch pairs query i's text with positive j's text.
+        (B, B) bool, for the ``duplicates`` of the losses.
 
     Raises:
-        InputError: if the two sequences differ in length.
+        InputError: for scores that are not square.
     """
-    if len(query_ids) != len(positive_ids):
-        raise InputError(f"positive_ids: expected {len(query_ids)}, one a query, got {len(positive_ids)}")
-    known = set(zip(query_ids, positive_ids, strict=True))
-    rows = [[i != j and (q, p) in known for j, p in enumerate(positive_ids)] for i, q in enumerate(query_ids)]
-    return torch.tensor(rows, dtype=torch.bool, device=device).view(len(query_ids), len(query_ids))
+    _square("scores", scores)
+    return scores > scores.diagonal()[:, None] + margin
 
 
 def in_batch_loss(
@@ -104,8 +104,8 @@ def in_batch_loss(
 
     Args:
         scores: (B, B) float, row i the logits of query i against every positive of the batch.
-        duplicates: (B, B) bool, true at columns to leave out of a row (see ``duplicate_mask``);
-            the diagonal always takes part.
+        duplicates: (B, B) bool, true at columns to leave out of a row (see ``KnownPositives.mask`` in
+            :mod:`d2llm.data.positives` and ``false_negative_mask``); the diagonal always takes part.
         temperature: τ_b.
         form: ``mean``, or ``paper`` for the literal 1/B² Σ_i.
 
@@ -146,6 +146,48 @@ def contrastive_imitation(z: Tensor, s: Tensor, valid: Tensor | None = None, tem
     keep = torch.cat([torch.ones_like(valid[:, :1]), valid[:, 1:]], dim=1)
     logits = (weights * z / temperature).masked_fill(~keep, float("-inf"))
     return -F.log_softmax(logits, dim=1)[:, 0].sum() / valid[:, 1:].sum().clamp_min(1)
+
+
+def label_contrastive(
+    z: Tensor,
+    valid: Tensor | None = None,
+    judged: Tensor | None = None,
+    share: float = 0.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Contrastive loss of a group with one-hot labels: 1/B Σ_i [(1 − λ) CE_i(unjudged) + λ CE_i(all)].
+
+    CE_i(N) = −log softmax(z_i / τ)[0] over the positive and the hard negatives N of row i. A negative that the
+    teacher has judged leaves its share 1 − λ to contrastive imitation; one that it has not judged has none but this.
+
+    Args:
+        z: (B, 1+K) float, student logits.
+        valid: (B, 1+K) bool or None, true where a passage is present; B becomes the number of rows with at least one
+            valid negative.
+        judged: (B, 1+K) bool or None, true where the teacher has judged; None means nowhere. A row whose positive
+            is not judged counts as not judged, since no other loss takes its negatives.
+        share: λ.
+        temperature: τ.
+
+    Returns:
+        Scalar float. 0 when there are no negatives.
+
+    Raises:
+        InputError: for shapes that do not match.
+    """
+    valid = _group_mask(z, z, valid)
+    if judged is not None:
+        _same_shape("judged", judged, z)
+    judged = _group_mask(z, z, torch.zeros_like(valid) if judged is None else judged)
+    logits = _float(z).masked_fill(~valid, 0) / temperature
+    # The positive stays in, masked row or not, so that no row is empty: a row of one has loss 0.
+    first = torch.arange(z.shape[1], device=z.device) == 0
+    labelled, unjudged = (
+        -F.log_softmax(logits.masked_fill(~(keep | first), float("-inf")), dim=1)[:, 0].sum()
+        for keep in (valid, valid & ~judged)
+    )
+    rows = valid[:, 1:].any(dim=1).sum().clamp_min(1)
+    return ((1 - share) * unjudged + share * labelled) / rows
 
 
 def rank_imitation_correlation(z: Tensor, s: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -192,7 +234,7 @@ def rank_imitation_pairwise(
         s_in_batch: (B, B) float, teacher probabilities in the batch; None, or NaN at a pair, means
             that the teacher has not judged it, which counts as 0. The diagonal is not read.
         valid: (B, 1+K) bool or None.
-        duplicates: (B, B) bool or None, in-batch columns to leave out (see ``duplicate_mask``).
+        duplicates: (B, B) bool or None, in-batch columns to leave out (see ``in_batch_loss``).
         scale: divisor of the score gaps.
 
     Returns:
@@ -264,17 +306,17 @@ def d2llm_loss(
     Args:
         z: (B, 1+K) float, student logits of the groups.
         z_in_batch: (B, B) float, student logits of every query against every positive.
-        s: (B, 1+K) float or None, teacher probabilities; None leaves only the in-batch loss (and
+        s: (B, 1+K) float or None, teacher probabilities; None leaves only the in-batch loss and the one on labels (and
             feature imitation, where asked for). NaN marks a passage the teacher has not judged.
         s_in_batch: (B, B) float or None, teacher probabilities in the batch.
         features: (B, 1+K, F) float or None, student pair features.
         teacher_relation: (B, 1+K, 1+K) float or None; with ``features`` it turns feature imitation on.
         valid: (B, 1+K) bool or None, true where a passage is present.
-        duplicates: (B, B) bool or None, see ``duplicate_mask``.
+        duplicates: (B, B) bool or None, see ``in_batch_loss``.
         weights: weights and temperatures.
 
     Returns:
-        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``,
+        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``, ``labels``,
         ``contrastive``, ``rank_correlation``, ``rank_pairwise``, ``feature``; parts that do not
         apply or weigh 0 are left out.
 
@@ -289,9 +331,11 @@ def d2llm_loss(
         in_batch, pairwise = _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, ranked, weights)
     if weights.in_batch:
         parts["in_batch"] = weights.in_batch * in_batch
+    if weights.labels and z.shape[1] > 1:
+        parts["labels"] = weights.labels * label_contrastive(z, valid, judged, weights.label_share, weights.temperature)
     if s is not None and judged is not None:
-        if weights.alpha:
-            parts["contrastive"] = weights.alpha * contrastive_imitation(z, s, judged, weights.temperature)
+        if imitation := weights.alpha * (1 - weights.label_share):
+            parts["contrastive"] = imitation * contrastive_imitation(z, s, judged, weights.temperature)
         if weights.beta:
             parts["rank_correlation"] = weights.beta * rank_imitation_correlation(z, s, judged)
         if weights.gamma:

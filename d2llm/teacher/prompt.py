@@ -35,7 +35,8 @@ class PromptBuilder:
     """Turns (query, passage) texts into prompts of token ids.
 
     The literals of the template and the two texts are tokenised apart, so that truncation of a
-    text cannot touch the question, and a pair's prompt does not depend on the pairs beside it.
+    text cannot touch the question, and a pair's prompt does not depend on the pairs beside it. A template may
+    hold control tokens of the LLM; those that a text spells out are plain text.
 
     Args:
         tokenizer: of the teacher's LLM.
@@ -58,7 +59,7 @@ class PromptBuilder:
         if self.yes == self.no:
             raise InputError(f"template {template.name!r}: both answers are token {self.yes}")
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        self._literals = [self._tokens([literal])[0] for literal, _ in template.pieces()]
+        self._literals = [self._tokens([literal], plain=False)[0] for literal, _ in template.pieces()]
         self._literals[0] = start + self._literals[0]
 
     @property
@@ -66,8 +67,9 @@ class PromptBuilder:
         """Most tokens that a prompt can have."""
         return sum(map(len, self._literals)) + sum(self.limits.values())
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    def _tokens(self, texts: Sequence[str], plain: bool) -> list[list[int]]:
+        """Token ids; of a plain text, a control token that it spells out too."""
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=plain)["input_ids"]
 
     def build(self, queries: Sequence[str], passages: Sequence[str]) -> list[list[int]]:
         """Token ids of each pair's prompt.
@@ -79,7 +81,7 @@ class PromptBuilder:
         if len(queries) != len(passages):
             raise InputError(f"passages: expected one for each of {len(queries)} queries, got {len(passages)}")
         cut = {
-            name: [ids[: self.limits[name]] for ids in self._tokens(values)] if values else []
+            name: [ids[: self.limits[name]] for ids in self._tokens(values, plain=True)] if values else []
             for name, values in (("query", queries), ("passage", passages))
         }
         fields = [field for _, field in self.template.pieces()]

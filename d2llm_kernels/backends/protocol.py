@@ -105,6 +105,19 @@ class Linear(Protocol):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
 
+class Int8(Protocol):
+    """Scores of passages in whole numbers, all other tensors float32; see ``rough.int8``."""
+
+    def iem_scores_int8(self, a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tensor: ...
+
+
+class Search(Protocol):
+    """A branch made ready once; see ``rough.search``."""
+
+    def topk(self, a: Tensor, b: Tensor, scale: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        """The best k passages as in ``iem_topk``; by rough scores where ``scale`` belongs to passages in int8."""
+
+
 class Formulas(Protocol):
     """Every operation forward, in functions that autograd differentiates itself: no operator stands between."""
 
@@ -159,6 +172,17 @@ class Backend(Protocol):
 
     def linear(self) -> Linear | None:
         """A matrix product of its own; None where torch's serves best."""
+        return None
+
+    def int8(self) -> Int8 | None:
+        """Kernels that multiply whole numbers; None where there are none."""
+        return None
+
+    def search(self, branch: Branch, dtype: torch.dtype) -> Search | None:
+        """The branch made ready for passages of a dtype; None where a call of ``iem_topk`` does as well.
+
+        For ``torch.int8`` None means that there are no kernels that multiply whole numbers.
+        """
         return None
 
     def _without(self, operations: str) -> BackendError:

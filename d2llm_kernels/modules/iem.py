@@ -14,6 +14,7 @@ from d2llm_kernels.modules.pma import INITS
 from d2llm_kernels.modules.warm_start import frame, length_ratio
 from d2llm_kernels.operators.interaction import check_task
 from d2llm_kernels.rough import int8
+from d2llm_kernels.rough.search import Search
 
 # Logits per unit of |q - p| / input_norm at the warm start. Vectors at right angles are sqrt(2) apart, so scores
 # run from +10 (equal) over 0 (60 degrees) to -4 (90 degrees): steep enough to rank, flat enough to learn.
@@ -165,15 +166,30 @@ class IEM(nn.Module):
         if scale is None:
             branch, rows = self._branches(task)
             return functional.iem_topk(a, b, *branch, k, self.backend, rows)
-        if isinstance(task, int):
-            return int8.iem_topk(a, b, scale, *self._branch(task), k, self.backend)
 
         def run(rows: Tensor, branch: Branch) -> tuple[Tensor, ...]:
             return int8.iem_topk(rows, b, scale, *branch, k, self.backend)
 
-        task = check_task(task, a.shape[:1], self.num_tasks, a.device)
-        values, indices = per_task(task, self._branches(task)[0], run, a)
+        branch, rows = self._branches(task)
+        rows = None if rows is None else check_task(rows, a.shape[:1], self.num_tasks, a.device)
+        values, indices = per_task(rows, branch, run, a)
         return values, indices
+
+    def prepare(self, task: int, dtype: torch.dtype) -> Search:
+        """The branch of a task, packed or rounded once, to search chunk after chunk of passages with.
+
+        Args:
+            task: branch number.
+            dtype: in which the passages of ``project_passages`` are stored: floating, or ``torch.int8`` as
+                ``int8.Int8Rows``.
+
+        Raises:
+            ArgumentError: on a task that has no branch, or another dtype.
+            BackendError: if the module's backend was named and is missing or takes no such tensors.
+        """
+        known = isinstance(task, int) and not isinstance(task, bool) and 0 <= task < self.num_tasks
+        require(known, "task", f"an int in 0..{self.num_tasks - 1}", repr(task))
+        return Search(self._branch(task), dtype, self.backend)
 
     def extra_repr(self) -> str:
         """The options that set this module apart."""

@@ -11,14 +11,14 @@ time. Nothing here is differentiable.
 import torch
 from torch import Tensor
 
-from d2llm_kernels import functional, reference
+from d2llm_kernels import reference
 from d2llm_kernels.backends import select
 from d2llm_kernels.backends.cuda import library
 from d2llm_kernels.backends.gpu import topk
 from d2llm_kernels.branch import Branch
 from d2llm_kernels.errors import require, shape
 from d2llm_kernels.operators.interaction import check_interaction
-from d2llm_kernels.rough.int8 import candidates
+from d2llm_kernels.rough.candidates import candidates, rerank
 
 #: The largest e4m3 number.
 LARGEST = 448.0
@@ -106,7 +106,7 @@ def iem_topk(
     require(0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
     weight, scale = quantize(branch[0]) if quantized is None else quantized
     queries, passages, rough = _check(a, b, weight, scale, *branch[1:])
-    most = candidates(k, b.shape[0])
+    most = min(candidates(k), b.shape[0])
     if _on_kernel(backend, queries, passages, rough.weight, scale):
 
         def score(part: Tensor, keys: Tensor, first: int) -> None:
@@ -115,11 +115,7 @@ def iem_topk(
         _, found = topk.topk(queries, passages, most, score)
     else:
         _, found = reference.topk(_scores(queries, passages, rough, scale), most)
-    found = found.sort(1).values
-    z = functional.iem_pairs(a[:, None], b[found], *branch, backend=backend)
-    assert isinstance(z, Tensor)
-    values, order = reference.topk(z.float(), k)
-    return values, found.gather(1, order)
+    return rerank(a, Branch(*branch), found, lambda indices: b[indices], k, backend)
 
 
 def _check(a: Tensor, b: Tensor, weight: Tensor, scale: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Branch]:

@@ -95,7 +95,13 @@ def test_train_then_eval(run: Run, base_model: str, examples_file: Path, templat
     config, student = tmp_path / "run.yaml", tmp_path / "student"
     config.write_text(f"base_model: {base_model}\noutput_dir: {student}\ndata: {{train: {examples_file}}}\n")
     short = ("run.max_steps=1", "run.batch_size=4", "run.bf16=false", "student.iem_hidden=8", "student.num_layers=2")
-    trained = run("train", config, *short)
+    refused = run("train", config, *short, "optimizer.warmup_steps=2", "--dry-run")
+    assert refused.exit_code == 2 and "this run cannot learn: the run has 1 steps" in refused.stderr
+    dry = run("train", config, *short, "optimizer.warmup_steps=1", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert dry.stdout.startswith("examples:  8 (8 asym)") and "warning:   the warm-up takes 1 of 1 steps" in dry.stdout
+    assert [file.name for file in student.iterdir()] == ["preflight.json"]
+    trained = run("train", config, *short, "optimizer.warmup_steps=1")
     assert trained.exit_code == 0, trained.output
     assert D2LLM.from_pretrained(student).config.num_layers == 2
     results = tmp_path / "results.json"

@@ -22,6 +22,7 @@ from d2llm.shipped import STUDENT
 from d2llm.student import D2LLM
 from d2llm_kernels import int8, reference
 from d2llm_kernels.backends.cpu import library
+from d2llm_kernels.rough import search
 from tests.contract import guarded
 from tests.kernels.cases import BACKENDS, needs_even_products
 from tests.kernels.test_iem_scores import inputs as wide_inputs
@@ -203,7 +204,7 @@ def test_topk_equals_the_sorted_scores_of_the_rounded_passages(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_take_the_lower_index_across_blocks(backend, monkeypatch):
     needs_even_products(backend, torch.float32, 16)
-    monkeypatch.setattr(int8, "_BLOCK", 1000)
+    monkeypatch.setattr(search, "_BLOCK", 1000)
     a, b, *branch = inputs(3, 1, 16)
     values, scale = int8.quantize(b.expand(5000, 16))
     _, indices = int8.iem_topk(a, values, scale, *branch, 7, backend=backend)

@@ -64,6 +64,20 @@ def test_contrastive_imitation(shape, temperature):
 
 
 @settings(max_examples=40, deadline=None)
+@given(batches, st.floats(0.1, 5), st.floats(0, 1))
+def test_label_contrastive(shape, temperature, share):
+    data = draw(*shape)
+    z, judged = data["z"].double().numpy() / temperature, data["s"] < 0.5
+    total = 0.0
+    for i, row in enumerate(z):
+        unjudged = [row[k] for k in range(1, len(row)) if not (judged[i, 0] and judged[i, k])]
+        for weight, negatives in ((1 - share, unjudged), (share, row[1:])):
+            total -= weight * math.log(math.exp(row[0]) / sum(map(math.exp, [row[0], *negatives])))
+    actual = losses.label_contrastive(data["z"], judged=judged, share=share, temperature=temperature)
+    assert actual.item() == pytest.approx(total / len(z), rel=1e-5, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
 @given(batches)
 def test_rank_imitation_correlation(shape):
     data = draw(*shape)
@@ -106,14 +120,17 @@ def test_feature_imitation(shape):
     assert actual.item() == pytest.approx(total / group**2, abs=1e-5)
 
 
-def test_total_is_the_weighted_sum_of_all_five():
+def test_total_is_the_weighted_sum_of_all_parts():
     data = draw(4, 3, 0)
-    weights = losses.LossWeights(in_batch=2, alpha=3, beta=5, gamma=7, eta=11, temperature=2, scale=3)
+    weights = losses.LossWeights(
+        in_batch=2, alpha=3, beta=5, gamma=7, eta=11, labels=13, label_share=0.5, temperature=2, scale=3
+    )
     total, parts = losses.d2llm_loss(**data, weights=weights)
     z, s = data["z"], data["s"]
     expected = {
         "in_batch": 2 * losses.in_batch_loss(data["z_in_batch"]),
-        "contrastive": 3 * losses.contrastive_imitation(z, s, temperature=2),
+        "labels": 13 * 0.5 * losses.label_contrastive(z, temperature=2),
+        "contrastive": 3 * 0.5 * losses.contrastive_imitation(z, s, temperature=2),
         "rank_correlation": 5 * losses.rank_imitation_correlation(z, s),
         "rank_pairwise": 7 * losses.rank_imitation_pairwise(z, data["z_in_batch"], s, data["s_in_batch"], scale=3),
         "feature": 11 * losses.feature_imitation(data["features"], data["teacher_relation"]),
@@ -145,11 +162,11 @@ def test_published_weights_are_the_defaults():
     assert (weights.temperature, weights.in_batch_temperature, weights.scale) == (1, 1, 1)
 
 
-def test_without_teacher_only_the_in_batch_loss_remains():
+def test_without_teacher_labels_remain():
     data = draw(4, 3, 0)
     total, parts = losses.d2llm_loss(data["z"], data["z_in_batch"])
-    assert list(parts) == ["in_batch"]
-    torch.testing.assert_close(total, losses.in_batch_loss(data["z_in_batch"]))
+    assert list(parts) == ["in_batch", "labels"]
+    torch.testing.assert_close(total, losses.in_batch_loss(data["z_in_batch"]) + losses.label_contrastive(data["z"]))
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -6,13 +6,16 @@ from d2llm_kernels.backends.cpu import library
 from d2llm_kernels.backends.protocol import (
     Backend,
     InBatchTerms,
+    Int8,
     Interaction,
     Linear,
     Operation,
     Pooling,
+    Search,
     type_name,
 )
 from d2llm_kernels.backends.tasks import PerTask
+from d2llm_kernels.branch import Branch
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -51,3 +54,12 @@ class Cpu(Backend):
         from d2llm_kernels.backends.cpu import linear
 
         return linear
+
+    def int8(self) -> Int8:
+        from d2llm_kernels.backends.cpu import interaction
+
+        return interaction
+
+    def search(self, branch: Branch, dtype: torch.dtype) -> Search:
+        made: Search = library.classes().Search(*branch, dtype)
+        return made

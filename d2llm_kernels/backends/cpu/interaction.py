@@ -42,13 +42,6 @@ def iem_scores_int8(a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tens
     return operators().iem_scores_int8(a, b, scale, *branch)
 
 
-def iem_topk_int8(
-    a: Tensor, b: Tensor, scale: Tensor, branch: Branch, k: int, candidates: int
-) -> tuple[Tensor, Tensor]:
-    """``int8.iem_topk``; all but b float32."""
-    return operators().iem_topk_int8(a, b, scale, *branch, k, candidates)
-
-
 def _wanted(gradients: Sequence[Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     """Gradients of a and b and of a branch, those that are wanted, in the dtypes of the inputs."""
     found: tuple[Tensor, ...] = ()

@@ -32,3 +32,9 @@ def operators() -> Any:
     """The namespace of the library's operators."""
     module()
     return torch.ops.d2llm_cpu
+
+
+def classes() -> Any:
+    """The namespace of the library's classes."""
+    module()
+    return torch.classes.d2llm_cpu

@@ -14,12 +14,12 @@ from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.losses import LossWeights
 from d2llm.student.configuration import Architecture
 
+#: Whose scores may tell false negatives.
+FILTERS = ("teacher", "cosine")
 #: Warm-up as a share of a run, where nothing else is asked for.
 _WARMUP_RATIO = 0.1
 #: Evaluations and checkpoints as shares of a run, likewise.
 _INTERVAL = 0.1
-#: Whose scores may tell false negatives.
-FILTERS = ("teacher", "cosine")
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ class TrainConfig:
             value = getattr(run, name)
             if value is not None and value < 1:
                 raise InputError(f"run.{name}: expected at least 1, got {value}")
-        if not 0 < run.epochs < float("inf"):
-            raise InputError(f"run.epochs: expected a positive number, got {run.epochs}")
-        if not 0 < data.teacher_temperature < float("inf"):
-            raise InputError(f"data.teacher_temperature: expected a positive number, got {data.teacher_temperature}")
+        positive = (("run.epochs", run.epochs), ("data.teacher_temperature", data.teacher_temperature))
+        for name, value in positive:
+            if not 0 < value < float("inf"):
+                raise InputError(f"{name}: expected a positive number, got {value}")
         if not 0 <= data.validation_share < 1:
             raise InputError(f"data.validation_share: expected a share in [0, 1), got {data.validation_share}")
         if not -float("inf") < data.false_negative_margin < float("inf"):

@@ -46,16 +46,13 @@ def train(config: TrainConfig, resume: bool = False) -> D2LLM:
     """
     file = _data_file(config)
     checkpoint = prepare_folder(config, resume)
-    data, trainer, report = _prepare(config, file)
+    trainer, data, report = _prepare(config, file, fresh=checkpoint is None)
     report.check()
-    keeps = trainer.is_world_process_zero()
-    if keeps:
+    if trainer.is_world_process_zero():
         keep_held_out(data, config.data, Path(config.output_dir))
-    if checkpoint is None:
-        fit_warm_start(trainer.student, data.train, config.run.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
-    if keeps:
+    if trainer.is_world_process_zero():
         result = Outcome.of(trainer.state)
         print(result)
         write_json(Path(config.output_dir) / OUTCOME, asdict(result))
@@ -68,7 +65,7 @@ def dry_run(config: TrainConfig) -> None:
     Raises:
         D2LLMError: as :func:`train` does.
     """
-    _, _, report = _prepare(config, _data_file(config))
+    *_, report = _prepare(config, _data_file(config), fresh=True)
     report.check()
 
 
@@ -78,22 +75,27 @@ def _data_file(config: TrainConfig) -> str:
     return config.data.train
 
 
-def _prepare(config: TrainConfig, file: str) -> tuple[RunData, DistillationTrainer, Report]:
-    """The data of a run over a file, its trainer and its pre-flight, which is printed and kept in the run's folder."""
+def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationTrainer, RunData, Report]:
+    """The trainer of a run over a file, its examples, and its pre-flight, printed and written to the run's folder.
+
+    ``fresh`` tells that the run begins, and does not go on from a checkpoint.
+    """
     scores = config.data.teacher
     teacher = _load_scores(scores, config.data.teacher_header) if scores is not None else None
     data = run_data(read_examples(file), config.data, config.run.seed)
     student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
     # The decorated signature that transformers gives this method hides its own argument.
     student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
+    if fresh:
+        fit_warm_start(student, data.train, config.run.seed)
     vectors = _vectors(student, data) if config.run.interaction_only else None
     trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
     report = preflight(trainer, data.train)
     if trainer.is_world_process_zero():
-        print(report)
         print(data.told)
+        print(report)
         report.write(Path(config.output_dir))
-    return data, trainer, report
+    return trainer, data, report
 
 
 def _vectors(student: D2LLM, data: RunData) -> TextVectors:

@@ -36,10 +36,10 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
     """
     run, optimizer = config.run, config.optimizer
     eval_steps, save_steps = run.intervals
-    if evaluates and run.save_steps and run.eval_steps and save_steps % eval_steps:
+    if evaluates and run.save_steps and run.eval_steps and run.save_steps % run.eval_steps:
         raise InputError(
-            f"run.save_steps: expected a multiple of run.eval_steps {eval_steps}, since the best step that an "
-            f"evaluation finds must be saved, got {save_steps}"
+            f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since the best step that an "
+            f"evaluation finds must be saved, got {run.save_steps}"
         )
     return TrainingArguments(
         output_dir=config.output_dir,
@@ -110,8 +110,8 @@ class DistillationTrainer(Trainer):
 
         Raises:
             InputError: as :func:`training_arguments` does, if the examples do not fill a batch, several GPUs are to be
-                driven by one process, false negatives are to be filtered by a teacher whose scores are not given, or a
-                base is to be trained in half precision.
+                driven by one process, a base is to be trained in half precision, or false negatives are to be filtered
+                by a teacher whose scores are not given.
         """
         if student.config.train_base and student.config.base_dtype != "float32":
             raise InputError(

@@ -1,21 +1,22 @@
 """What the defaults of a distillation do to a student: ``python -m benchmarks.defaults`` (minutes on two cores).
 
-The student after its first phase learns from the teacher's 700 scored examples, its encoder as it is. The defaults
-before (the paper's 1/B², a warm-up of 1000 steps, lr 1e-4, the last step) and those of today, three seeds each, on the
-queries that the demonstration holds out; beside each the control whose groups have one-hot labels in place of the
-teacher's scores, and the in-batch loss alone.
+The interaction module of the shipped student, fresh or as its first phase left it, learns from the teacher's scores,
+the encoder as it is. The defaults before (random normal rows as a fresh start, the paper's 1/B², a warm-up of 1000
+steps, lr 1e-4, the last step) and those of today, three seeds each, on the queries that the demonstration holds out;
+beside each the control whose groups have one-hot labels in place of the teacher's scores, and the in-batch loss alone.
 """
 
 import argparse
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PrinterCallback, ProgressCallback
 
+import d2llm_kernels as dk
 from d2llm.data.example import Example, text_id
 from d2llm.data.validation import Validation
 from d2llm.demo.data import load_data
@@ -51,6 +52,48 @@ class Labels:
         return None
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What the runs of a table have in common."""
+
+    #: Start from the first phase's interaction module, not from a fresh one.
+    first_phase: bool
+    held_out: Validation
+    vectors: TextVectors
+    #: (N, D) embeddings of training texts, to which a fresh start is fitted.
+    sample: torch.Tensor
+
+    def start(self, seed: int, old: bool) -> D2LLM:
+        """The student that a run starts from."""
+        student = load_first_phase()
+        if not self.first_phase:
+            torch.manual_seed(seed)
+            self._reset(student.iem, old)
+        return student
+
+    def _reset(self, iem: dk.IEM, old: bool) -> None:
+        iem.reset_parameters("warm", sample=None if old else self.sample)
+        if old:
+            half = torch.randn(iem.hidden // 2, iem.dim) / iem.dim**0.5
+            with torch.no_grad():
+                iem.linear1.weight.copy_(torch.cat([torch.cat([half, -half], 1), torch.cat([-half, half], 1)]))
+
+    def reciprocal_ranks(self, student: D2LLM) -> np.ndarray:
+        """1 / (rank of the best relevant passage) of every held-out query, (Nq,)."""
+        data, vectors = self.held_out, self.vectors
+        scores = iem_scores(student, vectors.queries(data.queries), vectors.passages(data.passages), data.task)
+        return data.reciprocal_ranks(scores)
+
+    def run(self, config: TrainConfig, student: D2LLM, examples: list[Example], teacher: Any) -> D2LLM:
+        """The student, distilled as ``config`` says."""
+        data = run_data(examples, config.data, config.run.seed)
+        trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=self.vectors)
+        for default in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(default)
+        trainer.train()
+        return student.eval()
+
+
 def before(config: TrainConfig) -> TrainConfig:
     """The defaults that were."""
     return replace(
@@ -66,23 +109,6 @@ def after(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def reciprocal_ranks(student: D2LLM, data: Validation, vectors: TextVectors) -> np.ndarray:
-    """1 / (rank of the best relevant passage) of every query, (Nq,)."""
-    scores = iem_scores(student, vectors.queries(data.queries), vectors.passages(data.passages), data.task)
-    return data.reciprocal_ranks(scores)
-
-
-def run(config: TrainConfig, examples: list[Example], teacher: Any, vectors: TextVectors) -> D2LLM:
-    """The first phase's student, distilled as ``config`` says."""
-    student = load_first_phase()
-    data = run_data(examples, config.data, config.run.seed)
-    trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
-    for default in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(default)
-    trainer.train()
-    return student.eval()
-
-
 def interval(difference: np.ndarray) -> tuple[float, float]:
     """95 % interval of a mean difference over queries, by bootstrap."""
     draw = np.random.default_rng(0).integers(len(difference), size=(_DRAWS, len(difference)))
@@ -94,37 +120,57 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument(
+        "--examples", type=int, default=SCORED_EXAMPLES, help="the first of them have the teacher's scores"
+    )
+    parser.add_argument(
+        "--first-phase", action="store_true", help="start from the first phase, not from a fresh module"
+    )
+    parser.add_argument("--arms", nargs="*", help="names of rows; all by default")
+    asked = parser.parse_args()
     data = load_data()
-    examples = data.mined(SCORED_EXAMPLES)[:SCORED_EXAMPLES]
-    bare = [Example(e.query, e.positive, task=e.task) for e in examples]
+    examples = data.mined(SCORED_EXAMPLES)[: asked.examples]
     first = load_first_phase()
-    held_out = data.held_out
-    queries = list(dict.fromkeys([*held_out.queries, *(example.query for example in examples)]))
+    queries = list(dict.fromkeys([*data.held_out.queries, *(example.query for example in examples)]))
     # Of the shipped student, whose encoder is the first phase's.
     passages = torch.from_numpy(library_vectors(first, data.library))
     vectors = TextVectors((queries, first.encode(queries, "query", convert_to="torch")), (data.library, passages))
-    start = reciprocal_ranks(first, held_out, vectors)
+    few = examples[: first.iem.hidden]
+    sample = torch.cat([vectors.queries([e.query for e in few]), vectors.passages([e.positive for e in few])])
+    setting = Setting(asked.first_phase, data.held_out, vectors, sample)
+    bare = [Example(e.query, e.positive, task=e.task) for e in examples]
     arms = {
         "teacher": (examples, ScoreTable.load(SCORES)),
-        "labels in its place": (examples, Labels(examples)),
-        "in-batch loss alone": (bare, None),
+        "labels": (examples, Labels(examples)),
+        "in-batch": (bare, None),
     }
-    print(f"| defaults | groups | MRR, mean (spread of {len(seeds)} seeds) | against the start, 95 % |")
-    print("|---|---|---:|---:|")
-    print(f"| none: the start | | {start.mean():.3f} | |")
+    print("| defaults | learns from | MRR at the start | MRR, mean (lowest to highest) | gain, 95 % |")
+    print("|---|---|---:|---:|---:|")
     for defaults in (before, after):
-        for name, (given, teacher) in arms.items():
-            found = []
-            for seed in seeds:
-                with tempfile.TemporaryDirectory() as folder:
-                    config = TrainConfig(BASE_MODEL, folder)
-                    config = defaults(replace(config, run=replace(config.run, seed=seed)))
-                    found.append(reciprocal_ranks(run(config, given, teacher, vectors), held_out, vectors))
-            means = [float(each.mean()) for each in found]
-            low, high = interval(np.mean(found, axis=0) - start)
-            row = (defaults.__name__, name, f"{np.mean(means):.3f} ({min(means):.3f} to {max(means):.3f})")
-            print(f"| {' | '.join(row)} | {low:+.3f} to {high:+.3f} |", flush=True)
+        for name in asked.arms or arms:
+            print(_row(setting, defaults, name, *arms[name], seeds=range(asked.seeds)), flush=True)
+
+
+def _row(
+    setting: Setting,
+    defaults: Callable[[TrainConfig], TrainConfig],
+    name: str,
+    examples: list[Example],
+    teacher: Any,
+    seeds: range,
+) -> str:
+    starts, found = [], []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            config = TrainConfig(BASE_MODEL, folder)
+            config = defaults(replace(config, run=replace(config.run, seed=seed)))
+            student = setting.start(seed, old=defaults is before)
+            starts.append(setting.reciprocal_ranks(student))
+            found.append(setting.reciprocal_ranks(setting.run(config, student, examples, teacher)))
+    means = [float(each.mean()) for each in found]
+    low, high = interval(np.mean(found, axis=0) - np.mean(starts, axis=0))
+    spread = f"{np.mean(means):.3f} ({min(means):.3f} to {max(means):.3f})"
+    return f"| {defaults.__name__} | {name} | {np.mean(starts):.3f} | {spread} | {low:+.3f} to {high:+.3f} |"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import text_key
 from d2llm.errors import InputError
 
 #: Examples held out at most: enough for an MRR to 0.02, few enough to evaluate often.
@@ -23,9 +24,9 @@ class Split:
 def split(examples: Sequence[Example], share: float, seed: int) -> Split:
     """Hold out ``share`` of the examples, ``MOST_HELD_OUT`` at most, all of the task that most of them have.
 
-    Examples that share a query or a positive stay together, so that none is lost to keep the parts disjoint. What is
-    held out leaves the hard negatives of the other part too. Hard negatives of held-out examples are candidates to
-    search, which training may have seen.
+    Examples that share a query or a positive, up to white space, stay together, so that none is lost to keep the parts
+    disjoint. What is held out leaves the hard negatives of the other part too. Hard negatives of held-out examples are
+    candidates to search, which training may have seen.
 
     Args:
         examples: the whole set; its order does not decide what is held out.
@@ -50,7 +51,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> Split:
             "without validation"
         )
     held_out = [examples[i] for i in sorted(chosen)]
-    unseen = {text for example in held_out for text in (example.query, example.positive)}
+    unseen = {text_key(text) for example in held_out for text in (example.query, example.positive)}
     rest = [example for i, example in enumerate(examples) if i not in chosen]
     return Split([_without(example, unseen) for example in rest], held_out)
 
@@ -68,7 +69,7 @@ def _connected(examples: Sequence[Example]) -> list[list[int]]:
     first: dict[str, int] = {}
     for i, example in enumerate(examples):
         for text in (example.query, example.positive):
-            parent[root(i)] = root(first.setdefault(text, i))
+            parent[root(i)] = root(first.setdefault(text_key(text), i))
     groups: dict[int, list[int]] = {}
     for i in range(len(examples)):
         groups.setdefault(root(i), []).append(i)
@@ -81,5 +82,5 @@ def _draw(seed: int, examples: Sequence[Example], group: list[int]) -> bytes:
 
 
 def _without(example: Example, unseen: set[str]) -> Example:
-    kept = [i for i, negative in enumerate(example.negatives) if negative not in unseen]
+    kept = [i for i, negative in enumerate(example.negatives) if text_key(negative) not in unseen]
     return example if len(kept) == len(example.negatives) else example.with_negatives(kept)

@@ -52,9 +52,9 @@ def result(checkpoint: Path, max_steps: int, patience: int | None = None) -> Pat
     waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
     if state["global_step"] < max_steps and (patience is None or waited < patience):
         return None
-    best = state.get("best_global_step")
-    # By its name: the folder may have moved since.
-    return checkpoint.with_name(f"{_PREFIX}{best}") if best else checkpoint
+    # The best step that was saved, which may be the start. By its name: the folder may have moved since.
+    best = state.get("best_model_checkpoint")
+    return checkpoint.with_name(Path(best).name) if best else checkpoint
 
 
 def check_settings(file: Path, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""The five losses of D2LLM (paper section 3.3), each as a function of logits and teacher targets.
+"""The five losses of D2LLM (paper section 3.3) and one on labels, each as a function of logits and targets.
 
 Index 0 of every group is the positive passage, 1..K are its hard negatives. Losses are computed in
 float32 at least, whatever the input, with log-softmax, log-sigmoid and guarded norms, so that they
@@ -10,7 +10,6 @@ A row whose positive is not valid takes no part. Denominators count what takes p
 exactly the published denominator when nothing is masked.
 """
 
-from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
@@ -19,22 +18,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2llm.errors import InputError
-from d2llm_kernels.functional import in_batch_terms
+from d2llm_kernels import functional
 
 # Below this length a feature vector counts as zero: it has no direction, hence no gradient.
 _ZERO_LENGTH = 1e-12
+IN_BATCH_FORMS = ("mean", "paper")
+
+
+def _form(name: str, form: str) -> None:
+    if form not in IN_BATCH_FORMS:
+        raise InputError(f"{name}: expected one of {IN_BATCH_FORMS}, got {form!r}")
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights and temperatures of the total loss (defaults of the published run).
+    """Weights and temperatures of the total loss (the published run's, but for ``in_batch_form``).
 
     Raises:
-        InputError: for a negative or non-finite weight, or a temperature or scale that is not positive.
+        InputError: for a negative or non-finite weight, a share above 1, a temperature or scale that is not above 0, or
+            an unknown form.
     """
 
     #: Weight of the in-batch cross-entropy.
     in_batch: float = 1.0
+    #: ``mean``: cross-entropy of a query, whatever the batch size; ``paper``: the literal 1/B² Σ, B times weaker.
+    in_batch_form: str = "mean"
     #: Weight of contrastive imitation.
     alpha: float = 1.0
     #: Weight of rank imitation by correlation.
@@ -43,7 +51,11 @@ class LossWeights:
     gamma: float = 0.01
     #: Weight of feature imitation.
     eta: float = 0.001
-    #: Temperature of contrastive imitation.
+    #: Weight of the contrastive loss on labels, which hard negatives without a teacher's judgement get.
+    labels: float = 1.0
+    #: From 0 to 1: how far labels stand in for the teacher where it has judged.
+    label_share: float = 0.0
+    #: Temperature of contrastive imitation and of the contrastive loss on labels.
     temperature: float = 1.0
     #: Temperature of the in-batch cross-entropy.
     in_batch_temperature: float = 1.0
@@ -52,56 +64,61 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         positive = ("temperature", "in_batch_temperature", "scale")
+        _form("in_batch_form", self.in_batch_form)
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "in_batch_form":
+                continue
             if not 0 <= value < float("inf") or (field.name in positive and value == 0):
                 expected = "a positive number" if field.name in positive else "a number of at least 0"
                 raise InputError(f"{field.name}: expected {expected}, got {value!r}")
+        if self.label_share > 1:
+            raise InputError(f"label_share: expected a number from 0 to 1, got {self.label_share!r}")
 
 
-def duplicate_mask(
-    query_ids: Sequence[Hashable], positive_ids: Sequence[Hashable], device: torch.device | str | None = None
-) -> Tensor:
-    """In-batch columns that are no negatives: the same passage, or a positive of the same query.
+def false_negative_mask(scores: Tensor, margin: float = 0.0) -> Tensor:
+    """In-batch columns that look like positives: m_ij = [s_ij > s_ii + margin].
 
     Args:
-        query_ids: B identifiers (or texts) of the queries.
-        positive_ids: B identifiers (or texts) of their positives.
-        device: where the mask is made.
+        scores: (B, B) float, how relevant positive j is to query i, by the teacher or a bi-encoder; NaN where it is not
+            known, which masks nothing.
+        margin: how far a passage must lie above the query's own positive.
 
     Returns:
-        (B, B) bool, true at (i, j) where i != j and positive j must not count against query i:
-        some example of the batch pairs query i's text with positive j's text.
+        (B, B) bool, for the ``duplicates`` of the losses.
 
     Raises:
-        InputError: if the two sequences differ in length.
+        InputError: for scores that are not square.
     """
-    if len(query_ids) != len(positive_ids):
-        raise InputError(f"positive_ids: expected {len(query_ids)}, one a query, got {len(positive_ids)}")
-    known = set(zip(query_ids, positive_ids, strict=True))
-    rows = [[i != j and (q, p) in known for j, p in enumerate(positive_ids)] for i, q in enumerate(query_ids)]
-    return torch.tensor(rows, dtype=torch.bool, device=device).view(len(query_ids), len(query_ids))
+    _square("scores", scores)
+    return scores > scores.diagonal()[:, None] + margin
 
 
-def in_batch_loss(scores: Tensor, duplicates: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy of every query against the positives of the batch: 1/B² Σ_i CE(z_i,: / τ_b, i).
+def in_batch_loss(
+    scores: Tensor, duplicates: Tensor | None = None, temperature: float = 1.0, form: str = "mean"
+) -> Tensor:
+    """Cross-entropy of every query against the positives of the batch: 1/B Σ_i CE(z_i,: / τ_b, i).
+
+    The paper divides by B² (section 3.3), which leaves the term B times weaker than the teacher's terms, the more so
+    the larger the batch.
 
     Args:
         scores: (B, B) float, row i the logits of query i against every positive of the batch.
-        duplicates: (B, B) bool, true at columns to leave out of a row (see ``duplicate_mask``);
-            the diagonal always takes part.
+        duplicates: (B, B) bool, true at columns to leave out of a row (see ``KnownPositives.mask`` in
+            :mod:`d2llm.data.positives` and ``false_negative_mask``); the diagonal always takes part.
         temperature: τ_b.
+        form: ``mean``, or ``paper`` for the literal 1/B² Σ_i.
 
     Returns:
         Scalar float. 0 for a batch of one.
 
     Raises:
-        InputError: for scores that are not square or a mask of another shape.
+        InputError: for scores that are not square, a mask of another shape or another form.
     """
-    size = _square("scores", scores)
+    _square("scores", scores)
     duplicates = _duplicates(duplicates, scores)
-    cross_entropy, _ = in_batch_terms(scores, duplicates=duplicates, temperature=temperature)
-    return cross_entropy.sum() / size**2
+    cross_entropy, _ = functional.in_batch_terms(scores, duplicates=duplicates, temperature=temperature)
+    return _over_queries(cross_entropy, form)
 
 
 def contrastive_imitation(z: Tensor, s: Tensor, valid: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -129,6 +146,48 @@ def contrastive_imitation(z: Tensor, s: Tensor, valid: Tensor | None = None, tem
     keep = torch.cat([torch.ones_like(valid[:, :1]), valid[:, 1:]], dim=1)
     logits = (weights * z / temperature).masked_fill(~keep, float("-inf"))
     return -F.log_softmax(logits, dim=1)[:, 0].sum() / valid[:, 1:].sum().clamp_min(1)
+
+
+def label_contrastive(
+    z: Tensor,
+    valid: Tensor | None = None,
+    judged: Tensor | None = None,
+    share: float = 0.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Contrastive loss of a group with one-hot labels: 1/B Σ_i [(1 − λ) CE_i(unjudged) + λ CE_i(all)].
+
+    CE_i(N) = −log softmax(z_i / τ)[0] over the positive and the hard negatives N of row i. A negative that the
+    teacher has judged leaves its share 1 − λ to contrastive imitation; one that it has not judged has none but this.
+
+    Args:
+        z: (B, 1+K) float, student logits.
+        valid: (B, 1+K) bool or None, true where a passage is present; B becomes the number of rows with at least one
+            valid negative.
+        judged: (B, 1+K) bool or None, true where the teacher has judged; None means nowhere. A row whose positive
+            is not judged counts as not judged, since no other loss takes its negatives.
+        share: λ.
+        temperature: τ.
+
+    Returns:
+        Scalar float. 0 when there are no negatives.
+
+    Raises:
+        InputError: for shapes that do not match.
+    """
+    valid = _group_mask(z, z, valid)
+    if judged is not None:
+        _same_shape("judged", judged, z)
+    judged = _group_mask(z, z, torch.zeros_like(valid) if judged is None else judged)
+    logits = _float(z).masked_fill(~valid, 0) / temperature
+    # The positive stays in, masked row or not, so that no row is empty: a row of one has loss 0.
+    first = torch.arange(z.shape[1], device=z.device) == 0
+    labelled, unjudged = (
+        -F.log_softmax(logits.masked_fill(~(keep | first), float("-inf")), dim=1)[:, 0].sum()
+        for keep in (valid, valid & ~judged)
+    )
+    rows = valid[:, 1:].any(dim=1).sum().clamp_min(1)
+    return ((1 - share) * unjudged + share * labelled) / rows
 
 
 def rank_imitation_correlation(z: Tensor, s: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -175,7 +234,7 @@ def rank_imitation_pairwise(
         s_in_batch: (B, B) float, teacher probabilities in the batch; None, or NaN at a pair, means
             that the teacher has not judged it, which counts as 0. The diagonal is not read.
         valid: (B, 1+K) bool or None.
-        duplicates: (B, B) bool or None, in-batch columns to leave out (see ``duplicate_mask``).
+        duplicates: (B, B) bool or None, in-batch columns to leave out (see ``in_batch_loss``).
         scale: divisor of the score gaps.
 
     Returns:
@@ -186,7 +245,7 @@ def rank_imitation_pairwise(
         InputError: for shapes that do not match.
     """
     judged = _group_mask(z, s, valid) & ~s.isnan()
-    return _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, judged, scale=scale)[1]
+    return _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, judged, LossWeights(scale=scale))[1]
 
 
 def cosine_relation(features: Tensor) -> Tensor:
@@ -247,17 +306,17 @@ def d2llm_loss(
     Args:
         z: (B, 1+K) float, student logits of the groups.
         z_in_batch: (B, B) float, student logits of every query against every positive.
-        s: (B, 1+K) float or None, teacher probabilities; None leaves only the in-batch loss (and
+        s: (B, 1+K) float or None, teacher probabilities; None leaves only the in-batch loss and the one on labels (and
             feature imitation, where asked for). NaN marks a passage the teacher has not judged.
         s_in_batch: (B, B) float or None, teacher probabilities in the batch.
         features: (B, 1+K, F) float or None, student pair features.
         teacher_relation: (B, 1+K, 1+K) float or None; with ``features`` it turns feature imitation on.
         valid: (B, 1+K) bool or None, true where a passage is present.
-        duplicates: (B, B) bool or None, see ``duplicate_mask``.
+        duplicates: (B, B) bool or None, see ``in_batch_loss``.
         weights: weights and temperatures.
 
     Returns:
-        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``,
+        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``, ``labels``,
         ``contrastive``, ``rank_correlation``, ``rank_pairwise``, ``feature``; parts that do not
         apply or weigh 0 are left out.
 
@@ -269,14 +328,14 @@ def d2llm_loss(
     ranked = judged if weights.gamma else None
     if weights.in_batch or ranked is not None:
         # Both terms read the whole matrix: one pass for the two.
-        in_batch, pairwise = _in_batch_parts(
-            z_in_batch, duplicates, z, s, s_in_batch, ranked, weights.in_batch_temperature, weights.scale
-        )
+        in_batch, pairwise = _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, ranked, weights)
     if weights.in_batch:
         parts["in_batch"] = weights.in_batch * in_batch
+    if weights.labels and z.shape[1] > 1:
+        parts["labels"] = weights.labels * label_contrastive(z, valid, judged, weights.label_share, weights.temperature)
     if s is not None and judged is not None:
-        if weights.alpha:
-            parts["contrastive"] = weights.alpha * contrastive_imitation(z, s, judged, weights.temperature)
+        if imitation := weights.alpha * (1 - weights.label_share):
+            parts["contrastive"] = imitation * contrastive_imitation(z, s, judged, weights.temperature)
         if weights.beta:
             parts["rank_correlation"] = weights.beta * rank_imitation_correlation(z, s, judged)
         if weights.gamma:
@@ -299,15 +358,15 @@ def _in_batch_parts(
     s: Tensor | None,
     s_in_batch: Tensor | None,
     judged: Tensor | None,
-    temperature: float = 1.0,
-    scale: float = 1.0,
+    weights: LossWeights,
 ) -> tuple[Tensor, Tensor]:
     """In-batch cross-entropy and pairwise rank imitation; the second is 0 where no mask of judged passages is given."""
     size = _square("z_in_batch", z_in_batch)
     duplicates = _duplicates(duplicates, z_in_batch)
+    temperature = weights.in_batch_temperature
     if s is None or judged is None:
-        cross_entropy, pairwise = in_batch_terms(z_in_batch, duplicates=duplicates, temperature=temperature)
-        return cross_entropy.sum() / size**2, pairwise.sum()
+        cross_entropy, pairwise = functional.in_batch_terms(z_in_batch, duplicates=duplicates, temperature=temperature)
+        return _over_queries(cross_entropy, weights.in_batch_form), pairwise.sum()
     if size != len(z):
         raise InputError(f"z_in_batch: expected ({len(z)}, {len(z)}) for z {tuple(z.shape)}, got ({size}, {size})")
     if s_in_batch is not None:
@@ -315,13 +374,23 @@ def _in_batch_parts(
         s_in_batch = _float(s_in_batch)
     hard = judged[:, 1:]
     s_hard = _float(s)[:, 1:].masked_fill(~hard, float("nan"))
-    cross_entropy, pairwise = in_batch_terms(z_in_batch, z[:, 1:], s_hard, s_in_batch, duplicates, temperature)
+    cross_entropy, pairwise = functional.in_batch_terms(
+        z_in_batch, z[:, 1:], s_hard, s_in_batch, duplicates, temperature
+    )
     easy: Tensor | int = size - 1
     if duplicates is not None:
         # A sum of bool in int64 would first hold a matrix of int64.
         easy = easy - duplicates.sum(dim=1, dtype=torch.int32) + duplicates.diagonal().int()
     triples = (hard.sum(dim=1) * easy).sum()
-    return cross_entropy.sum() / size**2, pairwise.sum() / scale / triples.clamp_min(1)
+    pairwise = pairwise.sum() / weights.scale / triples.clamp_min(1)
+    return _over_queries(cross_entropy, weights.in_batch_form), pairwise
+
+
+def _over_queries(cross_entropy: Tensor, form: str) -> Tensor:
+    """The in-batch loss of the cross-entropies (B,) of a batch's queries."""
+    _form("form", form)
+    size = len(cross_entropy)
+    return cross_entropy.sum() / (size if form == "mean" else size**2)
 
 
 def _duplicates(duplicates: Tensor | None, scores: Tensor) -> Tensor | None:

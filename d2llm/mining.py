@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +17,14 @@ from tqdm import tqdm
 
 from d2llm.bm25 import BM25, top_indices
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives, text_key
 from d2llm.errors import InputError
-from d2llm.tasks import SYM
 from d2llm.texts import check_texts
+
+if TYPE_CHECKING:
+    import torch
+
+    from d2llm.student import D2LLM
 
 METHODS = ("bm25", "vectors", "both")
 BM25_TOP = 10
@@ -42,6 +47,7 @@ def mine_negatives(
     vector_top: int = VECTOR_TOP,
     query_vectors: ArrayLike | None = None,
     passage_vectors: ArrayLike | None = None,
+    margin: float | None = None,
     positives: Mapping[str, Collection[str]] | None = None,
     fill: bool = True,
     seed: int = 0,
@@ -62,6 +68,8 @@ def mine_negatives(
         vector_top: the same for the vectors' best.
         query_vectors: (len(examples), D) float, one an example, of any encoder.
         passage_vectors: (Np, D) float, one a passage.
+        margin: never draw a passage whose cosine with the query is above the positive's less this: it may well be an
+            answer that nobody has marked (NV-Retriever, arXiv 2407.15831). Needs vectors, and positives in the corpus.
         positives: further known positives, {query text: passage texts}.
         fill: draw random passages where too few are found; otherwise such an example has fewer.
             Either way it has fewer where the corpus holds too few passages.
@@ -72,49 +80,60 @@ def mine_negatives(
 
     Raises:
         InputError: for an empty corpus, an unknown method, a number below 1, and missing,
-            misshapen or non-finite vectors.
+            misshapen or non-finite vectors; with a margin, for a positive that the corpus lacks.
     """
     _check(examples, corpus, k, method, bm25_top, vector_top)
     first = {text: number for number, text in reversed(list(enumerate(corpus)))}
     texts = sorted(first, key=first.__getitem__)
-    known = _Known(examples, texts, positives or {})
+    known = _Known(KnownPositives(examples, positives or {}), texts)
+    near = None
     pools: list[_Pool] = []
-    if method != "vectors":
-        pools.append(_bm25_pool(examples, texts, known, bm25_top))
     if method != "bm25":
         query, passage = _vectors(query_vectors, passage_vectors, len(examples), len(corpus))
-        pools.append(_vector_pool(examples, query, passage[[first[text] for text in texts]], known, vector_top))
+        near = _Near(examples, texts, query, passage[[first[text] for text in texts]], margin)
+        pools.append(_vector_pool(examples, near, known, vector_top))
+    elif margin is not None:
+        raise InputError(f"margin: expected None with method 'bm25', which compares no vectors, got {margin}")
+    if method != "vectors":
+        # BM25's come first.
+        pools.insert(0, _bm25_pool(examples, texts, known, bm25_top))
     mined = []
     for row, example in enumerate(tqdm(examples, desc="negatives", disable=len(examples) < 20_000)):
-        chosen = _draw([pool[row] for pool in pools], example.query, texts, k, seed)
+        candidates = [near.below(row, pool[row]) if near else pool[row] for pool in pools]
+        chosen = _draw(candidates, example.query, texts, k, seed)
         if fill and len(chosen) < k:
-            chosen += _random(example.query, chosen, known[example.query], len(texts), k - len(chosen), seed)
+            drawn = _random(example.query, chosen, known[example.query], len(texts), k - len(chosen), seed)
+            chosen += near.below(row, drawn) if near else drawn
         mined.append(replace(example, negatives=tuple(texts[number] for number in chosen), scores=None))
     return mined
+
+
+def student_vectors(
+    student: "D2LLM", examples: Sequence[Example], corpus: Sequence[str], dtype: "torch.dtype | None" = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A student's embeddings of queries and passages as :func:`mine_negatives` takes them.
+
+    Args:
+        dtype: of the student's computation, as in :meth:`d2llm.student.D2LLM.encode`.
+    """
+    queries = list(dict.fromkeys(example.query for example in examples))
+    row = {query: number for number, query in enumerate(queries)}
+    vectors = student.encode(queries, kind="query", dtype=dtype)
+    of_examples = vectors[[row[example.query] for example in examples]]
+    return of_examples, student.encode(corpus, kind="passage", dtype=dtype)
 
 
 class _Known:
     """Numbers of the passages that must not be drawn for a query."""
 
-    def __init__(
-        self, examples: Sequence[Example], texts: Sequence[str], positives: Mapping[str, Collection[str]]
-    ) -> None:
+    def __init__(self, positives: KnownPositives, texts: Sequence[str]) -> None:
+        self._positives = positives
         self._numbers: dict[str, list[int]] = {}
         for number, text in enumerate(texts):
-            self._numbers.setdefault(_collapse(text), []).append(number)
-        self._positives: dict[str, set[str]] = {}
-        for query, passages in positives.items():
-            self._positives.setdefault(_collapse(query), set()).update(map(_collapse, passages))
-        for example in examples:
-            query, passage = _collapse(example.query), _collapse(example.positive)
-            self._positives.setdefault(query, set()).add(passage)
-            if example.task == SYM:
-                self._positives.setdefault(passage, set()).add(query)
+            self._numbers.setdefault(text_key(text), []).append(number)
 
     def __getitem__(self, query: str) -> set[int]:
-        query = _collapse(query)
-        texts = self._positives.get(query, set()) | {query}
-        return {number for text in texts for number in self._numbers.get(text, ())}
+        return {number for key in self._positives.of(query) for number in self._numbers.get(key, ())}
 
 
 def _bm25_pool(examples: Sequence[Example], texts: Sequence[str], known: _Known, top: int) -> _Pool:
@@ -133,30 +152,58 @@ def _bm25_pool(examples: Sequence[Example], texts: Sequence[str], known: _Known,
     return [pool[example.query] for example in examples]
 
 
-def _vector_pool(
-    examples: Sequence[Example],
-    queries: NDArray[np.float32],
-    passages: NDArray[np.float32],
-    known: _Known,
-    top: int,
-) -> _Pool:
+class _Near:
+    """Cosines of queries with passages, and which of them a margin rules out.
+
+    Raises:
+        InputError: if there is a margin, and a positive is no passage.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        texts: Sequence[str],
+        queries: NDArray[np.float32],
+        passages: NDArray[np.float32],
+        margin: float | None,
+    ) -> None:
+        self.queries, self.passages = _unit(queries), _unit(passages)
+        self.ceilings = np.full(len(queries), np.inf, dtype=np.float32)
+        if margin is None:
+            return
+        number = {text: i for i, text in enumerate(texts)}
+        absent = next((example.positive for example in examples if example.positive not in number), None)
+        if absent is not None:
+            raise InputError(
+                f"corpus: expected every positive in it, for the margin's sake, not found: {absent!r:.200}"
+            )
+        positives = self.passages[[number[example.positive] for example in examples]]
+        self.ceilings[:] = (self.queries * positives).sum(axis=1) - margin
+
+    def below(self, row: int, numbers: list[int]) -> list[int]:
+        """Those of some passages that may be negatives of a query."""
+        cosines = self.passages[numbers] @ self.queries[row]
+        return [number for number, cosine in zip(numbers, cosines, strict=True) if cosine <= self.ceilings[row]]
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """One (Np,) row of cosines a query, computed in blocks, -inf for what the margin rules out."""
+        pairs = len(self.queries) * len(self.passages)
+        block = max(1, _SCORES_AT_ONCE // len(self.passages))
+        with tqdm(total=len(self.queries), desc="vector search", disable=pairs < _MANY_SCORES) as bar:
+            for start in range(0, len(self.queries), block):
+                scores = self.queries[start : start + block] @ self.passages.T
+                scores[scores > self.ceilings[start : start + block, None]] = -np.inf
+                yield from scores
+                bar.update(len(scores))
+
+
+def _vector_pool(examples: Sequence[Example], near: _Near, known: _Known, top: int) -> _Pool:
     pool: _Pool = []
-    for row, scores in enumerate(_cosines(queries, passages)):
-        excluded = known[examples[row].query]
-        best = top_indices(scores, min(top + len(excluded), len(passages)))
-        pool.append([int(i) for i in best if int(i) not in excluded][:top])
+    for example, scores in zip(examples, near, strict=True):
+        excluded = known[example.query]
+        best = top_indices(scores, min(top + len(excluded), len(scores)))
+        pool.append([int(i) for i in best if int(i) not in excluded and scores[i] > -np.inf][:top])
     return pool
-
-
-def _cosines(queries: NDArray[np.float32], passages: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """One (Np,) row a query, computed in blocks."""
-    queries, passages = _unit(queries), _unit(passages)
-    block = max(1, _SCORES_AT_ONCE // len(passages))
-    with tqdm(total=len(queries), desc="vector search", disable=len(queries) * len(passages) < _MANY_SCORES) as bar:
-        for start in range(0, len(queries), block):
-            scores = queries[start : start + block] @ passages.T
-            yield from scores
-            bar.update(len(scores))
 
 
 def _draw(pools: Sequence[list[int]], query: str, texts: Sequence[str], k: int, seed: int) -> list[int]:
@@ -184,10 +231,6 @@ def _random(query: str, chosen: Collection[int], excluded: set[int], size: int, 
 
 def _lot(seed: int, query: str, passage: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{text_id(query)}\0{text_id(passage)}".encode()).digest()
-
-
-def _collapse(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -49,17 +49,26 @@ def check_texts(texts: Sequence[str], name: str = "texts", *, none: bool = False
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids of every text, cut on the right to ``max_length``; no padding.
 
+    A control token that a text spells out, such as ``<|im_end|>``, is plain text.
+
     Raises:
         InputError: if a text has no token.
     """
     ids: list[list[int]] = []
     for start in range(0, len(texts), _TOKENIZE_CHUNK):
         chunk = list(texts[start : start + _TOKENIZE_CHUNK])
-        ids += tokenizer(chunk, truncation=True, max_length=max_length, padding=False)["input_ids"]
+        ids += tokenizer(chunk, truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
     for text, tokens in zip(texts, ids, strict=True):
         if not tokens:
             raise InputError(f"texts: the tokenizer makes no token of {text!r}")
     return ids
+
+
+def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of every text before :func:`tokenize` cuts it."""
+    if not texts:
+        return []
+    return [len(ids) for ids in tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]]
 
 
 def batches_by_length(

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2llm_kernels.checks import packed_bounds, require
+from d2llm_kernels.errors import require
+from d2llm_kernels.offsets import packed_bounds
 
 Affine = tuple[Tensor, Tensor]
 Norm = tuple[Tensor, Tensor, float]

@@ -31,9 +31,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from d2llm_kernels import triton as triton_backend
-from d2llm_kernels.iem_folded import Branch
-from d2llm_kernels.triton import table
+from d2llm_kernels.backends.triton import operations as triton_backend
+from d2llm_kernels.backends.triton import table
+from d2llm_kernels.branch import Branch, InBatch
 
 # Shared memory that a block can have, in bytes (CUDA C++ programming guide, technical specifications by compute
 # capability; CDNA 3 white paper).
@@ -228,10 +228,10 @@ def _in_batch(dtype: torch.dtype, hard: int, every: bool) -> Iterator[tuple[str,
     slopes = {"both": (rows, rows), "entropy": (rows, None), "pairs": (None, rows)}
     for kind, where in kinds.items() if every else [("masked", kinds["masked"])]:
         label = f"{str(dtype).removeprefix('torch.')} K={hard} {kind}"
-        inputs = (z_in_batch, z_hard, torch.empty_like(z_hard), *where, 1.0)
-        yield label, partial(triton_backend.in_batch_terms, *inputs)
+        inputs = InBatch(z_in_batch, z_hard, torch.empty_like(z_hard), *where, 1.0)
+        yield label, partial(triton_backend.in_batch_terms, inputs)
         for name, given in slopes.items() if every else [("both", slopes["both"])]:
-            yield f"{label} {name}", partial(triton_backend.in_batch_terms_backward, *given, *inputs)
+            yield f"{label} {name}", partial(triton_backend.in_batch_terms_backward, *given, inputs)
 
 
 def main() -> None:

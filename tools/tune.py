@@ -24,11 +24,10 @@ import torch
 import triton
 from tqdm import tqdm
 
-from d2llm_kernels.backends import interpreted
+from d2llm_kernels.backends.triton import interpreted, table
 from d2llm_kernels.measure.contract import Verdict
 from d2llm_kernels.measure.problems import Interaction, Pool
 from d2llm_kernels.measure.timing import GpuTimer, Timer
-from d2llm_kernels.triton import table
 from tools.tried import FAILED, RIGHT, SLOWER, STARTED, WRONG, Tried
 
 Widths = dict[str, int]

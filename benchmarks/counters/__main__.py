@@ -26,7 +26,8 @@ from tqdm import tqdm
 from benchmarks.counters import cases, instructions
 from benchmarks.counters.launches import issued
 from d2llm.files import read_json, write_json
-from d2llm_kernels import backends, cpu
+from d2llm_kernels import backends
+from d2llm_kernels.backends.cpu import library
 from d2llm_kernels.measure.machine import installed
 from d2llm_kernels.measure.memory import allocations, peak_bytes
 
@@ -51,7 +52,7 @@ Counts = dict[str, dict[str, int]]
 def count_instructions() -> Counts:
     """Of the kernels with the instruction set that this process runs on."""
     torch.manual_seed(0)
-    kind = f"instructions, {cpu.module().build_info()['instruction_set']}"
+    kind = f"instructions, {library.module().build_info()['instruction_set']}"
     with tempfile.TemporaryDirectory() as folder:
         counter = instructions.Counter(Path(folder))
         return {kind: {case.name: counter.count(case.run) for case in cases.native()}}
@@ -103,7 +104,7 @@ def count_launches() -> Counts:
 def count_all_instructions() -> Counts:
     """Of the C++ kernels, with each of the sets in a process of its own."""
     found: Counts = {}
-    sets = [name for name in _SETS if name in cpu.module().build_info()["available"]]
+    sets = [name for name in _SETS if name in library.module().build_info()["available"]]
     with tempfile.TemporaryDirectory() as folder:
         for name in tqdm(sets, desc="instructions", unit="set"):
             # The set is chosen when the library is loaded.
@@ -126,7 +127,7 @@ SORTS = {
     "memory": Sort(count_memory, lambda: None),
     "operations": Sort(count_operations, lambda: None),
     "launches": Sort(count_launches, lambda: None if installed("triton") else "Triton is not installed"),
-    "instructions": Sort(count_all_instructions, lambda: cpu.missing() or instructions.missing()),
+    "instructions": Sort(count_all_instructions, lambda: library.missing() or instructions.missing()),
 }
 
 
@@ -146,7 +147,7 @@ def count(sorts: Iterable[str]) -> tuple[Counts, list[str]]:
 
 def built_with() -> dict[str, str | None]:
     """What counters depend on beside the sources."""
-    compiler = None if cpu.missing() else cpu.module().build_info()["compiler"]
+    compiler = None if library.missing() else library.module().build_info()["compiler"]
     return {"torch": torch.__version__.split("+")[0], "compiler": compiler}
 
 

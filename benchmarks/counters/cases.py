@@ -9,8 +9,9 @@ from torch import Tensor
 
 import d2llm_kernels as dk
 from benchmarks.counters.launches import DEVICE
-from d2llm_kernels import functional, iem_folded, int8, pool_folded
-from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels import functional, int8
+from d2llm_kernels.backends.folded import interaction, pooling
+from d2llm_kernels.branch import Branch
 
 _D, _H, _F = 64, 4, 64
 
@@ -47,7 +48,9 @@ def native() -> Iterator[Counted]:
         yield Counted(f"iem_scores_backward {name}", partial(ops.iem_scores_backward, torch.randn(2, 32), *texts))
         yield Counted(f"iem_topk {name}", partial(ops.iem_topk, *texts, 4))
     a, b, branch = _texts(2, 32, _F // 2)
-    yield Counted("iem_topk int8", partial(ops.iem_topk_int8, a, *int8.quantize(b), *branch, 4, 32))
+    values, scale = int8.quantize(b)
+    search = torch.classes.d2llm_cpu.Search(*branch, torch.int8)
+    yield Counted("iem_topk int8", partial(search.topk, a, values, scale, 32))
     z, z_hard, s, s_hard = torch.randn(16, 16), torch.randn(16, 4), torch.rand(16, 16), torch.rand(16, 4)
     yield Counted("in_batch_terms float32", partial(ops.in_batch_terms, z, z_hard, s_hard, s, None, 1.0))
     slopes = torch.ones(16), torch.ones(16)
@@ -60,18 +63,18 @@ def native() -> Iterator[Counted]:
 def multiplied() -> Iterator[Counted]:
     """The folded forms, called past their operators, which hide the products inside from whoever counts."""
     x, u = torch.randn(4, 96, _D), torch.randn(_H, _D)
-    pooled, _ = pool_folded.attn_pool(x, u, None, None)
-    yield Counted("attn_pool", partial(pool_folded.attn_pool, x, u, None, None))
+    pooled, _ = pooling.attn_pool(x, u, None, None)
+    yield Counted("attn_pool", partial(pooling.attn_pool, x, u, None, None))
     yield Counted(
         "attn_pool_backward",
-        partial(pool_folded.attn_pool_backward, torch.randn_like(pooled), None, x, u, None, None, (True, True)),
+        partial(pooling.attn_pool_backward, torch.randn_like(pooled), None, x, u, None, None, (True, True)),
     )
     a, b, branch = _texts(16, 256, _F)
-    yield Counted("iem_scores", partial(iem_folded.iem_scores, a, b, branch))
+    yield Counted("iem_scores", partial(interaction.iem_scores, a, b, branch))
     slopes = torch.randn(16, 256)
-    backward = partial(iem_folded.iem_scores_backward, slopes, a, b, branch, (True, True))
+    backward = partial(interaction.iem_scores_backward, slopes, a, b, branch, (True, True))
     yield Counted("iem_scores_backward", backward)
-    yield Counted("iem_topk", partial(iem_folded.iem_topk, a, b, branch, 8))
+    yield Counted("iem_topk", partial(interaction.iem_topk, a, b, branch, 8))
 
 
 def allocated(backend: str) -> Iterator[Counted]:

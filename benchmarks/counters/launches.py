@@ -18,7 +18,8 @@ import torch
 # The documented place of this extension point: "Extending PyTorch", extending all torch APIs.
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2llm_kernels import backends, functional, ops
+from d2llm_kernels import backends, functional
+from d2llm_kernels.operators import in_batch, interaction, pooling
 
 DEVICE = torch.device("meta")
 _ARCHITECTURE = "sm_90"
@@ -59,9 +60,10 @@ def issued() -> Iterator[Issued]:
 
     found = Issued()
     # An operator of a library would show its fake in place of its work.
-    unwrapped, takes_all = mock.patch.object(functional, "ops", _plain()), {"triton": None}
+    plain = {name: function for module in (pooling, interaction, in_batch) for name, function in _plain(module)}
+    unwrapped, takes_all = mock.patch.multiple(functional, **plain), {"triton": None}
     supported = mock.patch.object(
-        backends, "unsupported", lambda name, device, dtype: takes_all.get(name, "takes no tensors without data")
+        backends, "unsupported", lambda name, *tensors: takes_all.get(name, "takes no tensors without data")
     )
     numbers = mock.patch.object(torch, "tensor", _numbers)
     with unwrapped, supported, numbers, recorded(_ARCHITECTURE, "", found.triton), _Recorder(found):
@@ -100,14 +102,14 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
-def _plain() -> ModuleType:
-    """The operators of ``d2llm_kernels.ops`` as plain functions that autograd knows."""
-    spec = importlib.util.spec_from_file_location(ops.__name__, ops.__file__)
+def _plain(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The public functions of operators, on operators that are plain functions which autograd knows."""
+    spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    copy = importlib.util.module_from_spec(spec)
     with mock.patch.object(torch.library, "custom_op", lambda name, **options: _Plain):
-        spec.loader.exec_module(module)
-    return module
+        spec.loader.exec_module(copy)
+    yield from ((name, getattr(copy, name)) for name in functional.__all__ if name in vars(copy))
 
 
 class _Plain:

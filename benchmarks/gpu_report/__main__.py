@@ -23,7 +23,7 @@ from benchmarks.gpu_report.children import ROOT
 from benchmarks.gpu_report.plan import STAGES, Plan
 from benchmarks.gpu_report.report import Report
 from benchmarks.gpu_report.state import Values, load
-from d2llm_kernels.backends import interpreted
+from d2llm_kernels.backends.triton import interpreted
 from d2llm_kernels.measure import machine
 from d2llm_kernels.measure.timing import GpuTimer, Timer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_report import children
-from d2llm_kernels.cuda import library
+from d2llm_kernels.backends.cuda import library
 
 
 def build(folder: Path, seconds: float) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from d2llm_kernels import backends
-from d2llm_kernels.cuda import library
+from d2llm_kernels.backends.cuda import library
 from d2llm_kernels.measure.case import Case, measure_variant
 from d2llm_kernels.measure.interaction import FP8
 from d2llm_kernels.measure.timing import Timer

@@ -15,7 +15,7 @@ import torch
 from benchmarks.backend import chosen
 from benchmarks.gpu_report import experimental
 from d2llm_kernels.backends import unsupported
-from d2llm_kernels.cuda import library
+from d2llm_kernels.backends.cuda import library
 from d2llm_kernels.measure.contract import Verdict, worst
 from d2llm_kernels.measure.in_batch import losses
 from d2llm_kernels.measure.problems import Interaction, Pool, TopK
@@ -36,7 +36,7 @@ class Launch(NamedTuple):
 
 def launches(device: torch.device) -> Iterator[Launch]:
     """What can be launched here."""
-    here = [name for name in ("triton", "cuda") if unsupported(name, device, _DTYPE) is None]
+    here = [name for name in ("triton", "cuda") if unsupported(name, "iem_scores", device, _DTYPE) is None]
     for backend in here:
         yield from _of(backend, device)
     # The CUDA kernels take a CPU's tensors in the emulation alone, which runs those for Hopper GPUs too.

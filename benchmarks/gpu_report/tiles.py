@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from d2llm_kernels.backends.triton import table
 from d2llm_kernels.measure.timing import Timer
-from d2llm_kernels.triton import table
 from tools import tune
 
 #: Score jobs between those of a sequence and its pool jobs; 132 is one for each multiprocessor of a Hopper GPU.

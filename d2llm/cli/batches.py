@@ -9,6 +9,7 @@ from d2llm.data.example import Example
 from d2llm.teacher.scoring import Work, plan_pairs
 from d2llm.training.config import DataConfig, RunConfig, load_config
 from d2llm.training.plan import Plan, in_batch_pairs
+from d2llm.training.start import parted
 
 
 def run_of(
@@ -44,12 +45,13 @@ def in_batch_work(examples: Sequence[Example], run: RunConfig, data: DataConfig,
     Args:
         examples: the training examples, in the order of the file that the run reads.
         run: length, batch size and seed of the run.
-        data: whether a batch holds one task.
+        data: whether a batch holds one task, and what of the examples is held out.
         world_size: processes that will train.
 
     Raises:
         InputError: if the examples do not fill a batch.
     """
+    examples = parted(examples, data, run.seed).train
     pairs: dict[str, list[tuple[str, str]]] = {}
     for i, j in in_batch_pairs(examples, Plan.of(examples, run, data, world_size)):
         pairs.setdefault(examples[i].task, []).append((examples[i].query, examples[j].positive))

@@ -1,15 +1,12 @@
 """d2llm mine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from d2llm.cli.options import Format, Seed, load_student, read_passages
 from d2llm.errors import InputError
-
-if TYPE_CHECKING:
-    from d2llm.data.example import Example
 
 
 def mine(
@@ -25,6 +22,10 @@ def mine(
     model: Annotated[Path | None, typer.Option(help="Student whose embeddings find the negatives.")] = None,
     bm25_top: Annotated[int, typer.Option(help="How many of BM25's best to draw from.")] = 10,
     vector_top: Annotated[int, typer.Option(help="How many of the vectors' best to draw from.")] = 100,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Draw nothing nearer to a query than its positive less this cosine; needs --model."),
+    ] = None,
     fill: Annotated[bool, typer.Option(help="Draw random passages where too few hard ones are found.")] = True,
     format: Format = "auto",
 ) -> None:
@@ -36,11 +37,11 @@ def mine(
     Examples:
       d2llm mine pairs.jsonl train.jsonl
       d2llm mine pairs.tsv train.jsonl --corpus corpus.jsonl --k 8 --seed 1
-      d2llm mine pairs.jsonl train.jsonl --method both --model student
+      d2llm mine pairs.jsonl train.jsonl --method both --model student --margin 0.05
     """
     from d2llm.data.importers import read_any
     from d2llm.data.jsonl import write_examples
-    from d2llm.mining import METHODS, mine_negatives
+    from d2llm.mining import METHODS, mine_negatives, student_vectors
 
     if method not in METHODS:
         raise InputError(f"--method: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -48,7 +49,11 @@ def mine(
         raise InputError(f"--model: expected a student's folder for --method {method}, got none")
     examples = read_any(source, format)
     passages = read_passages(corpus, examples)
-    vectors = {} if method == "bm25" or model is None else _vectors(model, examples, passages)
+    if margin is not None:
+        passages = list(dict.fromkeys([*passages, *(example.positive for example in examples)]))
+    queries, vectors = None, None
+    if method != "bm25" and model is not None:
+        queries, vectors = student_vectors(load_student(model), examples, passages)
     mined = mine_negatives(
         examples,
         passages,
@@ -56,21 +61,13 @@ def mine(
         method,
         bm25_top=bm25_top,
         vector_top=vector_top,
+        margin=margin,
         fill=fill,
         seed=seed,
-        **vectors,
+        query_vectors=queries,
+        passage_vectors=vectors,
     )
     count = write_examples(target, mined)
     short = sum(len(example.negatives) < k for example in mined)
     note = f"; {short} of them have fewer than {k} negatives, since the corpus offers no more" if short else ""
     typer.echo(f"{target}: {count} examples{note}")
-
-
-def _vectors(model: Path, examples: "list[Example]", passages: list[str]) -> dict[str, Any]:
-    student = load_student(model)
-    distinct = list(dict.fromkeys(example.query for example in examples))
-    row = {query: number for number, query in enumerate(distinct)}
-    return {
-        "query_vectors": student.encode(distinct, kind="query")[[row[example.query] for example in examples]],
-        "passage_vectors": student.encode(passages, kind="passage"),
-    }

@@ -23,18 +23,17 @@ class Collection:
     qrels: dict[str, dict[str, int]]
 
     def examples(self, task: str = ASYM) -> list[Example]:
-        """One example for every relevant judgement; passages judged irrelevant to the query are its negatives."""
-        return [
-            Example(
-                query=self.queries[query],
-                positive=self.corpus[passage],
-                negatives=tuple(self.corpus[other] for other, grade in row.items() if grade <= 0),
-                task=task,
-            )
-            for query, row in self.qrels.items()
-            for passage, relevance in row.items()
-            if relevance > 0
-        ]
+        """One example for every relevant text of a query; passages judged irrelevant to the query are its negatives.
+
+        Corpora hold texts twice, under two ids that may be judged either way: the relevant judgement counts.
+        """
+        made = []
+        for query, row in self.qrels.items():
+            positives = dict.fromkeys(self.corpus[passage] for passage, grade in row.items() if grade > 0)
+            others = [self.corpus[passage] for passage, grade in row.items() if grade <= 0]
+            negatives = tuple(text for text in others if text not in positives)
+            made += [Example(self.queries[query], positive, negatives, task) for positive in positives]
+        return made
 
 
 def read_beir(folder: str | os.PathLike[str], split: str = "test") -> Collection:

@@ -1,7 +1,8 @@
 """One training example: a query, its positive passage and its hard negatives."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from d2llm.errors import InputError
 from d2llm.tasks import ASYM, TASKS
@@ -22,7 +23,7 @@ class Example:
     """A query with its positive passage, its hard negatives and its task.
 
     Raises:
-        InputError: for an empty or whitespace text, or an unknown task.
+        InputError: for an empty or whitespace text, a positive that is a negative too, or an unknown task.
     """
 
     query: str
@@ -31,6 +32,8 @@ class Example:
     task: str = ASYM
     #: Raw teacher logits (yes, no) over [positive, *negatives], when the file carried them.
     scores: tuple[tuple[float, float], ...] | None = None
+    #: Line of the file that it was read from, for messages.
+    line: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -38,6 +41,11 @@ class Example:
         check_text(self.query, "query")
         check_text(self.positive, "positive")
         check_texts(self.negatives, "negatives", none=True)
+        if self.positive in self.negatives:
+            raise InputError(
+                f"negatives[{self.negatives.index(self.positive)}]: expected other passages than the positive, got it "
+                f"again; leave it out: {self.positive[:200]!r}"
+            )
         if self.scores is not None and len(self.scores) != 1 + len(self.negatives):
             raise InputError(
                 f"scores: expected {len(self.passages)} rows (the positive and every negative), got {len(self.scores)}"
@@ -47,3 +55,8 @@ class Example:
     def passages(self) -> tuple[str, ...]:
         """[positive, *negatives]: index 0 is the positive, as in every loss."""
         return (self.positive, *self.negatives)
+
+    def with_negatives(self, kept: Sequence[int]) -> "Example":
+        """The example with those of its hard negatives alone, by index and in that order, scores with them."""
+        scores = self.scores and (self.scores[0], *(self.scores[1 + i] for i in kept))
+        return replace(self, negatives=tuple(self.negatives[i] for i in kept), scores=scores)

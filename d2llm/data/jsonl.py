@@ -30,7 +30,8 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
         FormatError: naming ``file:line: what`` for up to 20 faulty lines, or for an empty file.
     """
     path = Path(path)
-    return parse_rows(path, json_rows(path), lambda row: [_example(row)])
+    numbered = ((line, (line, row)) for line, row in json_rows(path))
+    return parse_rows(path, numbered, lambda row: [_example(*row)])
 
 
 def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> int:
@@ -96,7 +97,9 @@ def required_text(row: Mapping[str, Any], key: str) -> str:
     return row[key]
 
 
-def _example(row: Mapping[str, Any]) -> Example:
+def _example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
+    if isinstance(row, FormatError):
+        raise row
     for key in row:
         if key not in KEYS and (meant := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.88)):
             raise FormatError(f"{key}: unknown key, {meant[0]!r} perhaps")
@@ -111,6 +114,7 @@ def _example(row: Mapping[str, Any]) -> Example:
         negatives=tuple(negatives),
         task=row.get("task", ASYM),
         scores=None if scores is None else _logits(scores),
+        line=line,
     )
 
 

@@ -68,7 +68,13 @@ class Validation:
         return {task: cls.from_examples(example for example in examples if example.task == task) for task in tasks}
 
     def mean_reciprocal_rank(self, scores: np.ndarray) -> float:
-        """Mean of 1 / (rank of the best relevant passage); of equal scores, the lower index ranks first.
+        """Mean of :meth:`reciprocal_ranks`, whose arguments and errors it has."""
+        return float(self.reciprocal_ranks(scores).mean())
+
+    def reciprocal_ranks(self, scores: np.ndarray) -> np.ndarray:
+        """1 / (rank of the best relevant passage) of every query, (Nq,) float64.
+
+        Of equal scores, the lower index ranks first.
 
         Args:
             scores: (Nq, Np) float.
@@ -82,4 +88,4 @@ class Validation:
             )
         order = np.argsort(-scores, axis=1, kind="stable")
         hits = [np.isin(row, list(relevant)).argmax() for row, relevant in zip(order, self.relevant, strict=True)]
-        return float(np.mean([1 / (1 + hit) for hit in hits]))
+        return 1 / (1 + np.array(hits))

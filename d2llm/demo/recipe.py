@@ -47,6 +47,7 @@ class Phase:
     batch_size: int = 32
     #: Hard negatives that an example brings to a batch; without a teacher there are none.
     negatives: int = 0
+    #: LoRA's learning rate as a multiple of the heads'.
     lora_lr_scale: float = 0.5
     warmup_steps: int = 10
     #: Bring the rate to zero by the end; a phase that another one follows may hold it.
@@ -66,7 +67,8 @@ class Phase:
             loss=self.loss,
             optimizer=OptimizerConfig(
                 lr=self.lr,
-                lora_lr_scale=self.lora_lr_scale,
+                pma_lr=self.lr,
+                lora_lr=self.lr * self.lora_lr_scale,
                 schedule="linear" if self.decay else "constant_with_warmup",
                 warmup_steps=self.warmup_steps,
             ),
@@ -102,14 +104,13 @@ STUDENT: dict[str, Any] = {
     "query_length": 40,
     "passage_length": 96,
 }
-#: How the shipped student came to its first phase: functions of many packages, then the standard library's.
-MIXED = Phase(steps=250, lr=5e-4, decay=False, save_steps=50)
-DOMAIN = Phase(steps=150, lr=4e-4, seed=1, save_steps=50)
-#: How its interaction module then learnt from the teacher, on the encoder's embeddings. The in-batch loss is weighted
-#: to the mean cross-entropy of a query, where the paper's 1/B^2 would leave it far behind the teacher's terms.
-DISTIL = Phase(
-    steps=120, lr=1e-3, batch_size=256, negatives=8, warmup_steps=5, seed=2, loss=LossWeights(in_batch=256.0)
-)
+#: How the shipped student came to its first phase: functions of many packages, then the standard library's, on the
+#: paper's weighting of the in-batch loss.
+_FIRST_LOSS = LossWeights(in_batch_form="paper")
+MIXED = Phase(steps=250, lr=5e-4, decay=False, save_steps=50, loss=_FIRST_LOSS)
+DOMAIN = Phase(steps=150, lr=4e-4, seed=1, save_steps=50, loss=_FIRST_LOSS)
+#: How its interaction module then learnt from the teacher, on the encoder's embeddings.
+DISTIL = Phase(steps=120, lr=1e-3, batch_size=256, negatives=8, warmup_steps=5, seed=2)
 
 
 @dataclass(frozen=True)
@@ -122,4 +123,4 @@ class DemoRecipe:
     scored_examples: int = SCORED_EXAMPLES
     #: Where the shipped first phase is not used: another model, or from scratch.
     student: dict[str, Any] = field(default_factory=STUDENT.copy)
-    first: Phase = field(default_factory=lambda: Phase(100, lr=1e-3, decay=False))
+    first: Phase = field(default_factory=lambda: Phase(100, lr=1e-3, decay=False, loss=_FIRST_LOSS))

@@ -81,7 +81,7 @@ def run_demo(
     table, left = complete(teacher, table, examples[: recipe.scored_examples], rerank, out / "scores")
     del teacher
     if left:
-        print(f"  {left} pairs are not judged; the losses leave them out")
+        print(f"  {left} pairs are not judged; hard negatives among them learn from labels")
 
     _say(f"Students: {base} cut to its first layers, with LoRA, PMA and IEM")
     if model or from_scratch:

@@ -123,12 +123,22 @@ def student_scores(
     return cosine_similarity(*vectors), iem_scores(student, *vectors, task)
 
 
-def student_mrr(student: D2LLM, data: Validation, dtype: torch.dtype | None = None) -> dict[str, float]:
+def student_mrr(
+    student: D2LLM,
+    data: Validation,
+    dtype: torch.dtype | None = None,
+    vectors: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> dict[str, float]:
     """Mean reciprocal rank over all passages: ``mrr`` by the interaction module, ``mrr_cosine`` by cosine.
 
-    ``dtype`` is that of :meth:`D2LLM.encode`.
+    Args:
+        student: the student.
+        data: the queries, the passages and which are relevant.
+        dtype: that of :meth:`D2LLM.encode`.
+        vectors: embeddings (Nq, D) and (Np, D) of the two, where they are there already.
     """
-    cosine, logits = student_scores(student, data.queries, data.passages, data.task, dtype=dtype, show_progress=False)
+    queries, passages = vectors or _encode(student, data.queries, data.passages, False, dtype)
+    cosine, logits = cosine_similarity(queries, passages), iem_scores(student, queries, passages, data.task)
     return {"mrr": data.mean_reciprocal_rank(logits), "mrr_cosine": data.mean_reciprocal_rank(cosine)}
 
 

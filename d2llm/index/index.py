@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.files import atomic_path
-from d2llm.index import ranking
 from d2llm.index.inputs import Corpus, Passages, check_corpus, check_count, check_ids, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import (
@@ -26,9 +25,9 @@ from d2llm.index.model import (
     weights_digest,
     width,
 )
-from d2llm.index.segment import FileRecord
+from d2llm.index.ranking import nearest
+from d2llm.index.segment import DTYPES, FileRecord
 from d2llm.index.snapshot import Snapshot, save_deleted
-from d2llm.index.stored import DTYPES
 from d2llm.index.writer import SEGMENTS, collect, shards, write_lock, write_shards
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
@@ -307,15 +306,17 @@ class Index:
         """Scores and positions, both (Nq, k), of query vectors (Nq, D); ``texts`` is read by BM25 alone."""
         snapshot = self._snapshot
         projected = project(self._head, vectors, "query")
+        search = self._head.prepare(task, DTYPES[snapshot.manifest.dtype])
         if mode == "exact":
-            chunks = tqdm(snapshot.chunks("projected"), desc="search", unit="chunk", delay=2)
-            return ranking.best(chunks, ranking.fast_scorer(self._head, projected, task), k)
+            scores, rows = search.topk(projected, snapshot.chunks("projected"), k)
+            return scores.cpu(), snapshot.live[rows.cpu()]
         count = min(candidates, len(self))
         if mode == "bm25":
-            found = snapshot.live[torch.from_numpy(snapshot.bm25.search(texts, count)[1])]
+            rows = torch.from_numpy(snapshot.bm25.search(texts, count)[1])
         else:
-            found = ranking.best(snapshot.chunks("unit"), ranking.cosine_scorer(vectors), count)[1]
-        return ranking.rerank(self._head, projected, found, snapshot.gather, k, task)
+            rows = nearest(vectors, snapshot.chunks("unit"), count)
+        scores, positions = search.rerank(projected, snapshot.live[rows], snapshot.gather, k)
+        return scores.cpu(), positions
 
     def _hits(self, scores: Tensor, positions: Tensor) -> list[list[Hit]]:
         """Look up what was found; both arguments (Nq, k)."""

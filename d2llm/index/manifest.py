@@ -8,8 +8,7 @@ from typing import Any
 
 from d2llm.errors import FormatError, MissingError
 from d2llm.files import read_json, write_json
-from d2llm.index.segment import FileRecord, SegmentRecord
-from d2llm.index.stored import DTYPES
+from d2llm.index.segment import DTYPES, FileRecord, SegmentRecord
 
 NAME = "manifest.json"
 FORMAT, VERSION = "d2llm-index", 1

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from d2llm.errors import FormatError, MissingError
 from d2llm.files import atomic_path, read_json, sha256, write_json
-from d2llm.index.stored import DTYPES, Int8Rows, Rows
+from d2llm_kernels.rough.rows import Int8Rows, Rows
 
+#: Number types that projected passages are stored in.
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 VECTORS, PASSAGES, RECORD = "vectors.safetensors", "passages.jsonl", "segment.json"
 
 
@@ -117,7 +119,10 @@ def write_segment(
                 # A lone surrogate has no UTF-8 form; ASCII escapes keep every Python string.
                 handle.write(json.dumps(row).encode("ascii") + b"\n")
                 offsets.append(handle.tell())
-        tensors = projected.tensors() if isinstance(projected, Int8Rows) else {"projected": projected.contiguous()}
+        if isinstance(projected, Int8Rows):
+            tensors = {"projected": projected.values, "scale": projected.scale, "centre": projected.centre}
+        else:
+            tensors = {"projected": projected.contiguous()}
         tensors["offsets"] = torch.tensor(offsets, dtype=torch.int64)
         if unit is not None:
             tensors["unit"] = unit.contiguous()

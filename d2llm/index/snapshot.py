@@ -1,22 +1,23 @@
 """One state of an index, opened for reading."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
 from d2llm.bm25 import BM25
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
 from d2llm.index.manifest import Manifest
-from d2llm.index.ranking import Chunk, split
 from d2llm.index.segment import FileRecord, Segment, write_tensors
-from d2llm.index.stored import Int8Rows, Rows
 from d2llm.index.writer import SEGMENTS
+from d2llm_kernels.rough.rows import Rows, widened
 
 
 class Snapshot:
@@ -90,12 +91,9 @@ class Snapshot:
         segment = int(torch.searchsorted(self.starts, position, right=True)) - 1
         return self.segments[segment].passage(position - int(self.starts[segment]))
 
-    def chunks(self, stored: str) -> Iterator[Chunk]:
-        """Live positions and what is stored of them, ``"projected"`` or ``"unit"``, in ascending order."""
-        for segment, start in zip(self.segments, self.starts[:-1].tolist(), strict=True):
-            vectors: Rows = getattr(segment, stored)
-            rows = self.deleted[start : start + segment.rows].logical_not().nonzero().squeeze(1)
-            yield from split(rows + start, vectors if len(rows) == segment.rows else vectors[rows])
+    def chunks(self, stored: str) -> "Chunks":
+        """What is stored of the live passages, ``"projected"`` or ``"unit"``, in the order of ``live``."""
+        return Chunks([getattr(segment, stored) for segment in self.segments], self.deleted)
 
     def gather(self, positions: Tensor) -> Tensor:
         """Projected passages (C, F), floating, at ascending positions (C,)."""
@@ -105,7 +103,32 @@ class Snapshot:
             for segment, start, low, high in zip(self.segments, self.starts[:-1], cuts[:-1], cuts[1:], strict=True)
             if low < high
         ]
-        return torch.cat([piece.widened() if isinstance(piece, Int8Rows) else piece for piece in pieces])
+        return torch.cat([widened(piece) for piece in pieces])
+
+
+class Chunks(Sequence[Rows]):
+    """Rows of live passages, a segment a chunk; where some are deleted a copy of the others, made when asked for."""
+
+    def __init__(self, segments: Sequence[Rows], deleted: Tensor) -> None:
+        self._segments = segments
+        self._kept = deleted.logical_not().split([len(rows) for rows in segments])
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    @overload
+    def __getitem__(self, number: int) -> Rows: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Rows]: ...
+    def __getitem__(self, number: int | slice) -> Rows | Sequence[Rows]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        rows, kept = self._segments[number], self._kept[number]
+        return rows if bool(kept.all()) else rows[kept.nonzero().squeeze(1)]
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Every chunk, with a bar if it takes long."""
+        return (self[number] for number in tqdm(range(len(self)), desc="search", unit="chunk", delay=2))
 
 
 def save_deleted(root: Path, deleted: Tensor, generation: int) -> FileRecord:

@@ -21,8 +21,8 @@ from d2llm.errors import InputError
 from d2llm.index.inputs import Corpus, all_finite, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, encode, head_of, project
-from d2llm.index.segment import SegmentRecord, finished_segment, write_segment
-from d2llm.index.stored import DTYPES, Int8Rows, Rows
+from d2llm.index.segment import DTYPES, SegmentRecord, finished_segment, write_segment
+from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 SEGMENTS = "segments"
 #: Texts handed to the model at a time: enough to sort by length, few enough to see progress.

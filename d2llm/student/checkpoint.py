@@ -36,7 +36,7 @@ def save(
     head_dtype: torch.dtype | None = None,
     save_base: bool = False,
 ) -> None:
-    """Write a student's folder: config.json and model.safetensors with LoRA and heads.
+    """Write a student's folder: config.json and model.safetensors with LoRA, or the trained base, and heads.
 
     Each file replaces its predecessor atomically; other files of the folder are left alone.
 
@@ -46,7 +46,7 @@ def save(
         is_main_process: transformers' Trainer says False on all processes but one; nothing is then written. All of them
             call, since a model that FSDP has sharded (``fully_shard``) is gathered here.
         state_dict: weights by name to write in place of the model's own, as the Trainer gathers them from shards; those
-            of the frozen base are left out.
+            of a frozen base are left out.
         max_shard_size: what ``push_to_hub`` passes on; a student is one small file whatever it says.
         head_dtype: number type on disk: ``torch.float16`` for a folder half the size, ``torch.int8`` for a quarter (see
             :mod:`d2llm.compact`); None keeps every bit.
@@ -57,7 +57,7 @@ def save(
     """
     if head_dtype is not None and head_dtype not in _HEAD_DTYPES:
         raise InputError(f"head_dtype: expected one of {_HEAD_DTYPES}, got {head_dtype}")
-    own = model.trainable_state() if state_dict is None else own_weights(state_dict.items())
+    own = model.trainable_state() if state_dict is None else own_weights(state_dict.items(), model.config.train_base)
     # Every process takes part in gathering shards.
     own = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in own.items()}
     if not is_main_process:
@@ -77,14 +77,14 @@ def save(
     write_json(path / CONFIG, config)
 
 
-def own_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Those of named weights that are the student's own (LoRA and heads) and not its frozen base's, as views."""
-    return {name: value.detach() for name, value in weights if is_own(name)}
+def own_weights(weights: Iterable[tuple[str, torch.Tensor]], train_base: bool) -> dict[str, torch.Tensor]:
+    """Those of named weights that are the student's own and not its frozen base's, as views."""
+    return {name: value.detach() for name, value in weights if is_own(name, train_base)}
 
 
-def is_own(name: str) -> bool:
-    """Whether a weight of this name is the student's own."""
-    return not name.startswith("backbone.") or ".lora_" in name
+def is_own(name: str, train_base: bool) -> bool:
+    """Whether a weight of this name is the student's own: heads, LoRA, and the base where that is trained."""
+    return train_base or not name.startswith("backbone.") or ".lora_" in name
 
 
 def _save_base(model: "D2LLM", path: Path) -> None:

@@ -25,6 +25,7 @@ class Architecture(TypedDict, total=False):
     lora_alpha: int
     lora_dropout: float
     lora_targets: str | list[str]
+    train_base: bool
     pma_heads: int | None
     pma_ln: bool
     pma_residual: str
@@ -57,10 +58,11 @@ class D2LLMConfig(PretrainedConfig):
         num_layers: keep only the first layers of the base; None keeps all.
         hidden_layer: which hidden states are pooled, as an index into the ``1 + layers`` that transformers
             returns; -1 is the last, after the final norm.
-        lora_r: rank of LoRA; 0 freezes the base entirely.
+        lora_r: rank of LoRA; 0 puts none in.
         lora_alpha: LoRA is scaled by ``lora_alpha / lora_r``.
         lora_dropout: dropout before LoRA, in training only.
         lora_targets: ``all-linear`` (every attention and MLP projection), or a list of module names.
+        train_base: train the base itself, which then is the student's own and saved with it; needs ``lora_r`` 0.
         pma_heads: heads H of the pooling; None takes 32, or the base's attention heads where 32 does not divide D.
         pma_ln: whether the pooling has its two LayerNorms.
         pma_residual: ``seed`` (the paper) or ``projected`` (Set Transformer).
@@ -86,6 +88,7 @@ class D2LLMConfig(PretrainedConfig):
         lora_alpha: int = 8,
         lora_dropout: float = 0.05,
         lora_targets: str | list[str] = "all-linear",
+        train_base: bool = False,
         pma_heads: int | None = None,
         pma_ln: bool = True,
         pma_residual: str = "seed",
@@ -108,6 +111,8 @@ class D2LLMConfig(PretrainedConfig):
         _at_least("passage_length", passage_length, 1)
         if not 0 <= lora_dropout < 1:
             raise InputError(f"lora_dropout: expected a number in [0, 1), got {lora_dropout!r}")
+        if train_base and lora_r:
+            raise InputError(f"train_base: expected LoRA or a trained base, got both; set lora_r, {lora_r}, to 0")
         self.base_model = base_model
         self.base_dtype = base_dtype
         self.num_layers = num_layers
@@ -116,6 +121,7 @@ class D2LLMConfig(PretrainedConfig):
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
         self.lora_targets = lora_targets
+        self.train_base = train_base
         self.pma_heads = pma_heads
         self.pma_ln = pma_ln
         self.pma_residual = pma_residual

@@ -19,6 +19,7 @@ import d2llm_kernels as dk
 from d2llm.backbone import load_encoder, load_tokenizer
 from d2llm.errors import FormatError, InputError
 from d2llm.student import checkpoint, encoding
+from d2llm.student.cached_gradients import cached
 from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
 from d2llm.tasks import ASYM, TASKS, task_index
 
@@ -120,8 +121,8 @@ class D2LLM(PreTrainedModel):
         return self.iem.linear1.weight.dtype
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The weights that are the student's own (LoRA and heads) and not its frozen base's, by name, as views."""
-        return checkpoint.own_weights(self.named_parameters())
+        """The weights that are the student's own and not its frozen base's, by name, as views."""
+        return checkpoint.own_weights(self.named_parameters(), self.config.train_base)
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over the architecture, the student's own weights and a sample of its base's.
@@ -134,7 +135,9 @@ class D2LLM(PreTrainedModel):
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             # bfloat16 of the base, since that is what both a float32 and a bfloat16 copy of it agree on.
-            part = value if checkpoint.is_own(name) else value.flatten()[:_BASE_SAMPLE].bfloat16()
+            part = (
+                value if checkpoint.is_own(name, self.config.train_base) else value.flatten()[:_BASE_SAMPLE].bfloat16()
+            )
             digest.update(part.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -169,7 +172,12 @@ class D2LLM(PreTrainedModel):
         return self.pma(hidden, attention_mask, u=u).float()
 
     def _embeddings(
-        self, vectors: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None, size: int | None
+        self,
+        vectors: Tensor | None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        size: int | None,
+        cache: bool,
     ) -> Tensor:
         """The vectors given, or :meth:`embed` of the tokens, ``size`` texts of like length at a time."""
         if vectors is not None:
@@ -180,11 +188,27 @@ class D2LLM(PreTrainedModel):
             return self.embed(input_ids, attention_mask)
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(stable=True)
+        weights = [p for module in (self.backbone, self.pma) for p in module.parameters() if p.requires_grad]
         chunks = []
         for rows in order.split(size):
             longest = int(lengths[rows[-1]])
-            chunks.append(self.embed(input_ids[rows, :longest], attention_mask[rows, :longest]))
+            chunk = (input_ids[rows, :longest], attention_mask[rows, :longest])
+            chunks.append(cached(self.embed, chunk, weights) if cache else self.embed(*chunk))
         return torch.cat(chunks)[order.argsort()]
+
+    def _groups(self, queries: Tensor, passages: Tensor, groups: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
+        """IEM logits (B, 1+K) and features (B, 1+K, F) of queries (B, D) with those of the passages (P, D)."""
+        logits, features = self.iem(queries[:, None], passages[groups], task[:, None], return_features=True)
+        return logits, features
+
+    def _cached_groups(self, queries: Tensor, passages: Tensor, groups: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`_groups` some thousand pairs at a time."""
+        rows = max(1, _PAIRS_AT_ONCE // groups.shape[1])
+        weights = [p for p in self.iem.parameters() if p.requires_grad]
+        parts = zip(queries.split(rows), groups.split(rows), task.split(rows), strict=True)
+        found = [cached(self._groups, (some, passages, group, branch), weights) for some, group, branch in parts]
+        logits, features = zip(*found, strict=True)
+        return torch.cat(logits), torch.cat(features)
 
     def forward(
         self,
@@ -197,6 +221,7 @@ class D2LLM(PreTrainedModel):
         texts_per_chunk: int | None = None,
         query_vectors: Tensor | None = None,
         passage_vectors: Tensor | None = None,
+        cached_gradients: bool = False,
     ) -> StudentOutput:
         """Embed queries and, for training, embed passages and score them.
 
@@ -211,6 +236,8 @@ class D2LLM(PreTrainedModel):
                 checkpointing, and less padding. None encodes all at once.
             query_vectors: (B, D) embeddings in place of ``input_ids``.
             passage_vectors: (P, D) embeddings in place of ``passage_input_ids``.
+            cached_gradients: keep no activations of a chunk, and encode it once more when its gradient is there
+                (:mod:`d2llm.student.cached_gradients`).
 
         Returns:
             StudentOutput: only ``embeddings`` unless passages are given.
@@ -218,24 +245,23 @@ class D2LLM(PreTrainedModel):
         Raises:
             InputError: for passages without groups and task.
         """
-        queries = self._embeddings(query_vectors, input_ids, attention_mask, texts_per_chunk)
+        how = (texts_per_chunk, cached_gradients)
+        queries = self._embeddings(query_vectors, input_ids, attention_mask, *how)
         if passage_input_ids is None and passage_vectors is None:
             return StudentOutput(embeddings=queries)
         if groups is None or task is None:
             raise InputError("forward: passages also need groups and task")
-        passages = self._embeddings(passage_vectors, passage_input_ids, passage_attention_mask, texts_per_chunk)
+        passages = self._embeddings(passage_vectors, passage_input_ids, passage_attention_mask, *how)
         if not torch.is_autocast_enabled(queries.device.type):
             queries, passages = queries.to(self.head_dtype), passages.to(self.head_dtype)
-        own = passages[groups]
-        logits, features = self.iem(
-            queries[:, None].expand_as(own), own, task[:, None].expand(groups.shape), return_features=True
-        )
+        score = self._cached_groups if cached_gradients else self._groups
+        logits, features = score(queries, passages, groups, task)
         return StudentOutput(
             embeddings=queries.float(),
             passage_embeddings=passages.float(),
             logits=logits.float(),
             features=features.float(),
-            in_batch_logits=self.iem.score_all(queries, own[:, 0], task).float(),
+            in_batch_logits=self.iem.score_all(queries, passages[groups[:, 0]], task).float(),
         )
 
     @torch.inference_mode()
@@ -323,11 +349,13 @@ class D2LLM(PreTrainedModel):
 _ESSENTIAL = ("hidden_layer", "lora_alpha", "pma_heads", "pma_ln", "pma_residual", "query_length", "passage_length")
 #: Numbers of each tensor of the base that a fingerprint reads.
 _BASE_SAMPLE = 64
+#: Pairs of a query and a passage scored at once where gradients are cached.
+_PAIRS_AT_ONCE = 8192
 
 
 def _with_lora(backbone: Any, config: D2LLMConfig) -> Any:
-    """Freeze the base and put float32 LoRA beside its projections."""
-    backbone.requires_grad_(False)
+    """Freeze the base, unless it is to be trained, and put float32 LoRA beside its projections."""
+    backbone.requires_grad_(config.train_base)
     if config.lora_r == 0:
         return backbone
     lora = LoraConfig(

@@ -1,6 +1,7 @@
 """Prompts as token ids: texts are shortened to fit, the question at the end never is."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ class PromptBuilder:
     """Turns (query, passage) texts into prompts of token ids.
 
     A prompt is tokenised as a whole, begins as the tokenizer begins a text, and loses tokens of its two texts alone:
-    the question is never cut. A pair's prompt does not depend on the pairs beside it.
+    the question is never cut. A pair's prompt does not depend on the pairs beside it. A template may hold control
+    tokens of the LLM; those that a text spells out are plain text.
 
     Version 1, for adapters that were tuned so and for tokenizers that tell no offsets, tokenises literals and texts
     apart, which leaves the blank between them a token of its own, and begins with any BOS token that there is.
@@ -95,15 +97,16 @@ class PromptBuilder:
         if self.yes == self.no:
             raise InputError(f"template {template.name!r}: both answers are token {self.yes}")
         self._start = _beginning(tokenizer) if self.version > 1 else _bos(tokenizer)
-        self._literals = [self._tokens([literal])[0] for literal, _ in template.pieces()]
+        self._literals = [self._tokens([literal], plain=False)[0] for literal, _ in template.pieces()]
 
     @property
     def longest(self) -> int:
         """Most tokens that a prompt can have."""
         return len(self._start) + sum(map(len, self._literals)) + sum(self.limits.values())
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    def _tokens(self, texts: Sequence[str], plain: bool) -> list[list[int]]:
+        """Token ids; of a plain text, a control token that it spells out too."""
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=plain)["input_ids"]
 
     def build(self, queries: Sequence[str], passages: Sequence[str]) -> list[list[int]]:
         """Token ids of each pair's prompt.
@@ -120,24 +123,19 @@ class PromptBuilder:
 
     def _whole(self, queries: Sequence[str], passages: Sequence[str]) -> list[list[int]]:
         """Prompts tokenised as they read (version 2)."""
-        texts, spans = [], []
+        prompts = []
         for query, passage in zip(queries, passages, strict=True):
             text, places, values = "", {}, {"query": query, "passage": passage}
+            controls = []
             for literal, field in self.template.pieces():
+                controls += [(len(text) + found.start(), len(text) + found.end()) for found in self._control(literal)]
                 text += literal
                 if field is not None:
                     places[field] = len(text), len(text) + len(values[field])
                     text += values[field]
-            texts.append(text)
-            spans.append(places)
-        # Control tokens that a text spells out are plain text, unless the template spells out its own.
-        plain = not any(token in self.template.text for token in self.tokenizer.all_special_tokens)
-        found = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=plain)
-        prompts = []
-        for ids, offsets, places in zip(found["input_ids"], found["offset_mapping"], spans, strict=True):
             left = dict(self.limits)
             kept = []
-            for token, (_, end) in zip(ids, offsets, strict=True):
+            for token, end in self._read(text, controls):
                 # A token that reaches beyond a text belongs to the question after it.
                 field = next((name for name, (first, last) in places.items() if first < end <= last), None)
                 if field is not None:
@@ -148,10 +146,28 @@ class PromptBuilder:
             prompts.append(kept if kept[: len(self._start)] == self._start else self._start + kept)
         return prompts
 
+    def _control(self, literal: str) -> Iterator[re.Match[str]]:
+        """Control tokens that a piece of the template spells."""
+        longest_first = sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)
+        return re.finditer("|".join(map(re.escape, longest_first)), literal) if longest_first else iter(())
+
+    def _read(self, text: str, controls: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """(token, where it ends) of a text: control tokens at the places given, plain text between them."""
+        begin = 0
+        for first, last in [*controls, (len(text), len(text))]:
+            found = self.tokenizer(
+                text[begin:first], add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+            )
+            for token, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+                yield token, begin + end
+            if first < last:
+                yield self.tokenizer.convert_tokens_to_ids(text[first:last]), last
+            begin = last
+
     def _apart(self, queries: Sequence[str], passages: Sequence[str]) -> list[list[int]]:
         """Prompts of pieces tokenised apart (version 1)."""
         cut = {
-            name: [ids[: self.limits[name]] for ids in self._tokens(values)]
+            name: [ids[: self.limits[name]] for ids in self._tokens(values, plain=True)]
             for name, values in (("query", queries), ("passage", passages))
         }
         fields = [field for _, field in self.template.pieces()]

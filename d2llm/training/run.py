@@ -5,14 +5,20 @@ from pathlib import Path
 
 from d2llm.checkpoints import check_settings, last_checkpoint
 from d2llm.data.jsonl import read_examples
-from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.files import write_json
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.config import TrainConfig
+from d2llm.training.preflight import Report, preflight
+from d2llm.training.start import RunData, fit_warm_start, keep_held_out, run_data
 from d2llm.training.teachers import load_teachers
-from d2llm.training.trainer import DistillationTrainer
+from d2llm.training.trainer import DistillationTrainer, training_arguments
+from d2llm.training.vectors import TextVectors
+from d2llm.training.watching import Outcome
+
+#: What came of a run, in its folder.
+OUTCOME = "outcome.json"
 
 #: The configuration a folder's checkpoints were made with.
 SETTINGS = "training.json"
@@ -21,33 +27,79 @@ _MAY_CHANGE = {"output_dir", "run.epochs", "run.max_steps", "run.logging_steps",
 
 
 def train(config: TrainConfig, resume: bool = False) -> D2LLM:
-    """Train a student and save it to ``config.output_dir``.
+    """Train a student and save it to ``config.output_dir``; a pre-flight is printed and kept there before.
 
     Args:
         config: the run.
         resume: go on from the newest whole checkpoint of ``output_dir``, if there is one.
 
     Returns:
-        The student: of the best step by validation MRR, or of the last step without validation data.
+        The student: of the best step by validation MRR, the start counting as one, or of the last step without
+        validation data.
 
     Raises:
-        InputError: for a missing setting, or a folder that already holds checkpoints when not resuming.
+        InputError: for a missing setting, a folder that already holds checkpoints when not resuming, or a run that
+            cannot learn.
         MissingError: for a file that is not there.
         MismatchError: if the teacher scores or the checkpoints were made otherwise than asked for.
     """
-    if config.data.train is None:
-        raise InputError("data.train: expected a file of examples, got none")
+    file = _data_file(config)
     checkpoint = prepare_folder(config, resume)
-    scores = config.data.teacher
-    teacher = load_teachers(scores, config.data.teacher_header) if scores is not None else None
-    examples = read_examples(config.data.train)
-    held_out = config.data.validation
-    validation = Validation.by_task(read_examples(held_out)) if held_out is not None else None
-    student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
-    trainer = DistillationTrainer(student, config, examples, validation, teacher)
+    trainer, data, report = _prepare(config, file, fresh=checkpoint is None)
+    report.check()
+    if trainer.is_world_process_zero():
+        keep_held_out(data, config.data, Path(config.output_dir))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
-    return student.eval()
+    if trainer.is_world_process_zero():
+        result = Outcome.of(trainer.state)
+        print(result)
+        write_json(Path(config.output_dir) / OUTCOME, asdict(result))
+    return trainer.student.eval()
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Print the pre-flight of a run and write nothing but its report.
+
+    Raises:
+        D2LLMError: as :func:`train` does.
+    """
+    *_, report = _prepare(config, _data_file(config), fresh=True)
+    report.check()
+
+
+def _data_file(config: TrainConfig) -> str:
+    if config.data.train is None:
+        raise InputError("data.train: expected a file of examples, got none")
+    return config.data.train
+
+
+def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationTrainer, RunData, Report]:
+    """The trainer of a run over a file, its examples, and its pre-flight, printed and written to the run's folder.
+
+    ``fresh`` tells that the run begins, and does not go on from a checkpoint.
+    """
+    scores = config.data.teacher
+    teacher = load_teachers(scores, config.data.teacher_header) if scores is not None else None
+    data = run_data(read_examples(file), config.data, config.run.seed)
+    student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
+    # The decorated signature that transformers gives this method hides its own argument.
+    student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
+    if fresh:
+        fit_warm_start(student, data.train, config.run.seed)
+    vectors = _vectors(student, data) if config.run.interaction_only else None
+    trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
+    report = preflight(trainer, data.train)
+    if trainer.is_world_process_zero():
+        print(data.told)
+        print(report)
+        report.write(Path(config.output_dir))
+    return trainer, data, report
+
+
+def _vectors(student: D2LLM, data: RunData) -> TextVectors:
+    """Embeddings of every text of a run whose encoder stays as it is."""
+    return TextVectors.encode(student, [*data.train, *(data.held_out or ())])
 
 
 def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:

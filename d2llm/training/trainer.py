@@ -1,14 +1,16 @@
-"""transformers' Trainer with planned batches, the five losses and evaluation by retrieval quality."""
+"""transformers' Trainer with planned batches, the losses and evaluation by retrieval quality."""
 
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -16,22 +18,35 @@ from transformers.trainer_utils import TrainOutput
 
 from d2llm.checkpoints import STATE, result
 from d2llm.data.example import Example
+from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
-from d2llm.losses import d2llm_loss
+from d2llm.losses import d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, load_weights, read_weights
 from d2llm.training.collator import Collator, Scores
-from d2llm.training.config import TrainConfig
+from d2llm.training.config import OptimizerConfig, TrainConfig
+from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
 from d2llm.training.vectors import TextVectors
+from d2llm.training.watching import WatchBothEnds
 
 _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
 
 
 def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArguments:
-    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data."""
+    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data.
+
+    Raises:
+        InputError: if a run that evaluates saves at other steps, so that its best step could not be returned to.
+    """
     run, optimizer = config.run, config.optimizer
+    eval_steps, save_steps = run.intervals
+    if evaluates and run.save_steps and run.eval_steps and run.save_steps % run.eval_steps:
+        raise InputError(
+            f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since the best step that an "
+            f"evaluation finds must be saved, got {run.save_steps}"
+        )
     return TrainingArguments(
         output_dir=config.output_dir,
         per_device_train_batch_size=run.batch_size,
@@ -40,7 +55,7 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
         max_steps=-1 if run.max_steps is None else run.max_steps,
         learning_rate=optimizer.lr,
         lr_scheduler_type=optimizer.schedule,
-        warmup_steps=optimizer.warmup_steps,
+        warmup_steps=optimizer.warmup,
         max_grad_norm=optimizer.max_grad_norm,
         seed=run.seed,
         bf16=run.bf16,
@@ -50,8 +65,8 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
         ddp_find_unused_parameters=True,
         logging_steps=run.logging_steps,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=run.eval_steps,
-        save_steps=run.save_steps,
+        eval_steps=eval_steps,
+        save_steps=save_steps,
         save_total_limit=run.save_total_limit,
         load_best_model_at_end=evaluates,
         metric_for_best_model="mrr" if evaluates else None,
@@ -73,8 +88,8 @@ class DistillationTrainer(Trainer):
     """Trains a student on examples, with or without a teacher's scores.
 
     Batches follow :class:`d2llm.training.plan.Plan`, each loss part is logged under ``loss_<part>``, checkpoints
-    hold LoRA and heads only, and a run that is killed and resumed ends, on the CPU, with the same bits as one that
-    was not.
+    hold what is trained only, and a run that is killed and resumed ends, on the CPU, with the same bits as one that
+    was not. With validation data the best step is what remains, the start among them.
     """
 
     def __init__(
@@ -91,21 +106,30 @@ class DistillationTrainer(Trainer):
 
         Args:
             student: trained in place.
-            config: ``optimizer``, ``run``, ``loss``, ``data.negatives`` and ``output_dir`` are read here.
+            config: ``optimizer``, ``run``, ``loss``, ``mining``, ``data.negatives`` and ``output_dir`` are read here.
             examples: training examples.
             validation: held-out queries, of one task or by task; turns on evaluation, early stopping and the return to
                 the best step.
-            teacher: teacher scores, for both tasks or by task; None trains on scores that examples carry, or on the
-                in-batch loss alone.
+            teacher: teacher scores, for both tasks or by task; None trains on scores that examples carry, or on labels
+                alone.
             callbacks: further callbacks.
-            vectors: embeddings of every text of the examples; the interaction module alone is then trained, on them.
+            vectors: embeddings of every text of the examples and of ``validation``; the interaction module alone is
+                then trained, on them.
 
         Raises:
-            InputError: if the examples do not fill a batch, or several GPUs are to be driven by one process.
+            InputError: as :func:`training_arguments` does, if the examples do not fill a batch, several GPUs are to be
+                driven by one process, a base is to be trained in half precision, or false negatives are to be filtered
+                by a teacher whose scores are not given.
         """
+        if student.config.train_base and student.config.base_dtype != "float32":
+            raise InputError(
+                "student.base_dtype: expected float32 where the base is trained, since small updates vanish in fewer "
+                f"bits, got {student.config.base_dtype}"
+            )
         self.student = student
         self.config = config
         self.validation = validation
+        self.vectors = vectors
         self.part_sums: dict[str, Tensor] = {}
         self.part_steps = 0
         arguments = training_arguments(config, validation is not None)
@@ -113,25 +137,43 @@ class DistillationTrainer(Trainer):
             raise InputError(
                 f"devices: expected one process a GPU (torchrun, accelerate launch), got one for {arguments.n_gpu}"
             )
+        if config.data.false_negative_filter == "teacher" and teacher is None:
+            raise InputError("data.false_negative_filter: 'teacher' needs a file of scores (data.teacher), got none")
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
-        self.examples = EpochExamples(examples, config.data.negatives, config.run.seed)
-        stopping = [EarlyStoppingCallback(config.run.patience)] if validation and config.run.patience else []
+        known = KnownPositives(examples)
+        clean = list(map(known.clean, examples))
+        if config.mining.wanted:
+            mined = MinedExamples(clean, config, self.plan, student, arguments)
+            self.examples: EpochExamples = mined
+            callbacks = [*(callbacks or []), MineAfresh(mined)]
+        else:
+            self.examples = EpochExamples(clean, config.data.negatives, config.run.seed)
+        self.collator = Collator(
+            student.tokenizer,
+            student.config.query_length,
+            student.config.passage_length,
+            known,
+            teacher,
+            config.data.teacher_temperature,
+            vectors,
+        )
+        watching: list[TrainerCallback] = [WatchBothEnds(self)] if validation is not None else []
+        if validation is not None and config.run.patience:
+            watching.append(EarlyStoppingCallback(config.run.patience))
         super().__init__(
             model=student,
             args=arguments,
             train_dataset=self.examples,
             # transformers asks for one; :meth:`evaluate` reads the held-out queries itself.
             eval_dataset=[] if validation is not None else None,
-            data_collator=Collator(
-                student.tokenizer,
-                student.config.query_length,
-                student.config.passage_length,
-                teacher,
-                config.data.teacher_temperature,
-                vectors,
-            ),
-            callbacks=[*(callbacks or []), *stopping],
+            data_collator=self.collator,
+            callbacks=[*(callbacks or []), *watching],
         )
+        if config.run.cached_gradients and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError(
+                "run.cached_gradients: expected whole weights in every process, since each chunk reads them anew, got "
+                "shards (FSDP or DeepSpeed); train with DDP (torchrun) or set it to false"
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
@@ -141,7 +183,7 @@ class DistillationTrainer(Trainer):
         return DataLoader(
             self.examples,
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=self.collator,
             # The loader draws a seed for its workers, which must not move the model's random state.
             generator=torch.Generator(),
             pin_memory=self.args.device.type == "cuda",
@@ -159,7 +201,7 @@ class DistillationTrainer(Trainer):
             MissingError, FormatError: for a checkpoint that is not whole.
         """
         if isinstance(resume_from_checkpoint, str):
-            made = result(Path(resume_from_checkpoint), self.plan.total_updates, self.config.run.patience)
+            made = result(Path(resume_from_checkpoint), self.plan.all_updates, self.config.run.patience)
             if made is not None:
                 load_weights(self.student, read_weights(made / WEIGHTS), made / WEIGHTS)
                 self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, STATE))
@@ -167,11 +209,11 @@ class DistillationTrainer(Trainer):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with LoRA and heads at their own rates, no decay on biases and LayerNorms."""
+        """AdamW with every part at its own rate, no decay on biases and LayerNorms."""
         if self.optimizer is None:
             options = self.config.optimizer
             self.optimizer = torch.optim.AdamW(
-                parameter_groups(self.student, options.lr, options.lora_lr_scale, options.weight_decay),
+                parameter_groups(self.student, options),
                 betas=options.betas,
                 eps=options.eps,
             )
@@ -187,7 +229,9 @@ class DistillationTrainer(Trainer):
         """The weighted sum of the losses that the batch has targets for (paper section 3.3)."""
         targets = {name: inputs[name] for name in _TARGETS if name in inputs}
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
-        output = model(**tokens, texts_per_chunk=self.config.run.texts_per_chunk)
+        run = self.config.run
+        output = model(**tokens, texts_per_chunk=run.texts_per_chunk, cached_gradients=run.cached_gradients)
+        positives = output.passage_embeddings[inputs["groups"][:, 0]]
         total, parts = d2llm_loss(
             output.logits,
             output.in_batch_logits,
@@ -196,7 +240,7 @@ class DistillationTrainer(Trainer):
             features=output.features,
             teacher_relation=targets.get("relation"),
             valid=targets["valid"],
-            duplicates=targets["duplicates"],
+            duplicates=self._no_negatives(targets, output.embeddings, positives),
             weights=self.config.loss,
         )
         for name, value in parts.items():
@@ -204,10 +248,27 @@ class DistillationTrainer(Trainer):
         self.part_steps += 1
         return (total, output) if return_outputs else total
 
+    def _no_negatives(self, targets: dict[str, Tensor], queries: Tensor, positives: Tensor) -> Tensor:
+        """(B, B) in-batch columns to mask: known positives, and what the filter of false negatives takes for some.
+
+        Args:
+            targets: of the batch.
+            queries, positives: (B, D) embeddings.
+        """
+        data, known = self.config.data, targets["duplicates"]
+        if data.false_negative_filter is None:
+            return known
+        if data.false_negative_filter == "teacher":
+            scores = targets["s_in_batch"]
+        else:
+            scores = F.normalize(queries.detach(), dim=1) @ F.normalize(positives.detach(), dim=1).T
+        return known | false_negative_mask(scores, data.false_negative_margin)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the mean of every loss part since the last time."""
+        """Log, adding the mean of every loss part since the last time; parts that had no targets are left out."""
         if "loss" in logs and self.part_steps:
-            logs.update({f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()})
+            means = {f"loss_{name}": float(total) / self.part_steps for name, total in self.part_sums.items()}
+            logs.update({name: mean for name, mean in means.items() if mean})
             self.part_sums, self.part_steps = {}, 0
         super().log(logs, start_time)
 
@@ -227,8 +288,10 @@ class DistillationTrainer(Trainer):
         from d2llm.evaluation.systems import student_mrr
 
         dtype = torch.bfloat16 if self.args.bf16 else None
-        by_task = self.validation if isinstance(self.validation, Mapping) else {"": self.validation}
-        found = {task: student_mrr(self.student, held_out, dtype) for task, held_out in by_task.items()}
+        found = {
+            task: student_mrr(self.student, held_out, dtype, self._validation_vectors.get(task))
+            for task, held_out in self._held_out.items()
+        }
         metrics = {
             f"{metric_key_prefix}_{name}": float(np.mean([each[name] for each in found.values()]))
             for name in next(iter(found.values()))
@@ -240,6 +303,24 @@ class DistillationTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    @property
+    def _held_out(self) -> Mapping[str, Validation]:
+        """The held-out queries by task, none without validation."""
+        if self.validation is None or isinstance(self.validation, Mapping):
+            return self.validation or {}
+        return {self.validation.task: self.validation}
+
+    @cached_property
+    def _validation_vectors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """What each task's held-out texts are embedded as where no encoder learns."""
+        vectors = self.vectors
+        if vectors is None:
+            return {}
+        return {
+            task: (vectors.queries(each.queries), vectors.passages(each.passages))
+            for task, each in self._held_out.items()
+        }
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student's folder, each file atomically; weights that are sharded over processes are gathered."""
         wrapped = (self.is_fsdp_enabled and not self.accelerator.is_fsdp2) or self.is_deepspeed_enabled
@@ -248,24 +329,20 @@ class DistillationTrainer(Trainer):
         self.student.save_pretrained(output_dir or self.config.output_dir, self.args.should_save, weights)
 
 
-def parameter_groups(model: nn.Module, lr: float, lora_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for an optimizer: {heads, LoRA} x {decayed, not}; empty ones are left out.
+def parameter_groups(model: nn.Module, options: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups for an optimizer: {interaction, pooling, LoRA, base} x {decayed, not}; empty ones are left out.
 
     Args:
         model: its parameters that require gradients are grouped.
-        lr: learning rate of the heads.
-        lora_lr_scale: LoRA's learning rate as a multiple of it.
-        weight_decay: of everything but vectors, that is, biases and LayerNorms.
+        options: the learning rates, and the weight decay of all but vectors, that is, biases and LayerNorms.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = {"iem": options.lr, "pma": options.pma_lr, "lora": options.lora_lr, "backbone": options.base_lr}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((".lora_" in name, parameter.dim() > 1), []).append(parameter)
+            part = "lora" if ".lora_" in name else name.partition(".")[0]
+            groups.setdefault((part, parameter.dim() > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": lr * (lora_lr_scale if is_lora else 1.0),
-            "weight_decay": weight_decay if is_matrix else 0.0,
-        }
-        for (is_lora, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "lr": rates[part], "weight_decay": options.weight_decay if is_matrix else 0.0}
+        for (part, is_matrix), parameters in groups.items()
     ]

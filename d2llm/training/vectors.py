@@ -47,8 +47,8 @@ class TextVectors:
         asked = list(dict.fromkeys([*queries, *(example.query for example in examples)]))
         held = list(dict.fromkeys([*passages, *(text for example in examples for text in example.passages)]))
         return cls(
-            (asked, student.encode(asked, kind="query", convert_to="torch")),
-            (held, student.encode(held, kind="passage", convert_to="torch")),
+            (asked, student.encode(asked, kind="query", convert_to="torch").cpu()),
+            (held, student.encode(held, kind="passage", convert_to="torch").cpu()),
         )
 
     def queries(self, texts: Sequence[str]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from d2llm_kernels import cpu
+from d2llm_kernels.backends.cpu import library
 from d2llm_kernels.measure.timing import Timer
 
 #: Bounds that a floor names.
@@ -90,7 +90,7 @@ def _on_cpu(timer: Timer, ceilings: Ceilings) -> None:
 
 
 def _registers(name: str) -> float:
-    return 0.0 if cpu.missing() else max(cpu.module().peak(name) for _ in range(_TRIES))
+    return 0.0 if library.missing() else max(library.module().peak(name) for _ in range(_TRIES))
 
 
 @contextmanager

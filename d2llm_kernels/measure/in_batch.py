@@ -50,7 +50,7 @@ def losses(size: int, hard: int, priority: int = 2, literal: bool = True) -> Cas
         triples = hard * size**2
         return Prepared(
             # Products, sums and quotients of a triple where every gap differs: 25 forward, most of them for a
-            # logarithm, and 8 backward (docs/kernels.md). Exponentials are taken once a column and a hard negative.
+            # logarithm, and 8 backward. Exponentials are taken once a column and a hard negative.
             flops=33 * triples,
             # z and s in both passes, dz in one.
             traffic=5 * 4 * size**2,

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from d2llm_kernels import backends, cpu
+from d2llm_kernels import backends
+from d2llm_kernels.backends.cpu import library
 
 _PACKAGES = ("d2llm", "torch", "triton", "transformers", "numpy")
 _SOURCE = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ def output(*command: str) -> str | None:
 
 def _gpu(device: torch.device) -> dict[str, Any]:
     # Only where there is a GPU is Triton sure to be there.
-    from d2llm_kernels.triton import table
+    from d2llm_kernels.backends.triton import table
 
     arch = table.architecture(device)
     properties = torch.cuda.get_device_properties(device)
@@ -90,7 +91,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
 def _cpu() -> dict[str, Any]:
     return {
         "architecture": platform.machine(),
-        "kernels": None if cpu.missing() else cpu.module().build_info(),
+        "kernels": None if library.missing() else library.module().build_info(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from d2llm_kernels import fp8, functional, int8, reference
-from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels import functional, reference
+from d2llm_kernels.branch import Branch
 from d2llm_kernels.measure.contract import Verdict, agreement, distance, judge, worst
-from d2llm_kernels.ops import attn_pool_backward, iem_pairs_backward, iem_scores_backward
+from d2llm_kernels.operators.interaction import iem_pairs_backward, iem_scores_backward
+from d2llm_kernels.operators.pooling import attn_pool_backward
+from d2llm_kernels.rough import fp8, int8
 
 # Sums of e4m3 products may be kept in fewer bits than float32 has.
 _FP8_LIMIT = 1e-2

@@ -131,7 +131,8 @@ def test_both_tasks_from_one_file_to_a_student(
 
 
 def test_in_batch_work_covers_every_pair_that_meets(tmp_path: Path) -> None:
-    examples = [Example(f"q{i}", f"p{i}") for i in range(10)]
+    # One of eleven is held out to watch the run.
+    examples = [Example(f"q{i}", f"p{i}") for i in range(11)]
     run, data = run_of(None, batch_size=5, epochs=1.0)
     one = in_batch_work(examples, run, data)
     assert sum(len(work.queries) for work in one) == 2 * 5 * 4
@@ -147,7 +148,14 @@ def test_train_then_eval(run: Run, base_model: str, examples_file: Path, templat
     config, student = tmp_path / "run.yaml", tmp_path / "student"
     config.write_text(f"base_model: {base_model}\noutput_dir: {student}\ndata: {{train: {examples_file}}}\n")
     short = ("run.max_steps=1", "run.batch_size=4", "run.bf16=false", "student.iem_hidden=8", "student.num_layers=2")
-    trained = run("train", config, *short)
+    refused = run("train", config, *short, "optimizer.warmup_steps=2", "--dry-run")
+    assert refused.exit_code == 2 and "this run cannot learn: the run has 1 steps" in refused.stderr
+    dry = run("train", config, *short, "optimizer.warmup_steps=1", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    # One of the eight is held out.
+    assert "examples:  7 (7 asym)" in dry.stdout and "warning:   the warm-up takes 1 of 1 steps" in dry.stdout
+    assert [file.name for file in student.iterdir()] == ["preflight.json"]
+    trained = run("train", config, *short, "optimizer.warmup_steps=1")
     assert trained.exit_code == 0, trained.output
     assert D2LLM.from_pretrained(student).config.num_layers == 2
     results = tmp_path / "results.json"

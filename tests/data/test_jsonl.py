@@ -17,7 +17,8 @@ def any_example(draw) -> Example:
     negatives = tuple(draw(st.lists(texts, max_size=3)))
     group = st.tuples(*[st.tuples(logits, logits)] * (1 + len(negatives)))
     scores = draw(st.none() | group)
-    return Example(draw(texts), draw(texts), negatives, draw(st.sampled_from(["sym", "asym"])), scores)
+    positive = draw(texts.filter(lambda text: text not in negatives))
+    return Example(draw(texts), positive, negatives, draw(st.sampled_from(["sym", "asym"])), scores)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,6 +45,10 @@ def test_defaults_blank_lines_byte_order_mark_and_other_keys(tmp_path):
         ('{"query": "q", "positive": 3}', "positive: expected a non-empty text, got 3"),
         ('{"query": "q", "positive": "p", "negatives": "n"}', "negatives: expected a list"),
         ('{"query": "q", "positive": "p", "negatives": ["n", ""]}', r"negatives\[1\]: expected a non-empty text"),
+        (
+            '{"query": "q", "positive": "p", "negatives": ["n", "p"]}',
+            r"negatives\[1\]: expected other passages than the",
+        ),
         ('{"query": "q", "positive": "p", "negative": ["n"]}', "negative: unknown key, 'negatives' perhaps"),
         ('{"query": "q", "positive": "p", "task": "both"}', "task: expected one of"),
         ('{"query": "q", "positive": "p", "task": ["sym"]}', "task: expected one of"),
@@ -60,6 +65,12 @@ def test_faults_are_reported_as_file_and_line(tmp_path, line, fault):
     path.write_bytes(b'{"query": "q", "positive": "p"}\n\n' + content + b"\n")
     with pytest.raises(FormatError, match=rf"data\.jsonl:3: {fault}"):
         read_examples(path)
+
+
+def test_examples_know_their_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"query": "q", "positive": "p"}\n\n{"query": "r", "positive": "s"}\n')
+    assert [example.line for example in read_examples(path)] == [1, 3]
 
 
 def test_many_faults_are_reported_together(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from d2llm_kernels import backends
-from d2llm_kernels.backends import interpreted
-from d2llm_kernels.cuda import library
+from d2llm_kernels.backends.cuda import library
+from d2llm_kernels.backends.triton import interpreted
 
 EMULATED = library.missing() is None and library.emulated()
 ON_GPU = torch.cuda.is_available() and not interpreted() and not EMULATED

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import backends, fp8, gpu_interaction, reference
-from d2llm_kernels.cuda import library, pooling
+from d2llm_kernels import backends, reference
+from d2llm_kernels.backends.cuda import library, pooling
+from d2llm_kernels.backends.gpu import topk
+from d2llm_kernels.rough import fp8
 from tests.contract import assert_parity, assert_within, guarded, poisoned
 from tests.gpu.conftest import BACKENDS, EMULATED, ON_GPU
 
@@ -109,7 +111,7 @@ def test_a_score_does_not_depend_on_place_or_neighbours(make_pairs, hidden):
 
 @pytest.mark.parametrize("queries,k,hidden", [(1, 1, 128), (3, 20, 256), (2, 300, 768)])
 def test_topk_is_exact_and_ties_take_the_lower_index(make_pairs, monkeypatch, queries, k, hidden):
-    monkeypatch.setattr(gpu_interaction, "_TOPK_BYTES", 8 * queries * 160)
+    monkeypatch.setattr(topk, "_TOPK_BYTES", 8 * queries * 160)
     a, b, *weights = make_pairs(queries, 300, hidden, torch.bfloat16)
     b[100:200] = b[:100]
     b[7] = math.nan

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import gpu_interaction, ops, reference
+from d2llm_kernels import reference
+from d2llm_kernels.backends.gpu import interaction, topk
 from tests.contract import assert_parity, guarded, run
 from tests.kernels.cases import apart, with_gradients
 
@@ -48,7 +49,7 @@ def test_parity_at_full_width(make_pairs, dtype):
 
 
 def test_parity_over_several_chunks(make_pairs, monkeypatch):
-    monkeypatch.setattr(gpu_interaction, "_CHUNK", 50)
+    monkeypatch.setattr(interaction, "_CHUNK", 50)
     for queries, passages in ((3, 70), (9, 20)):
         tensors = make_pairs(queries, passages, 48)
         assert_parity(scores, lambda *t: (reference.iem_scores(*t),), tensors, torch.float32)
@@ -127,7 +128,7 @@ def make_tasks(make_pairs):
 
 @pytest.mark.parametrize("dtype,chunk", [*((dtype, 1 << 18) for dtype in DTYPES), (torch.float32, 70)])
 def test_tasks_parity(make_tasks, monkeypatch, dtype, chunk):
-    monkeypatch.setattr(gpu_interaction, "_CHUNK", chunk)
+    monkeypatch.setattr(interaction, "_CHUNK", chunk)
 
     def literally(call, given):
         def by_rows(a, b, weight, bias, *out):
@@ -183,18 +184,18 @@ def test_a_task_without_a_branch_counts_as_the_nearest(make_tasks, backend):
     tensors = make_tasks(9, 16, torch.float32)
     task = torch.tensor([-3, 9, 1, 1 << 40, -1, 2, 0], device=tensors[0].device)
     # Past the checks, which refuse it in a tensor on the CPU.
-    known = ops.iem_scores(*tensors, task.clamp(0, 2), backend)
-    assert torch.equal(ops.iem_scores(*tensors, task, backend), known)
-    plain = ops.iem_scores_backward(known, *tensors, task.clamp(0, 2), backend, (True, True))
-    assert_equal(ops.iem_scores_backward(known, *tensors, task, backend, (True, True)), plain)
+    known = torch.ops.d2llm.iem_scores(*tensors, task.clamp(0, 2), backend)
+    assert torch.equal(torch.ops.d2llm.iem_scores(*tensors, task, backend), known)
+    plain = torch.ops.d2llm.iem_scores_backward(known, *tensors, task.clamp(0, 2), backend, (True, True))
+    assert_equal(torch.ops.d2llm.iem_scores_backward(known, *tensors, task, backend, (True, True)), plain)
 
 
 @pytest.mark.parametrize("wanted", ((True, False), (False, True)))
 def test_gradients_on_demand_are_the_same(make_pairs, backend, wanted):
     tensors = make_pairs(4, 9, 32, torch.float32)
     dz = torch.randn(4, 9, device=tensors[0].device)
-    every = ops.iem_scores_backward(dz, *tensors, None, backend, (True, True))
-    some = ops.iem_scores_backward(dz, *tensors, None, backend, wanted)
+    every = torch.ops.d2llm.iem_scores_backward(dz, *tensors, None, backend, (True, True))
+    some = torch.ops.d2llm.iem_scores_backward(dz, *tensors, None, backend, wanted)
     for number, (one, two) in enumerate(zip(every, some, strict=True)):
         assert torch.equal(one, two) if wanted[number >= 2] else two.numel() == 0
 
@@ -216,7 +217,7 @@ def test_gradcheck(make_pairs):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("queries,k", [(1, 1), (3, 20), (2, 300)])
 def test_topk_is_exact_and_ties_take_the_lower_index(make_pairs, monkeypatch, queries, k, dtype):
-    monkeypatch.setattr(gpu_interaction, "_TOPK_BYTES", 8 * queries * 60)
+    monkeypatch.setattr(topk, "_TOPK_BYTES", 8 * queries * 60)
     a, b, *weights = make_pairs(queries, 300, 16, dtype)
     b[100:200] = b[:100]
     b[7] = math.nan

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import ops
 
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -23,17 +22,17 @@ def test_attn_pool_opcheck(device, backend, packed):
     else:
         x = torch.randn(3, 5, 16, device=device, requires_grad=True)
         args = (x, u, torch.rand(3, 5, device=device) < 0.7, None, backend)
-    torch.library.opcheck(ops.attn_pool, args, test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.attn_pool, args, test_utils=TESTS)
 
 
 def test_interaction_opcheck(device, backend):
     a = torch.randn(4, 16, device=device, requires_grad=True)
     b = torch.randn(6, 16, device=device, requires_grad=True)
     weights = branch(16, device)
-    torch.library.opcheck(ops.iem_scores, (a, b, *weights, None, backend), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, None, True, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.iem_scores, (a, b, *weights, None, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.iem_pairs, (a, b[:4], *weights, None, True, backend), test_utils=TESTS)
     plain = tuple(t.detach() for t in (a, b, *weights))
-    torch.library.opcheck(ops.iem_topk, (*plain, None, 3, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.iem_topk, (*plain, None, 3, backend), test_utils=TESTS)
 
 
 def test_compiles_without_graph_breaks_for_any_length(device, backend):
@@ -61,5 +60,7 @@ def test_compiles_without_graph_breaks_for_any_length(device, backend):
 def test_float64_is_for_the_interpreter_alone(device, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     x, u = torch.randn(1, 3, 16), torch.randn(2, 16)
-    with pytest.raises(dk.BackendError, match=r"backend='triton': Triton kernels take CUDA or ROCm tensors"):
+    with pytest.raises(
+        dk.BackendError, match=r"backend='triton' cannot serve attn_pool: Triton kernels take CUDA or ROCm tensors"
+    ):
         dk.functional.attn_pool(x, u, backend="triton")

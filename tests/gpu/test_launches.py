@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_report import experimental, launches
-from d2llm_kernels.cuda import library
+from d2llm_kernels.backends.cuda import library
 from tests.gpu.conftest import BACKENDS, EMULATED, ON_GPU
 
 LAUNCHES = list(launches.launches(torch.device("cuda" if ON_GPU else "cpu")))

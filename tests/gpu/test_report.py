@@ -13,8 +13,8 @@ import torch
 from benchmarks.gpu_report import __main__ as program
 from benchmarks.gpu_report.plan import Plan
 from benchmarks.gpu_report.tiles import LAGS
-from d2llm_kernels.backends import interpreted
-from d2llm_kernels.cuda import library
+from d2llm_kernels.backends.cuda import library
+from d2llm_kernels.backends.triton import interpreted
 from d2llm_kernels.measure.case import COMPILED, FOLDED, LITERAL
 from d2llm_kernels.measure.problems import Interaction, Pool
 from d2llm_kernels.measure.timing import Timer

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from d2llm_kernels.backends import interpreted
-from d2llm_kernels.triton.language import dot
+from d2llm_kernels.backends.triton import interpreted
+from d2llm_kernels.backends.triton.language import dot
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="of the interpreter")
 

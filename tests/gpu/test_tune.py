@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from d2llm_kernels.triton import table
+from d2llm_kernels.backends.triton import table
 from tools import tune
 from tools.tried import FAILED, RIGHT, STARTED, Tried
 

@@ -4,6 +4,7 @@ import torch
 from index_fakes import DIM, WordEncoder, corpus, head
 
 from d2llm.index import Hit, Index, ranking
+from d2llm_kernels.rough import search
 
 QUERIES = ["red item7", "old new", "slow fast item40", "unknown words"]
 
@@ -24,7 +25,8 @@ def ids(hits: list[list[Hit]]) -> list[list[str]]:
 @pytest.mark.parametrize("task", ["sym", "asym"])
 @pytest.mark.parametrize("chunk", [5, 16384])
 def test_exact_search_is_brute_force(model, index, task, chunk, monkeypatch):
-    monkeypatch.setattr(ranking, "CHUNK", chunk)
+    monkeypatch.setattr(ranking, "_BLOCK", chunk)
+    monkeypatch.setattr(search, "_BLOCK", chunk)
     texts = corpus(50)
     expected = brute_force(model, texts, QUERIES, ["sym", "asym"].index(task))
     found = index.search(QUERIES, 50, task=task)
@@ -69,7 +71,8 @@ def test_first_stage_chooses_by_its_own_measure(model, index):
 
 @pytest.mark.parametrize("mode", ["exact", "cosine"])
 def test_equal_passages_keep_their_order(tmp_path, mode, monkeypatch):
-    monkeypatch.setattr(ranking, "CHUNK", 3)
+    monkeypatch.setattr(ranking, "_BLOCK", 3)
+    monkeypatch.setattr(search, "_BLOCK", 3)
     vectors = np.zeros((20, DIM), dtype=np.float32)
     vectors[:, 7] = 1
     scorer = head()

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 import d2llm_kernels as dk
-from d2llm_kernels import backends, cpu
+from d2llm_kernels import backends
+from d2llm_kernels.backends.cpu import library
+from d2llm_kernels.backends.cuda import library as cuda
 
 
 @pytest.mark.parametrize("name", ("cpu", "triton", "cuda"))
 def test_a_missing_backend_named_explicitly_raises_with_the_reason(name, monkeypatch):
-    monkeypatch.setattr(cpu, "missing", lambda: "not built")
+    monkeypatch.setattr(library, "missing", lambda: "not built")
     x, u = torch.randn(1, 3, 4), torch.randn(2, 4)
     reason = backends.missing(name)
     assert reason
@@ -33,18 +35,29 @@ def test_unknown_names_are_refused(monkeypatch):
         dk.functional.attn_pool(torch.randn(1, 3, 4), torch.randn(2, 4), backend="fast")
     monkeypatch.setenv(backends.ENVIRONMENT, "fast")
     with pytest.raises(dk.ArgumentError, match=f"^{backends.ENVIRONMENT}: expected one of"):
-        backends.select("auto", "cpu", torch.float32)
+        backends.select("attn_pool", "auto", "cpu", torch.float32)
 
 
 def test_environment_chooses_only_where_nothing_else_does(monkeypatch):
-    monkeypatch.setattr(cpu, "missing", lambda: "not built")
+    monkeypatch.setattr(library, "missing", lambda: "not built")
 
     def chosen(name):
-        return backends.select(name, "cpu", torch.float32)
+        return backends.select("attn_pool", name, "cpu", torch.float32)
 
     assert chosen("auto") == "folded"
     monkeypatch.setenv(backends.ENVIRONMENT, "reference")
     assert chosen("auto") == "reference" and chosen("folded") == "folded"
+
+
+def test_a_backend_without_the_operation_says_so_and_auto_passes_it_by(monkeypatch):
+    monkeypatch.setattr(cuda, "missing", lambda: None)
+    with pytest.raises(dk.BackendError, match=r"^backend='cuda' cannot serve in_batch_terms: there are no"):
+        dk.functional.in_batch_terms(torch.randn(3, 3), backend="cuda")
+    monkeypatch.setattr(backends, "FASTEST", {"cpu": ("cuda",)})
+    assert dk.functional.in_batch_terms(torch.randn(3, 3))[0].shape == (3,)
+    monkeypatch.setenv(backends.ENVIRONMENT, "cuda")
+    with pytest.raises(dk.BackendError, match=f"^{backends.ENVIRONMENT}='cuda' cannot serve in_batch_terms"):
+        dk.functional.in_batch_terms(torch.randn(3, 3))
 
 
 def test_explain_names_every_backend_and_operation(capsys, monkeypatch):

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import backends, cpu
+from d2llm_kernels import backends
+from d2llm_kernels.backends.cpu import library
 from tests.kernels.test_attn_pool import inputs as pool_inputs
 from tests.kernels.test_iem_scores import inputs as pair_inputs
 from tests.kernels.test_in_batch import inputs as in_batch_inputs
 
-needs_library = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
+needs_library = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 
 
 def outputs(dtype):
@@ -47,7 +48,7 @@ def test_forward_is_bit_equal_for_any_number_of_threads(dtype):
 
 
 @needs_library
-@pytest.mark.parametrize("name", cpu.module().build_info()["available"] if cpu.missing() is None else ())
+@pytest.mark.parametrize("name", library.module().build_info()["available"] if library.missing() is None else ())
 def test_every_instruction_set_keeps_the_contract(name):
     tests = [
         "tests/kernels/test_attn_pool.py::test_parity",
@@ -73,15 +74,18 @@ def test_weights_changed_in_place_count_at_once():
 
 @needs_library
 def test_auto_takes_the_kernels_for_what_they_support_only():
-    chosen = {dtype: backends.select("auto", "cpu", dtype) for dtype in (torch.float32, torch.bfloat16)}
+    chosen = {dtype: backends.select("attn_pool", "auto", "cpu", dtype) for dtype in (torch.float32, torch.bfloat16)}
     assert set(chosen.values()) == {"cpu"}
-    assert re.search(r"cpu +float32 +cpu$", dk.explain(), re.MULTILINE)
+    assert re.search(r"attn_pool +f16 bf16 f32 f64 +f16\* bf16 f32 f64\* +bf16\* f32\*$", dk.explain(), re.MULTILINE)
     for dtype in (torch.float64, torch.float16):
-        assert backends.select("auto", "cpu", dtype) == "folded"
-        with pytest.raises(dk.BackendError, match=r"^backend='cpu': the C\+\+ kernels take bfloat16 and float32, got"):
+        assert backends.select("attn_pool", "auto", "cpu", dtype) == "folded"
+        with pytest.raises(
+            dk.BackendError,
+            match=r"^backend='cpu' cannot serve attn_pool: the C\+\+ kernels take bfloat",
+        ):
             dk.functional.attn_pool(torch.randn(1, 3, 4).to(dtype), torch.randn(2, 4).to(dtype), backend="cpu")
     with pytest.raises(dk.BackendError, match=r"take CPU tensors, got meta tensors"):
-        backends.select("cpu", "meta", torch.float32)
+        backends.select("attn_pool", "cpu", "meta", torch.float32)
 
 
 @needs_library
@@ -131,14 +135,14 @@ def test_losses_of_mixed_dtypes_are_those_of_float32():
 
 
 def test_a_library_for_another_torch_is_named_and_passed_by(tmp_path: Path, monkeypatch):
-    library = tmp_path / "_cpu.so"
-    library.write_bytes(b"\x7fELF d2llm_kernels built for torch 1.0.0\n\0")
-    monkeypatch.setenv(cpu.LIBRARY, str(library))
-    cpu.missing.cache_clear()
+    other = tmp_path / "_cpu.so"
+    other.write_bytes(b"\x7fELF d2llm_kernels built for torch 1.0.0\n\0")
+    monkeypatch.setenv(library.LIBRARY, str(other))
+    library.missing.cache_clear()
     try:
         assert f"was built for torch 1.0.0, found {torch.__version__}" in str(backends.missing("cpu"))
-        assert backends.select("auto", "cpu", torch.float32) == "folded"
+        assert backends.select("attn_pool", "auto", "cpu", torch.float32) == "folded"
         assert "built for torch 1.0.0" in dk.explain()
     finally:
         monkeypatch.undo()
-        cpu.missing.cache_clear()
+        library.missing.cache_clear()

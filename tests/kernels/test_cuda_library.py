@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d2llm_kernels import backends
-from d2llm_kernels.cuda import library
+from d2llm_kernels.backends.cuda import library
 from d2llm_kernels.errors import BackendError
 from d2llm_kernels.functional import attn_pool
 
@@ -49,7 +49,7 @@ def test_a_library_for_another_torch_is_not_loaded_and_says_so(named):
     named(b"...d2llm_kernels built for torch 1.0.0\n...")
     expected = f"_cuda.so was built for torch 1.0.0, found {torch.__version__}"
     assert expected in str(backends.missing("cuda"))
-    with pytest.raises(BackendError, match="backend='cuda': _cuda.so was built for torch 1.0.0"):
+    with pytest.raises(BackendError, match="backend='cuda' cannot serve attn_pool: _cuda.so was built for torch 1.0.0"):
         attn_pool(torch.randn(1, 2, 16), torch.randn(2, 16), backend="cuda")
 
 
@@ -77,11 +77,13 @@ def gpus(monkeypatch):
 def test_each_gpu_is_asked_for_itself(gpus):
     gpus((7, 5), (9, 0), (8, 6))
     assert library.missing() is None
-    reasons = {device: library.unsupported(device, torch.bfloat16) for device in ("cuda:0", "cuda:1", "cuda:2")}
+    reasons = {
+        device: library.unsupported(torch.device(device), torch.bfloat16) for device in ("cuda:0", "cuda:1", "cuda:2")
+    }
     assert reasons["cuda:1"] is None
     assert reasons["cuda:0"] == "cuda:0 has a compute capability below 8.0"
     assert reasons["cuda:2"] == "built for 9.0a, cuda:2 is sm_86"
-    assert library.unsupported("cuda", torch.bfloat16) == reasons["cuda:0"]
+    assert library.unsupported(torch.device("cuda"), torch.bfloat16) == reasons["cuda:0"]
 
 
 def test_a_library_that_no_gpu_runs_is_missing(gpus):

@@ -7,6 +7,7 @@ import torch
 
 import d2llm_kernels as dk
 from d2llm_kernels import backends, functional
+from d2llm_kernels.backends import triton
 
 pytest.importorskip("triton")
 
@@ -26,7 +27,7 @@ def two_gpus(monkeypatch):
         forget()
 
     def forget():
-        for function in (backends._no_triton, backends._too_old):
+        for function in (triton._missing, triton._too_old):
             function.cache_clear()
 
     yield see
@@ -38,12 +39,12 @@ def two_gpus(monkeypatch):
 def test_the_device_of_the_tensors_decides(two_gpus, fit):
     two_gpus(*((9, 0) if index == fit else (7, 5) for index in range(2)))
     assert backends.missing("triton") is None
-    assert backends.select("auto", torch.device("cuda", fit), torch.bfloat16) == "triton"
-    assert backends.select("auto", torch.device("cuda", 1 - fit), torch.bfloat16) == "folded"
+    assert backends.select("attn_pool", "auto", torch.device("cuda", fit), torch.bfloat16) == "triton"
+    assert backends.select("attn_pool", "auto", torch.device("cuda", 1 - fit), torch.bfloat16) == "folded"
     with pytest.raises(dk.BackendError, match=f"compute capability of GPU {1 - fit} is below 8.0"):
-        backends.select("triton", torch.device("cuda", 1 - fit), torch.bfloat16)
+        backends.select("attn_pool", "triton", torch.device("cuda", 1 - fit), torch.bfloat16)
     # Of no device in particular: the current one.
-    assert backends.select("auto", "cuda", torch.bfloat16) == ("folded" if fit else "triton")
+    assert backends.select("attn_pool", "auto", "cuda", torch.bfloat16) == ("folded" if fit else "triton")
 
 
 def test_without_a_gpu_that_fits_the_backend_is_missing(two_gpus):
@@ -53,7 +54,7 @@ def test_without_a_gpu_that_fits_the_backend_is_missing(two_gpus):
 
 def test_functions_ask_for_the_device_of_their_tensors(monkeypatch):
     asked = []
-    monkeypatch.setattr(functional, "select", lambda backend, device, dtype: asked.append(device) or "folded")
+    monkeypatch.setattr(backends, "select", lambda operation, backend, device, dtype: asked.append(device) or "folded")
     x, branch = torch.randn(2, 3, 4), (torch.randn(4, 4), torch.randn(4), torch.randn(1, 4), torch.randn(1))
     functional.attn_pool(x, torch.randn(2, 4))
     functional.iem_scores(x[0], x[1], *branch)

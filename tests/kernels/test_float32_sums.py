@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from d2llm_kernels.triton import table
+from d2llm_kernels.backends.triton import table
 from tests.contract import assert_within
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import fp8, reference
+from d2llm_kernels import reference
+from d2llm_kernels.rough import fp8
 from tests.kernels.cases import needs_even_products
 from tests.kernels.test_iem_scores import inputs as wide_inputs
 from tests.kernels.test_int8 import branch_of, trained  # noqa: F401  a fixture

@@ -207,6 +207,41 @@ def test_warm_iem_ranks_by_distance():
         assert (z - 10 * (1 - distance)).abs().max() < 1.5
 
 
+@pytest.mark.parametrize("dim, hidden", [(24, 64), (64, 64), (64, 33)])
+def test_the_warm_frame_weighs_every_direction_alike_and_needs_one_sign(dim, hidden):
+    iem = dk.IEM(dim, hidden)
+    r = iem.linear1.weight[:, :dim].detach().double()
+    assert torch.equal(iem.linear1.weight[:, dim:], -iem.linear1.weight[:, :dim])
+    torch.testing.assert_close(r.sum(0), torch.zeros(dim).double(), rtol=0, atol=1e-3)
+    kept = min(dim, hidden - 1)
+    expected = torch.zeros(min(dim, hidden)).double()
+    expected[:kept] = (hidden / kept) ** 0.5
+    torch.testing.assert_close(torch.linalg.svdvals(r), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_warm_frame_keeps_what_a_sample_varies_in():
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(64, 64)).Q
+    scales = torch.cat([torch.ones(15), torch.full((49,), 1e-3)])
+    sample = torch.randn(200, 64) * scales @ basis.T + 5
+    iem = dk.IEM(64, 16)
+    iem.reset_parameters("warm", sample=sample)
+    r = iem.linear1.weight[:, :64].detach()
+    assert (r @ basis[:, 15:]).norm() < 1e-2 * r.norm()
+    # Its z means the same as without a sample: 0 at a distance of sqrt(64), 10 at none.
+    z, distance = iem(sample[:100], sample[100:], 0), (sample[:100] - sample[100:]).norm(dim=1)
+    torch.testing.assert_close(z, 10 * (1 - distance / 8), rtol=0, atol=1.5)
+    # Fewer vectors than directions: the others are random, and as many.
+    iem.reset_parameters("warm", sample=sample[:4])
+    assert torch.linalg.matrix_rank(iem.linear1.weight, atol=1e-3) == 15
+
+
+def test_a_sample_of_one_text_repeated_changes_no_scale():
+    iem = dk.IEM(64, 16)
+    iem.reset_parameters("warm", sample=torch.ones(9, 64))
+    assert iem.linear2.weight.isfinite().all() and iem.linear1.weight.isfinite().all()
+
+
 def test_warm_iem_scale_for_unit_vectors():
     torch.manual_seed(0)
     iem = dk.IEM(64, 512)
@@ -222,7 +257,9 @@ def test_warm_iem_scale_for_unit_vectors():
         (lambda: dk.PMA(32, 4, residual="none"), "residual"),
         (lambda: dk.PMA(32, 4, init="zero"), "init"),
         (lambda: dk.PMA(32, 4, num_seeds=0), "num_seeds"),
-        (lambda: dk.IEM(32, 15), "hidden"),
+        (lambda: dk.IEM(32, 1), "hidden"),
+        (lambda: dk.IEM(32, 16).reset_parameters(sample=torch.zeros(3, 31)), "sample"),
+        (lambda: dk.IEM(32, 16).reset_parameters(sample=torch.zeros(1, 32)), "sample"),
         (lambda: dk.IEM(32, 16, num_tasks=0), "num_tasks"),
         (lambda: dk.IEM(32, 16)(torch.zeros(2, 32), torch.zeros(2, 32), 2), "task"),
         (lambda: dk.IEM(32, 16)(torch.zeros(2, 32), torch.zeros(2, 32), "asym"), "task"),

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import ops
 from tests.contract import assert_parity
 from tests.kernels.cases import BACKENDS, PARITY, with_gradients
 
@@ -128,13 +127,13 @@ def test_branches_must_be_stacked():
 def test_opcheck(backend):
     leaves = [t.float().requires_grad_() for t in inputs(4, 4, 8)]
     task = TASKS[:4]
-    torch.library.opcheck(ops.iem_scores, (*leaves, task, backend))
-    torch.library.opcheck(ops.iem_pairs, (*leaves, task, True, backend))
+    torch.library.opcheck(torch.ops.d2llm.iem_scores, (*leaves, task, backend))
+    torch.library.opcheck(torch.ops.d2llm.iem_pairs, (*leaves, task, True, backend))
     plain = [t.detach() for t in leaves]
-    torch.library.opcheck(ops.iem_topk, (*plain, task, 3, backend))
+    torch.library.opcheck(torch.ops.d2llm.iem_topk, (*plain, task, 3, backend))
     for wanted in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(ops.iem_scores_backward, (torch.randn(4, 4), *plain, task, backend, wanted))
-        torch.library.opcheck(ops.iem_pairs_backward, (torch.randn(4), None, *plain, task, backend, wanted))
+        torch.library.opcheck(torch.ops.d2llm.iem_scores_backward, (torch.randn(4, 4), *plain, task, backend, wanted))
+        torch.library.opcheck(torch.ops.d2llm.iem_pairs_backward, (torch.randn(4), None, *plain, task, backend, wanted))
 
 
 def test_nothing_of_a_device_tensor_is_read_from_the_host():

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import d2llm_kernels as dk
-from d2llm_kernels import iem_folded, reference
+from d2llm_kernels import reference
+from d2llm_kernels.backends.folded import interaction
 from tests import adversarial
 from tests.kernels.cases import BACKENDS, CASES, needs_even_products
 
@@ -30,13 +31,13 @@ def test_equals_the_sorted_score_matrix(backend, queries, passages, data):
     a = torch.randn(queries, 8, generator=generator)
     # Repeated passages make ties on purpose.
     b = torch.randn(distinct, 8, generator=generator)[torch.randint(distinct, (passages,), generator=generator)]
-    original = iem_folded.tile_rows
-    iem_folded.tile_rows = lambda device: 3
+    original = interaction.tile_rows
+    interaction.tile_rows = lambda device: 3
     try:
         values, indices = dk.functional.iem_topk(a, b, *weights(8), k, backend=backend)
         expected = reference.topk(dk.functional.iem_scores(a, b, *weights(8), backend=backend), k)
     finally:
-        iem_folded.tile_rows = original
+        interaction.tile_rows = original
     assert indices.dtype == torch.int64
     torch.testing.assert_close(values, expected[0], rtol=1e-5, atol=1e-5)
     assert torch.equal(indices, expected[1])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 import d2llm_kernels as dk
-from d2llm_kernels import in_batch_folded, ops
+from d2llm_kernels.backends.folded import in_batch
 from d2llm_kernels.measure.in_batch import ROWS
 from tests import adversarial
 from tests.contract import assert_parity
@@ -47,7 +47,7 @@ def terms(teacher, temperature=1.0, backend="folded"):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(in_batch_folded, "chunk_elements", lambda device: 40)
+    monkeypatch.setattr(in_batch, "chunk_elements", lambda device: 40)
 
 
 def exact_dtype(backend: str) -> torch.dtype:
@@ -281,7 +281,7 @@ def test_only_the_inputs_are_saved_for_backward(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_allocation_beyond_the_matrix_and_a_chunk(backend, monkeypatch):
     batch, hard, elements = 256, 8, 1 << 14
-    monkeypatch.setattr(in_batch_folded, "chunk_elements", lambda device: elements)
+    monkeypatch.setattr(in_batch, "chunk_elements", lambda device: elements)
     student, teacher = inputs(batch, hard, dtype=torch.float32)
     leaves = [t.requires_grad_() for t in student]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -295,12 +295,12 @@ def test_no_allocation_beyond_the_matrix_and_a_chunk(backend, monkeypatch):
 def test_opcheck(backend):
     (z_in_batch, z_hard), teacher = inputs(5, 3, dtype=torch.float32)
     leaves = (z_in_batch.requires_grad_(), z_hard.requires_grad_())
-    torch.library.opcheck(ops.in_batch_terms, (*leaves, *teacher, 0.5, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.in_batch_terms, (*leaves, *teacher, 0.5, backend), test_utils=TESTS)
     none = (*leaves, teacher[0], None, None, 1.0, backend)
-    torch.library.opcheck(ops.in_batch_terms, none, test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.in_batch_terms, none, test_utils=TESTS)
     plain = (z_in_batch.detach(), z_hard.detach(), *teacher, 0.5, backend)
     for slopes in ((torch.randn(5), torch.randn(5)), (None, torch.randn(5)), (torch.randn(5), None)):
-        torch.library.opcheck(ops.in_batch_terms_backward, (*slopes, *plain), test_utils=TESTS)
+        torch.library.opcheck(torch.ops.d2llm.in_batch_terms_backward, (*slopes, *plain), test_utils=TESTS)
 
 
 def test_compiles_without_graph_breaks_for_any_batch():

@@ -20,12 +20,14 @@ from d2llm.data.docstrings import standard_library_pairs
 from d2llm.demo.library import library_vectors
 from d2llm.shipped import STUDENT
 from d2llm.student import D2LLM
-from d2llm_kernels import cpu, int8, reference
+from d2llm_kernels import int8, reference
+from d2llm_kernels.backends.cpu import library
+from d2llm_kernels.rough import search
 from tests.contract import guarded
 from tests.kernels.cases import BACKENDS, needs_even_products
 from tests.kernels.test_iem_scores import inputs as wide_inputs
 
-needs_library = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
+needs_library = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 
 # Rounded passages are many independent draws: their mean square is near the yardstick, and the largest of a
 # million normal draws is 4.9 deviations; sums of roundings are near normal.
@@ -163,7 +165,7 @@ def test_scores_equal_the_formula_to_the_last_bit(size):
 
 
 @needs_library
-@pytest.mark.parametrize("name", cpu.module().build_info()["available"] if cpu.missing() is None else ())
+@pytest.mark.parametrize("name", library.module().build_info()["available"] if library.missing() is None else ())
 def test_every_instruction_set_gives_the_same_scores(name):
     command = [sys.executable, "-m", "pytest", "-q", "-k", "last_bit", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env={**os.environ, "D2LLM_KERNELS_ISA": name}, capture_output=True, text=True)
@@ -202,7 +204,7 @@ def test_topk_equals_the_sorted_scores_of_the_rounded_passages(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_take_the_lower_index_across_blocks(backend, monkeypatch):
     needs_even_products(backend, torch.float32, 16)
-    monkeypatch.setattr(int8, "_BLOCK", 1000)
+    monkeypatch.setattr(search, "_BLOCK", 1000)
     a, b, *branch = inputs(3, 1, 16)
     values, scale = int8.quantize(b.expand(5000, 16))
     _, indices = int8.iem_topk(a, values, scale, *branch, 7, backend=backend)

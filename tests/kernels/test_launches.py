@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from d2llm_kernels import triton as triton_backend
-from d2llm_kernels.cuda import interaction as cuda_backend
-from d2llm_kernels.gpu_interaction import PROGRAMS
-from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.backends.cuda import interaction as cuda_backend
+from d2llm_kernels.backends.gpu.interaction import PROGRAMS
+from d2llm_kernels.backends.triton import operations as triton_backend
+from d2llm_kernels.branch import Branch
 from tools.cross_compile import Launch, recorded
 
 WIDTH = 512

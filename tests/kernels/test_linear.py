@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 import d2llm_kernels as dk
-from d2llm_kernels import cpu, ops
-from d2llm_kernels.functional import LINEAR_ROWS, linear
+from d2llm_kernels.backends.cpu import library
+from d2llm_kernels.operators.linear import LINEAR_ROWS, linear
 from tests.contract import assert_parity
 from tests.kernels.test_operators import TESTS
 
-needs_library = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
+needs_library = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 
 
 def inputs(*shapes: tuple[int, ...]):
@@ -49,8 +49,8 @@ def test_rows_do_not_depend_on_each_other_or_on_threads():
 @needs_library
 def test_opcheck():
     x, weight, bias = (t.float().requires_grad_() for t in inputs((2, 5, 6), (2, 4, 6), (2, 4)))
-    torch.library.opcheck(ops.linear, (x, weight, bias), test_utils=TESTS)
-    torch.library.opcheck(ops.linear, (x, weight.detach(), None), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.linear, (x, weight, bias, "cpu"), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.linear, (x, weight.detach(), None, "cpu"), test_utils=TESTS)
 
 
 @pytest.mark.parametrize("rows", (1, LINEAR_ROWS, 40))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels.checks import rising_offsets
+from d2llm_kernels.offsets import rising_offsets
 
 # Packed tokens on a GPU that is not here: what ``rising_offsets`` asks of them.
 ON_GPU = SimpleNamespace(shape=(9, 4), device=torch.device("cuda", 1), is_cuda=True)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import ops
 from tests.kernels.cases import BACKENDS
 
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -23,27 +22,29 @@ def test_attn_pool_opcheck(packed, backend):
         args = (torch.randn(9, 8, requires_grad=True), u, None, torch.tensor([0, 4, 4, 9]), backend)
     else:
         args = (torch.randn(3, 5, 8, requires_grad=True), u, torch.rand(3, 5) < 0.7, None, backend)
-    torch.library.opcheck(ops.attn_pool, args, test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.attn_pool, args, test_utils=TESTS)
     plain = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in args)
-    dpooled, dlse = (torch.randn_like(t) for t in ops.attn_pool(*plain))
+    dpooled, dlse = (torch.randn_like(t) for t in torch.ops.d2llm.attn_pool(*plain))
     for wanted in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(ops.attn_pool_backward, (dpooled, dlse, *plain, wanted), test_utils=TESTS)
+        torch.library.opcheck(torch.ops.d2llm.attn_pool_backward, (dpooled, dlse, *plain, wanted), test_utils=TESTS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_interaction_opcheck(backend):
     a, b = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
     weights = branch(8)
-    torch.library.opcheck(ops.iem_scores, (a, b, *weights, None, backend), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, None, True, backend), test_utils=TESTS)
-    torch.library.opcheck(ops.iem_pairs, (a, b[:4], *weights, None, False, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.iem_scores, (a, b, *weights, None, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.iem_pairs, (a, b[:4], *weights, None, True, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.iem_pairs, (a, b[:4], *weights, None, False, backend), test_utils=TESTS)
     plain = tuple(t.detach() for t in (a, b, *weights))
-    torch.library.opcheck(ops.iem_topk, (*plain, None, 3, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.iem_topk, (*plain, None, 3, backend), test_utils=TESTS)
     rows, slopes = (plain[0], plain[1][:4], *plain[2:]), (torch.randn(4), torch.randn(4, 8))
     for wanted in ((True, True), (True, False), (False, True)):
         call = (torch.randn(4, 6), *plain, None, backend, wanted)
-        torch.library.opcheck(ops.iem_scores_backward, call, test_utils=TESTS)
-        torch.library.opcheck(ops.iem_pairs_backward, (*slopes, *rows, None, backend, wanted), test_utils=TESTS)
+        torch.library.opcheck(torch.ops.d2llm.iem_scores_backward, call, test_utils=TESTS)
+        torch.library.opcheck(
+            torch.ops.d2llm.iem_pairs_backward, (*slopes, *rows, None, backend, wanted), test_utils=TESTS
+        )
 
 
 @pytest.mark.parametrize("backend", (*BACKENDS, "reference"))

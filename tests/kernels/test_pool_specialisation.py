@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from d2llm_kernels import triton
+from d2llm_kernels.backends.triton import operations as triton
+from d2llm_kernels.branch import InBatch
 from tests.kernels.specialisation import assert_compiled_once
 
 # Batch and length: odd, even, multiples of 16, 1.
@@ -39,8 +40,9 @@ def losses(batch, temperature, hard=8):
     z, z_hard = meta(batch, batch, dtype=torch.float32), meta(batch, hard, dtype=torch.float32)
     inputs = (z, z_hard, torch.empty_like(z_hard), torch.empty_like(z), meta(batch, batch, dtype=torch.bool))
     rows = meta(batch, dtype=torch.float32)
-    triton.in_batch_terms(*inputs, temperature)
-    triton.in_batch_terms_backward(rows, rows, *inputs, temperature)
+    batch = InBatch(*inputs, temperature)
+    triton.in_batch_terms(batch)
+    triton.in_batch_terms_backward(rows, rows, batch)
 
 
 def test_the_losses_are_compiled_once():

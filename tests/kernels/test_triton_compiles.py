@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
-TABLE = json.loads((ROOT / "d2llm_kernels/triton/table.json").read_text())
+TABLE = json.loads((ROOT / "d2llm_kernels/backends/triton/table.json").read_text())
 ARCHS = ("sm_80", "sm_90", "gfx942")
 # Between and behind those: the same instructions, with other limits.
 RELATIVES = ("sm_89", "sm_100", "sm_120")

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from d2llm_kernels import triton
+from d2llm_kernels.backends.triton import operations as triton
 from tools.cross_compile import recorded
 
 

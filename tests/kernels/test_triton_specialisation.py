@@ -8,9 +8,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from d2llm_kernels import gpu_interaction
-from d2llm_kernels import triton as triton_backend
-from d2llm_kernels.iem_folded import Branch
+from d2llm_kernels.backends.gpu import interaction
+from d2llm_kernels.backends.gpu import topk as gpu_topk
+from d2llm_kernels.backends.triton import operations as triton_backend
+from d2llm_kernels.branch import Branch
 from tests.kernels.specialisation import assert_compiled_once
 
 WIDTH = 64
@@ -65,8 +66,8 @@ def topk(dtype: torch.dtype, tasks: int, queries: int, passages: int) -> Callabl
 @pytest.mark.parametrize("chunk", (1 << 18, 50))
 @pytest.mark.parametrize("tasks", (0, 2))
 def test_interaction_compiles_once_for_all_sizes(dtype, chunk, tasks, monkeypatch):
-    monkeypatch.setattr(gpu_interaction, "_CHUNK", chunk)
-    monkeypatch.setattr(gpu_interaction, "_TOPK_BYTES", 8 * chunk)
+    monkeypatch.setattr(interaction, "_CHUNK", chunk)
+    monkeypatch.setattr(gpu_topk, "_TOPK_BYTES", 8 * chunk)
     assert_compiled_once([scores(dtype, tasks, *sizes) for sizes in SIZES])
     assert_compiled_once([topk(dtype, tasks, *sizes) for sizes in SIZES])
     for features in (False, True):

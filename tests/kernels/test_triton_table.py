@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from d2llm_kernels.triton import table
+from d2llm_kernels.backends.triton import table
 
 ARCHS = ("interpreter", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 

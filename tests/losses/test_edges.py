@@ -106,26 +106,32 @@ def test_without_negatives_only_the_in_batch_loss_counts():
     torch.testing.assert_close(total, losses.in_batch_loss(inputs["z_in_batch"]))
 
 
+MASK = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+
+
 def test_duplicates_are_left_out_of_the_batch():
-    mask = losses.duplicate_mask(["q1", "q2", "q1", "q3"], ["a", "a", "b", "c"])
-    # q1 has the positives a and b; q2 has a, which is the first row's text too.
-    expected = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
-    assert torch.equal(mask, expected)
     scores = torch.randn(4, 4, generator=GENERATOR, requires_grad=True)
-    losses.in_batch_loss(scores, mask).backward()
-    assert (scores.grad[mask] == 0).all()
-    assert (scores.grad[~mask] != 0).all()
+    losses.in_batch_loss(scores, MASK).backward()
+    assert (scores.grad[MASK] == 0).all()
+    assert (scores.grad[~MASK] != 0).all()
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.0, [[0, 1], [0, 0]]), (0.3, [[0, 0], [0, 0]])])
+def test_what_scores_above_the_positive_by_the_margin_looks_like_one(margin, expected):
+    scores = torch.tensor([[0.5, 0.75], [0.25, 0.5]])
+    assert losses.false_negative_mask(scores, margin).tolist() == expected
+    unknown = torch.tensor([[float("nan"), 0.75], [float("nan"), 0.5]])
+    assert not losses.false_negative_mask(unknown, margin).any()
 
 
 def test_duplicates_are_left_out_of_the_pairwise_term():
     inputs = batch()
-    mask = losses.duplicate_mask(["q1", "q2", "q3", "q4"], ["a", "a", "b", "c"])
     z_in_batch = inputs["z_in_batch"].requires_grad_()
     s = torch.ones_like(inputs["s"])
-    losses.rank_imitation_pairwise(inputs["z"], z_in_batch, s, duplicates=mask).backward()
-    assert (z_in_batch.grad[mask] == 0).all()
+    losses.rank_imitation_pairwise(inputs["z"], z_in_batch, s, duplicates=MASK).backward()
+    assert (z_in_batch.grad[MASK] == 0).all()
     assert (z_in_batch.grad.diagonal() == 0).all()
-    assert (z_in_batch.grad[~mask & ~torch.eye(4, dtype=torch.bool)] > 0).all()
+    assert (z_in_batch.grad[~MASK & ~torch.eye(4, dtype=torch.bool)] > 0).all()
 
 
 def test_pairs_the_teacher_has_not_judged_count_as_zero():
@@ -169,14 +175,43 @@ def test_rows_without_teacher_are_as_if_absent():
     assert all(torch.isfinite(part) for part in parts.values())
 
 
-def test_a_batch_without_any_teacher_score_trains_in_batch_only():
+def test_a_batch_without_any_teacher_score_trains_on_labels():
     inputs = batch()
     inputs["s"][:] = float("nan")
     inputs["teacher_relation"][:] = float("nan")
     total, gradients = total_and_gradients(**inputs)
-    torch.testing.assert_close(total, losses.in_batch_loss(inputs["z_in_batch"]))
-    assert (gradients["z"] == 0).all()
+    expected = losses.in_batch_loss(inputs["z_in_batch"]) + losses.label_contrastive(inputs["z"])
+    torch.testing.assert_close(total, expected)
+    assert (gradients["z"][:, 0] < 0).all() and (gradients["z"][:, 1:] > 0).all()
     assert (gradients["features"] == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_labels_leave_to_the_teacher_what_it_has_judged(share):
+    z = torch.randn(3, 4, generator=GENERATOR, requires_grad=True)
+    # The second row lacks a passage and a judgement, the third the judgement of its positive.
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    judged = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 1]], dtype=torch.bool)
+    losses.label_contrastive(z, valid, judged, share).backward()
+    pushed = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)
+    assert torch.equal(z.grad[:, 1:] > 0, pushed if share == 0 else valid[:, 1:])
+    assert (z.grad[~valid] == 0).all()
+
+
+def test_a_share_of_labels_takes_from_contrastive_imitation_what_it_gives():
+    inputs = batch()
+    parts = [losses.d2llm_loss(**inputs, weights=LossWeights(label_share=share))[1] for share in (0.0, 0.25, 1.0)]
+    assert parts[0]["labels"] == 0 and "contrastive" not in parts[2]
+    torch.testing.assert_close(parts[1]["labels"], 0.25 * parts[2]["labels"])
+    torch.testing.assert_close(parts[1]["contrastive"], 0.75 * parts[0]["contrastive"])
+
+
+def test_a_masked_negative_cannot_spoil_the_loss_on_labels():
+    z = torch.randn(2, 3, generator=GENERATOR)
+    z[:, 2] = float("inf")
+    valid = torch.tensor([[1, 1, 0], [1, 1, 0]], dtype=torch.bool)
+    torch.testing.assert_close(losses.label_contrastive(z, valid), losses.label_contrastive(z[:, :2]))
+    assert losses.label_contrastive(z[:, :1]) == 0
 
 
 def test_perfect_imitation_costs_nothing():
@@ -198,10 +233,14 @@ def test_perfect_imitation_costs_nothing():
         ("z_in_batch", lambda: losses.rank_imitation_pairwise(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(2, 3))),
         ("features", lambda: losses.feature_imitation(torch.zeros(2, 3), torch.zeros(2, 3, 3))),
         ("teacher_relation", lambda: losses.feature_imitation(torch.zeros(2, 3, 4), torch.zeros(2, 4, 4))),
-        ("positive_ids", lambda: losses.duplicate_mask(["a"], ["b", "c"])),
+        ("scores", lambda: losses.false_negative_mask(torch.zeros(2, 3))),
         ("gamma", lambda: LossWeights(gamma=-1)),
         ("temperature", lambda: LossWeights(temperature=0)),
+        ("label_share", lambda: LossWeights(label_share=1.5)),
+        ("judged", lambda: losses.label_contrastive(torch.zeros(2, 3), judged=torch.zeros(2, 2))),
         ("eta", lambda: LossWeights(eta=float("nan"))),
+        ("in_batch_form", lambda: LossWeights(in_batch_form="sum")),
+        ("form", lambda: losses.in_batch_loss(torch.zeros(2, 2), form="sum")),
     ],
 )
 def test_errors_name_the_argument(name, arguments):

@@ -37,12 +37,14 @@ def sigmoid(x: float) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(batches, st.floats(0.1, 5))
-def test_in_batch(shape, temperature):
+@given(batches, st.floats(0.1, 5), st.sampled_from([("mean", 1), ("paper", 2)]))
+def test_in_batch(shape, temperature, form):
+    name, power = form
     scores = draw(*shape)["z_in_batch"]
     rows = scores.double().numpy() / temperature
-    expected = sum(-math.log(math.exp(row[i]) / np.exp(row).sum()) for i, row in enumerate(rows)) / len(rows) ** 2
-    assert losses.in_batch_loss(scores, temperature=temperature).item() == pytest.approx(expected, abs=1e-5)
+    expected = sum(-math.log(math.exp(row[i]) / np.exp(row).sum()) for i, row in enumerate(rows))
+    actual = losses.in_batch_loss(scores, temperature=temperature, form=name)
+    assert actual.item() == pytest.approx(expected / len(rows) ** power, abs=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,6 +61,20 @@ def test_contrastive_imitation(shape, temperature):
     expected = total / (batch * negatives) if negatives else 0.0
     actual = losses.contrastive_imitation(data["z"], data["s"], temperature=temperature)
     assert actual.item() == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches, st.floats(0.1, 5), st.floats(0, 1))
+def test_label_contrastive(shape, temperature, share):
+    data = draw(*shape)
+    z, judged = data["z"].double().numpy() / temperature, data["s"] < 0.5
+    total = 0.0
+    for i, row in enumerate(z):
+        unjudged = [row[k] for k in range(1, len(row)) if not (judged[i, 0] and judged[i, k])]
+        for weight, negatives in ((1 - share, unjudged), (share, row[1:])):
+            total -= weight * math.log(math.exp(row[0]) / sum(map(math.exp, [row[0], *negatives])))
+    actual = losses.label_contrastive(data["z"], judged=judged, share=share, temperature=temperature)
+    assert actual.item() == pytest.approx(total / len(z), rel=1e-5, abs=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,14 +120,17 @@ def test_feature_imitation(shape):
     assert actual.item() == pytest.approx(total / group**2, abs=1e-5)
 
 
-def test_total_is_the_weighted_sum_of_all_five():
+def test_total_is_the_weighted_sum_of_all_parts():
     data = draw(4, 3, 0)
-    weights = losses.LossWeights(in_batch=2, alpha=3, beta=5, gamma=7, eta=11, temperature=2, scale=3)
+    weights = losses.LossWeights(
+        in_batch=2, alpha=3, beta=5, gamma=7, eta=11, labels=13, label_share=0.5, temperature=2, scale=3
+    )
     total, parts = losses.d2llm_loss(**data, weights=weights)
     z, s = data["z"], data["s"]
     expected = {
         "in_batch": 2 * losses.in_batch_loss(data["z_in_batch"]),
-        "contrastive": 3 * losses.contrastive_imitation(z, s, temperature=2),
+        "labels": 13 * 0.5 * losses.label_contrastive(z, temperature=2),
+        "contrastive": 3 * 0.5 * losses.contrastive_imitation(z, s, temperature=2),
         "rank_correlation": 5 * losses.rank_imitation_correlation(z, s),
         "rank_pairwise": 7 * losses.rank_imitation_pairwise(z, data["z_in_batch"], s, data["s_in_batch"], scale=3),
         "feature": 11 * losses.feature_imitation(data["features"], data["teacher_relation"]),
@@ -123,17 +142,31 @@ def test_total_is_the_weighted_sum_of_all_five():
     torch.testing.assert_close(total, torch.stack(list(expected.values())).sum())
 
 
+def test_the_in_batch_loss_is_a_mean_over_queries_whatever_the_batch_size():
+    scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).repeat(8, 8)
+    # Eight times the batch of the same scores: each query has its rivals eightfold and no other loss of its own.
+    few, many = (losses.d2llm_loss(s[:, :1], s, duplicates=None)[0] for s in (scores[:4, :4], scores))
+    torch.testing.assert_close(many, few + math.log(8))
+
+
+def test_the_papers_form_is_there_by_name():
+    data = draw(4, 3, 0)
+    mean, paper = (losses.LossWeights(alpha=0, beta=0, gamma=0, eta=0, in_batch_form=f) for f in ("mean", "paper"))
+    mean, paper = (losses.d2llm_loss(**data, weights=weights)[0] for weights in (mean, paper))
+    torch.testing.assert_close(paper, mean / 4)
+
+
 def test_published_weights_are_the_defaults():
     weights = losses.LossWeights()
     assert (weights.in_batch, weights.alpha, weights.beta, weights.gamma, weights.eta) == (1, 1, 1, 0.01, 0.001)
     assert (weights.temperature, weights.in_batch_temperature, weights.scale) == (1, 1, 1)
 
 
-def test_without_teacher_only_the_in_batch_loss_remains():
+def test_without_teacher_labels_remain():
     data = draw(4, 3, 0)
     total, parts = losses.d2llm_loss(data["z"], data["z_in_batch"])
-    assert list(parts) == ["in_batch"]
-    torch.testing.assert_close(total, losses.in_batch_loss(data["z_in_batch"]))
+    assert list(parts) == ["in_batch", "labels"]
+    torch.testing.assert_close(total, losses.in_batch_loss(data["z_in_batch"]) + losses.label_contrastive(data["z"]))
 
 
 def test_gradients_are_those_of_finite_differences():

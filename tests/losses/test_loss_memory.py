@@ -4,12 +4,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from d2llm import losses
-from d2llm_kernels import in_batch_folded
+from d2llm_kernels.backends.folded import in_batch
 
 
 def test_no_tensor_of_all_triples(monkeypatch):
     batch, negatives, elements = 192, 8, 1 << 13
-    monkeypatch.setattr(in_batch_folded, "chunk_elements", lambda device: elements)
+    monkeypatch.setattr(in_batch, "chunk_elements", lambda device: elements)
     z = torch.randn(batch, 1 + negatives, requires_grad=True)
     z_in_batch = torch.randn(batch, batch, requires_grad=True)
     s, s_in_batch = torch.rand(batch, 1 + negatives), torch.rand(batch, batch)

@@ -74,6 +74,22 @@ def test_both_draws_half_from_each():
         assert set(example.negatives) >= set(a.negatives) | set(b.negatives)
 
 
+@pytest.mark.parametrize("method", ["vectors", "both"])
+def test_nothing_nearer_than_the_positive_less_a_margin_is_drawn(method):
+    passages = corpus(40)
+    items = examples(passages, 10)
+    queries, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors(10, 1), vectors(40, 2)))
+    cosine = queries @ texts.T
+    mined = mine(method, items, passages, k=40, vector_top=40, margin=0.1)
+    plain = mine(method, items, passages, k=40, vector_top=40)
+    for row, (example, before) in enumerate(zip(mined, plain, strict=True)):
+        far = {passages[i] for i in np.flatnonzero(cosine[row] <= cosine[row, row] - 0.1)}
+        # Random passages, which fill up, are ruled out too.
+        assert set(example.negatives) == far != set(before.negatives)
+    with pytest.raises(InputError, match="corpus: expected every positive in it"):
+        mine(method, items, [*passages[1:], "parse"], margin=0.1)
+
+
 def test_known_positives_are_never_drawn():
     passages = ["parse a date", "parse  a   date", "parse dates well", "parse a date string", "parse date", "zebra"]
     items = [Example("parse date", passages[0]), Example("parse date", passages[2])]
@@ -122,6 +138,7 @@ def test_too_few_candidates_are_filled_with_random_passages_or_left():
     ("name", "change"),
     [
         ("method", {"method": "random"}),
+        ("margin", {"margin": 0.1}),
         ("k", {"k": 0}),
         ("bm25_top", {"bm25_top": 0}),
         ("corpus", {"corpus": []}),

@@ -83,7 +83,7 @@ def test_the_source_distribution_holds_what_the_kernels_are_built_from(tmp_path)
     with tarfile.open(archive) as packed:
         names = {name.partition("/")[2] for name in packed.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
-    assert sources | {"setup.py", "d2llm_kernels/py.typed", "d2llm_kernels/triton/table.json"} <= names
+    assert sources | {"setup.py", "d2llm_kernels/py.typed", "d2llm_kernels/backends/triton/table.json"} <= names
 
 
 def test_what_the_wheel_carries_beside_code_stays_small():

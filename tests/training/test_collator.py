@@ -10,14 +10,17 @@ import torch
 
 from d2llm.backbone import load_tokenizer
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives
 from d2llm.errors import MismatchError
 from d2llm.training.collator import Collator, check_header
 
 EXAMPLES = [
     Example("open the file", "read", ("close", "x y")),
     Example("open it", "close", task="sym"),
-    Example("open the file", "z", ("read",)),
+    Example("open the file", "z", ("x y",)),
 ]
+#: That "close" answers "open the file" stands in an example outside of the batch.
+KNOWN = KnownPositives([*EXAMPLES, Example("open the file", "close")])
 
 
 class Table:
@@ -41,7 +44,7 @@ def tokenizer(base_model: str) -> Any:
 
 
 def test_groups_point_at_distinct_passages(tokenizer: Any) -> None:
-    batch = Collator(tokenizer, 8, 8)(EXAMPLES)
+    batch = Collator(tokenizer, 8, 8, KNOWN)(EXAMPLES)
     assert batch["passage_input_ids"].shape[0] == 4
     passages = zip(batch["passage_input_ids"], batch["passage_attention_mask"], strict=True)
     decoded = [tokenizer.decode(ids[mask.bool()]) for ids, mask in passages]
@@ -49,21 +52,21 @@ def test_groups_point_at_distinct_passages(tokenizer: Any) -> None:
         assert [decoded[row] for row in rows[valid]] == list(example.passages)
     assert batch["valid"].tolist() == [[True] * 3, [True, False, False], [True, True, False]]
     assert batch["task"].tolist() == [1, 0, 1]
-    # Examples 0 and 2 share their query, so each one's positive is no negative of the other.
-    assert batch["duplicates"].tolist() == [[False, False, True], [False] * 3, [True, False, False]]
+    # Examples 0 and 2 share their query, so each one's positive is no negative of the other, nor is what is known.
+    assert batch["duplicates"].tolist() == [[False, True, True], [False] * 3, [True, True, False]]
     assert "s" not in batch
 
 
 def test_lengths_are_cut(tokenizer: Any) -> None:
-    batch = Collator(tokenizer, 2, 3)([Example("open the file of a b c", "close the socket of x y")])
+    batch = Collator(tokenizer, 2, 3, KNOWN)([Example("open the file of a b c", "close the socket of x y")])
     assert batch["input_ids"].shape == (1, 2) and batch["passage_input_ids"].shape == (1, 3)
 
 
 def test_table_scores_land_at_their_pairs(tokenizer: Any) -> None:
     table = Table({("open the file", "read"): 0.9, ("open the file", "x y"): 0.2, ("open it", "read"): 0.4})
-    batch = Collator(tokenizer, 8, 8, teacher=table)(EXAMPLES)
+    batch = Collator(tokenizer, 8, 8, KNOWN, teacher=table)(EXAMPLES)
     nan = math.nan
-    expected = torch.tensor([[0.9, nan, 0.2], [nan, nan, nan], [nan, 0.9, nan]])
+    expected = torch.tensor([[0.9, nan, 0.2], [nan, nan, nan], [nan, 0.2, nan]])
     torch.testing.assert_close(batch["s"], expected, equal_nan=True)
     in_batch = torch.tensor([[0.9, nan, nan], [0.4, nan, nan], [0.9, nan, nan]])
     torch.testing.assert_close(batch["s_in_batch"], in_batch, equal_nan=True)
@@ -73,16 +76,16 @@ def test_table_scores_land_at_their_pairs(tokenizer: Any) -> None:
 def test_every_row_is_judged_by_the_teacher_of_its_task(tokenizer: Any) -> None:
     pairs = {(query, passage): 0.0 for query in ("open the file", "open it") for passage in ("read", "close", "z")}
     teachers = {"asym": Table(dict.fromkeys(pairs, 0.25)), "sym": Table(dict.fromkeys(pairs, 0.75))}
-    batch = Collator(tokenizer, 8, 8, teachers)(EXAMPLES)
+    batch = Collator(tokenizer, 8, 8, KNOWN, teachers)(EXAMPLES)
     assert batch["s_in_batch"].tolist() == [[0.25] * 3, [0.75] * 3, [0.25] * 3]
     assert batch["s"][:, 0].tolist() == [0.25, 0.75, 0.25]
-    alone = Collator(tokenizer, 8, 8, {"sym": teachers["sym"]})(EXAMPLES)
+    alone = Collator(tokenizer, 8, 8, KNOWN, {"sym": teachers["sym"]})(EXAMPLES)
     assert alone["s"][:, 0].isnan().tolist() == [True, False, True]
 
 
 def test_scores_that_examples_carry(tokenizer: Any) -> None:
     scored = Example("open", "read", ("close",), scores=((1.0, -1.0), (0.0, 2.0)))
-    batch = Collator(tokenizer, 8, 8, temperature=2.0)([scored, Example("x", "y", ("a", "b"))])
+    batch = Collator(tokenizer, 8, 8, KNOWN, temperature=2.0)([scored, Example("x", "y", ("a", "b"))])
     expected = [1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(1.0)), math.nan]
     torch.testing.assert_close(batch["s"][0], torch.tensor(expected), equal_nan=True)
     assert batch["s"][1].isnan().all()

@@ -124,6 +124,7 @@ def test_the_sampler_asks_for_the_epoch_when_it_starts() -> None:
     for epoch in (0, 3):
         batches = list(sampler)
         assert len(batches) == len(sampler) == 2
-        assert batches == [[(epoch, int(i)) for i in step[1]] for step in plan(10, 2, 0, epoch, 2)]
+        steps = enumerate(plan(10, 2, 0, epoch, 2), start=2 * epoch)
+        assert batches == [[(epoch, number, int(i)) for i in step[1]] for number, step in steps]
         key = batches[0][0]
-        assert dataset[key] == choose_negatives(dataset.examples[key[1]], 2, 0, epoch)
+        assert dataset[key] == choose_negatives(dataset.examples[key.example], 2, 0, epoch)

@@ -22,9 +22,12 @@ from d2llm.errors import InputError, MismatchError
 from d2llm.evaluation.systems import student_mrr
 from d2llm.files import write_json
 from d2llm.student import D2LLM
+from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, train
+from d2llm.training.config import OptimizerConfig
 from d2llm.training.run import last_whole, prepare_folder
-from d2llm.training.trainer import parameter_groups
+from d2llm.training.trainer import parameter_groups, training_arguments
+from d2llm.training.watching import Outcome
 
 HERE = Path(__file__).parent
 
@@ -93,10 +96,13 @@ def test_parts_and_metrics_are_logged_under_their_names(trained: Trained) -> Non
     parts = {"loss_in_batch", "loss_contrastive", "loss_rank_correlation", "loss_rank_pairwise"}
     losses = [entry for entry in history if "loss" in entry]
     assert len(losses) == 4 and all(parts <= entry.keys() for entry in losses)
+    # The first two batches hold no negatives but judged ones.
+    assert ["loss_labels" in entry for entry in losses] == [False, True, True, True]
     for entry in losses:
-        assert sum(entry[name] for name in parts) == pytest.approx(entry["loss"], rel=1e-3)
+        assert sum(entry.get(name, 0) for name in (*parts, "loss_labels")) == pytest.approx(entry["loss"], rel=1e-3)
     metrics = [entry["eval_mrr"] for entry in history if "eval_mrr" in entry]
-    assert len(metrics) == 4 and all(0 < metric <= 1 for metric in metrics)
+    # Before the first step, and after every second of eight.
+    assert len(metrics) == 5 and all(0 < metric <= 1 for metric in metrics)
 
 
 def test_the_best_step_is_what_remains(trained: Trained) -> None:
@@ -128,17 +134,37 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(trained: Trained, tmp_pa
 
 
 def test_learning_without_a_teacher_lowers_the_loss_and_leaves_the_base(base_model: str, tmp_path: Path) -> None:
-    examples = [Example(e.query, e.positive) for e in make_examples()]
+    examples = [Example(e.query, e.positive, e.negatives) for e in make_examples()]
     config = make_config(base_model, tmp_path, max_steps=20, save_steps=20, logging_steps=5)
     student = D2LLM.create(base_model, **config.student)
     frozen = {name: p.clone() for name, p in student.named_parameters() if not p.requires_grad}
     trainer = DistillationTrainer(student, config, examples)
     trainer.train()
-    losses = [entry["loss_in_batch"] for entry in trainer.state.log_history if "loss_in_batch" in entry]
-    assert losses[-1] < losses[0]
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for part in ("loss_in_batch", "loss_labels"):
+        assert logged[-1][part] < logged[0][part]
     assert all(torch.equal(value, dict(student.named_parameters())[name]) for name, value in frozen.items())
     with pytest.raises(InputError, match="validation"):
         trainer.evaluate()
+
+
+def test_a_filter_masks_what_scores_above_the_positive(base_model: str, tmp_path: Path) -> None:
+    config = make_config(base_model, tmp_path)
+    student = D2LLM.create(base_model, **config.student)
+    queries, positives = torch.eye(3), torch.tensor([[1.0, 0, 0], [2, 0, 0], [0, 9, 1]])
+    known, s_in_batch = torch.zeros(3, 3, dtype=torch.bool), torch.tensor([[0.5, 0.1, 0.9], [0, 0.6, 0], [0, 0, 0.1]])
+    known[2, 1] = True
+    masks = {}
+    for name in (None, "cosine", "teacher"):
+        data = replace(config.data, false_negative_filter=name, false_negative_margin=0.2)
+        filtered = replace(config, data=data)
+        if name == "teacher":
+            with pytest.raises(InputError, match=r"data.false_negative_filter: 'teacher' needs a file of scores"):
+                DistillationTrainer(student, filtered, make_examples())
+        trainer = DistillationTrainer(student, filtered, make_examples(), teacher=ScoreTable({}))
+        targets = {"duplicates": known, "s_in_batch": s_in_batch}
+        masks[name] = trainer._no_negatives(targets, queries, positives).nonzero().tolist()
+    assert masks == {None: [[2, 1]], "cosine": [[1, 2], [2, 1]], "teacher": [[0, 2], [2, 1]]}
 
 
 def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,12 +175,12 @@ def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monk
     monkeypatch.setattr("d2llm.evaluation.systems.student_mrr", lambda *_: {"mrr": float(next(falling))})
     trainer = DistillationTrainer(D2LLM.create(base_model, **config.student), config, examples, validation)
     trainer.train()
-    # Best at step 2, worse at 4 and 6: stop.
-    assert trainer.state.global_step == 6 and trainer.state.best_global_step == 2
+    # Best before the first step, worse at 2 and 4: stop.
+    assert trainer.state.global_step == 4 and trainer.state.best_global_step == 0
     best = trainer.student.fingerprint()
     again = DistillationTrainer(D2LLM.create(base_model, **config.student), config, examples, validation)
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    assert again.state.global_step == 6 and again.student.fingerprint() == best
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == 4 and again.student.fingerprint() == best
 
 
 def test_each_task_has_its_figures_and_their_mean_is_watched(
@@ -172,19 +198,48 @@ def test_each_task_has_its_figures_and_their_mean_is_watched(
     trainer.train()
     first = next(entry for entry in trainer.state.log_history if "eval_mrr" in entry)
     assert (first["eval_mrr_asym"], first["eval_mrr_sym"], first["eval_mrr"]) == pytest.approx((0.9, 0.1, 0.5))
-    assert trainer.state.global_step == 6 and trainer.state.best_global_step == 2
+    assert trainer.state.global_step == 4 and trainer.state.best_global_step == 0
+
+
+@pytest.mark.parametrize("best", (0, 3))
+def test_the_start_and_the_last_step_are_candidates(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    config = make_config(base_model, tmp_path, max_steps=3, patience=None)
+    student = D2LLM.create(base_model, **config.student)
+    validation = Validation.from_examples([e for e in make_examples() if e.task == "sym"])
+    seen: list[str] = []
+
+    def measured(student: D2LLM, *_: object) -> dict[str, float]:
+        seen.append(student.fingerprint())
+        return {"mrr": 0.9 if len(seen) - 1 == (0, 2, 3).index(best) else 0.1}
+
+    monkeypatch.setattr("d2llm.evaluation.systems.student_mrr", measured)
+    trainer = DistillationTrainer(student, config, make_examples(), validation)
+    trainer.train()
+    assert len(seen) == 3 and student.fingerprint() == seen[(0, 2, 3).index(best)]
+    outcome = Outcome.of(trainer.state)
+    assert (outcome.step, outcome.mrr, outcome.start_mrr) == (best, 0.9, 0.9 if best == 0 else 0.1)
+    assert ("as it began" in str(outcome)) == (best == 0)
+
+
+def test_steps_of_evaluation_matter_where_there_is_one(base_model: str, tmp_path: Path) -> None:
+    config = make_config(base_model, tmp_path, eval_steps=100, save_steps=3)
+    assert training_arguments(config, evaluates=False).save_steps == 3
+    with pytest.raises(InputError, match=r"run.save_steps: expected a multiple of run.eval_steps 100, .* got 3"):
+        training_arguments(config, evaluates=True)
 
 
 def test_parameter_groups(base_model: str) -> None:
     student = D2LLM.create(base_model, lora_r=2, iem_hidden=8)
-    groups = parameter_groups(student, lr=1e-3, lora_lr_scale=0.5, weight_decay=0.01)
+    groups = parameter_groups(student, OptimizerConfig(lr=1e-3, pma_lr=2e-3, lora_lr=5e-4))
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     seen = [names[id(parameter)] for group in groups for parameter in group["params"]]
     assert sorted(seen) == sorted(name for name, p in student.named_parameters() if p.requires_grad)
     for group in groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert group["lr"] == (5e-4 if ".lora_" in name else 1e-3)
+            assert group["lr"] == (5e-4 if ".lora_" in name else 2e-3 if name.startswith("pma.") else 1e-3)
             assert group["weight_decay"] == (0.0 if name.endswith("bias") or ".ln" in name else 0.01)
 
 

@@ -7,6 +7,7 @@ import torch
 from training_setup import make_config, make_examples
 
 from d2llm.data.example import Example
+from d2llm.data.positives import KnownPositives
 from d2llm.errors import InputError
 from d2llm.student import D2LLM
 from d2llm.training import DistillationTrainer
@@ -25,7 +26,7 @@ def vectors(student: D2LLM) -> TextVectors:
 
 
 def collate(student: D2LLM, examples: list[Example], vectors: TextVectors | None) -> dict[str, torch.Tensor]:
-    return Collator(student.tokenizer, 250, 250, vectors=vectors)(examples)
+    return Collator(student.tokenizer, 250, 250, KnownPositives(examples), vectors=vectors)(examples)
 
 
 @torch.no_grad()

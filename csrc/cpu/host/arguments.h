@@ -1,5 +1,5 @@
 // Arguments of operators that travel together, by reference: they are made where a call comes in, in ops.cpp, and live
-// as long as it. Shapes as in d2llm_kernels/functional.py.
+// as long as it. Shapes as in d2llm_kernels/operators/.
 #pragma once
 
 #include <ATen/core/Tensor.h>

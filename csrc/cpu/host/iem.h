@@ -1,4 +1,4 @@
-// Interaction scores: shapes and semantics as in d2llm_kernels/functional.py. Tensors are float or bfloat16, all of one
+// Interaction scores: shapes and semantics as in d2llm_kernels/operators/interaction.py. Tensors are float or bfloat16, all of one
 // dtype, on the CPU.
 #pragma once
 
@@ -16,14 +16,8 @@ at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const Branch& br
 std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const Branch& branch,
                                              bool return_features);
 
-std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k);
-
 // The same in int8 for passages b (Np, F) int8 with scale (Np,) float; all other tensors are float.
 at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const Branch& branch);
-
-// The best k, by scores in float, of the best `candidates` by scores in int8.
-std::tuple<at::Tensor, at::Tensor> iem_topk_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale,
-                                                 const Branch& branch, int64_t k, int64_t candidates);
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 

@@ -1,4 +1,4 @@
-// The losses over all pairs of a batch: shapes and semantics as in d2llm_kernels/functional.py. Tensors are float on
+// The losses over all pairs of a batch: shapes and semantics as in d2llm_kernels/operators/in_batch.py. Tensors are float on
 // the CPU, duplicates bool.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Linear layers in float32 on the CPU: shapes and semantics as in d2llm_kernels/functional.py.
+// Linear layers in float32 on the CPU: shapes and semantics as in d2llm_kernels/operators/linear.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>

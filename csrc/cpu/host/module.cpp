@@ -13,7 +13,7 @@
 
 namespace {
 
-// Found by d2llm_kernels/cpu.py in the file's bytes, before the library is loaded against another torch.
+// Found by d2llm_kernels/backends/extension.py in the file's bytes, before the library is loaded against another torch.
 constexpr const char kMarker[] = "d2llm_kernels built for torch " D2LLM_TORCH_VERSION "\n";
 
 pybind11::dict build_info() {

@@ -1,4 +1,4 @@
-// Registration of the operators. d2llm_kernels/cpu.py calls them from inside the package's own operators, which carry
+// Registration of the operators. d2llm_kernels/backends/cpu/ calls them from inside the package's own operators, which carry
 // the fake implementations and the derivatives.
 
 #include <torch/library.h>
@@ -7,6 +7,7 @@
 #include "in_batch.h"
 #include "linear.h"
 #include "pool.h"
+#include "search.h"
 
 namespace {
 
@@ -16,6 +17,7 @@ using Optional = const std::optional<at::Tensor>&;
 }  // namespace
 
 TORCH_LIBRARY(d2llm_cpu, m) {
+    using namespace d2llm;
     m.def("attn_pool(Tensor x, Tensor u, Tensor? mask, Tensor? offsets) -> (Tensor, Tensor)");
     m.def(
         "attn_pool_backward(Tensor dpooled, Tensor? dlse, Tensor x, Tensor u, Tensor? mask, Tensor? offsets)"
@@ -43,9 +45,11 @@ TORCH_LIBRARY(d2llm_cpu, m) {
     m.def(
         "iem_scores_int8(Tensor a, Tensor b, Tensor scale, Tensor weight, Tensor bias, Tensor out_weight,"
         " Tensor out_bias) -> Tensor");
-    m.def(
-        "iem_topk_int8(Tensor a, Tensor b, Tensor scale, Tensor weight, Tensor bias, Tensor out_weight,"
-        " Tensor out_bias, int k, int candidates) -> (Tensor, Tensor)");
+    m.class_<Search>("Search")
+        .def(torch::init([](In weight, In bias, In out_weight, In out_bias, at::ScalarType passages) {
+            return c10::make_intrusive<Search>(Branch{weight, bias, out_weight, out_bias}, passages);
+        }))
+        .def("topk", &Search::topk);
 }
 
 TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
@@ -66,7 +70,7 @@ TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
                return iem_pairs_backward(dz, dfeatures, a, b, {weight, bias, out_weight, out_bias});
            });
     m.impl("iem_topk", [](In a, In b, In weight, In bias, In out_weight, In out_bias, int64_t k) {
-        return iem_topk(a, b, {weight, bias, out_weight, out_bias}, k);
+        return Search({weight, bias, out_weight, out_bias}, a.scalar_type()).topk(a, b, std::nullopt, k);
     });
     m.impl("in_batch_terms", [](In z, In z_hard, In s_hard, Optional s, Optional duplicates, double temperature) {
         return in_batch_terms({z, z_hard, s_hard, s, duplicates, temperature});
@@ -79,8 +83,4 @@ TORCH_LIBRARY_IMPL(d2llm_cpu, CPU, m) {
     m.impl("iem_scores_int8", [](In a, In b, In scale, In weight, In bias, In out_weight, In out_bias) {
         return iem_scores_int8(a, b, scale, {weight, bias, out_weight, out_bias});
     });
-    m.impl("iem_topk_int8",
-           [](In a, In b, In scale, In weight, In bias, In out_weight, In out_bias, int64_t k, int64_t candidates) {
-               return iem_topk_int8(a, b, scale, {weight, bias, out_weight, out_bias}, k, candidates);
-           });
 }

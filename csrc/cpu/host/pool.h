@@ -1,4 +1,4 @@
-// Attention pooling: shapes and semantics as in d2llm_kernels/functional.py. x and u are float or bfloat16, both of one
+// Attention pooling: shapes and semantics as in d2llm_kernels/operators/pooling.py. x and u are float or bfloat16, both of one
 // dtype, on the CPU.
 #pragma once
 

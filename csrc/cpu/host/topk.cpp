@@ -8,9 +8,9 @@
 #include <limits>
 
 #include "../isa/dispatch.h"
-#include "iem.h"
 #include "scorer.h"
 #include "scorer_int8.h"
+#include "search.h"
 
 namespace d2llm {
 namespace {
@@ -86,33 +86,6 @@ std::vector<std::vector<Found>> best_of(int64_t queries, int64_t passages, int64
     return all;
 }
 
-// The best k of `candidates` of each query, in place, by scores in float.
-void rescore(const Kernels& table, const PackedBranch& branch, const at::Tensor& a, const at::Tensor& b,
-             const at::Tensor& scale, int64_t k, std::vector<std::vector<Found>>& candidates) {
-    const int64_t features = b.size(1);
-    at::parallel_for(0, candidates.size(), 1, [&](int64_t begin, int64_t end) {
-        const Operands strip{a, at::empty({table.strip, features}, at::kFloat)};
-        float* wide = strip.b.mutable_data_ptr<float>();
-        Scorer score(table, branch.view, strip);
-        for (int64_t i = begin; i < end; ++i) {
-            std::vector<Found>& some = candidates[i];
-            const int64_t total = some.size();
-            for (int64_t first = 0; first < total; first += table.strip) {
-                const int64_t count = std::min(table.strip, total - first);
-                for (int64_t l = 0; l < count; ++l) {
-                    const int64_t j = some[first + l].index;
-                    const int8_t* row = reinterpret_cast<const int8_t*>(row_of(b, j));
-                    const float step = scale.const_data_ptr<float>()[j];
-                    for (int64_t f = 0; f < features; ++f) wide[l * features + f] = row[f] * step;
-                }
-                const float* z = score(count, [&](int64_t) { return i; }, [](int64_t l) { return l; });
-                for (int64_t l = 0; l < count; ++l) some[first + l] = found_of(z[l], some[first + l].index);
-            }
-            std::partial_sort(some.begin(), some.begin() + k, some.end(), better);
-        }
-    });
-}
-
 std::tuple<at::Tensor, at::Tensor> tensors_of(const std::vector<std::vector<Found>>& found, int64_t k) {
     const int64_t queries = found.size();
     at::Tensor values = at::empty({queries, k}, at::kFloat), indices = at::empty({queries, k}, at::kLong);
@@ -127,24 +100,21 @@ std::tuple<at::Tensor, at::Tensor> tensors_of(const std::vector<std::vector<Foun
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k) {
-    const Operands operands{rows_of(a), rows_of(b)};
-    const Kernels& table = kernels();
-    const PackedBranch packed = pack(table, rows_kind(a), branch);
-    auto make = [&] { return Scorer(table, packed.view, operands); };
-    return tensors_of(best_of(a.size(0), b.size(0), table.strip, k, make), k);
-}
+Search::Search(const Branch& branch, at::ScalarType passages)
+    : table_(kernels()),
+      bytes_(passages == at::kChar),
+      packed_(bytes_ ? pack_int8(table_, branch)
+                     : pack(table_, passages == at::kFloat ? Rows::f32 : Rows::bf16, branch)) {}
 
-std::tuple<at::Tensor, at::Tensor> iem_topk_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale,
-                                                 const Branch& branch, int64_t k, int64_t candidates) {
-    const Kernels& table = kernels();
-    const ByteOperands operands = byte_operands(a, b, scale);
-    const PackedBranch rough = pack_int8(table, branch);
-    auto make = [&] { return ByteScorer(table, rough.view, operands); };
-    std::vector<std::vector<Found>> found = best_of(a.size(0), b.size(0), table.strip, candidates, make);
-    const PackedBranch packed = pack(table, Rows::f32, branch);
-    rescore(table, packed, rows_of(a), operands.b, operands.scale, k, found);
-    return tensors_of(found, k);
+std::tuple<at::Tensor, at::Tensor> Search::topk(const at::Tensor& a, const at::Tensor& b,
+                                                const std::optional<at::Tensor>& scale, int64_t k) const {
+    const auto best = [&](auto make) { return tensors_of(best_of(a.size(0), b.size(0), table_.strip, k, make), k); };
+    if (bytes_) {
+        const ByteOperands operands = byte_operands(a, b, *scale);
+        return best([&] { return ByteScorer(table_, packed_.view, operands); });
+    }
+    const Operands operands{rows_of(a), rows_of(b)};
+    return best([&] { return Scorer(table_, packed_.view, operands); });
 }
 
 }  // namespace d2llm

@@ -1,0 +1,131 @@
+"""The facts about a run that can be had without a step of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from d2llm.data.example import Example
+from d2llm.data.positives import KnownPositives, text_key
+from d2llm.texts import token_lengths
+from d2llm.training.preflight.survey import Survey, place, survey
+
+if TYPE_CHECKING:
+    from d2llm.training.trainer import DistillationTrainer
+
+#: Texts of a kind whose tokens are counted.
+_TEXTS = 1 << 12
+#: Examples of a kind that are named.
+_SHOWN = 5
+#: Schedules of transformers that do not warm up.
+_UNWARMED = ("constant", "reduce_lr_on_plateau")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of texts, counted before they are cut."""
+
+    texts: int
+    limit: int
+    #: Share of the texts that are longer than the limit.
+    cut: float
+    #: Tokens that 50 %, 10 % and 1 % of the texts have more of, and most tokens of any.
+    median: int
+    percentile_90: int
+    percentile_99: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Hard negatives of the examples as they were given."""
+
+    given: int
+    #: Most that an example brings to a batch.
+    drawn: int
+    #: Left out: known positives of their query, and texts that an example holds already.
+    known_positives: int
+    repeated: int
+    #: Where the first examples with such negatives stand.
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run consists of."""
+
+    examples: int
+    #: Examples whose query and positive another one has already, and where the first of them stand.
+    repeated_examples: int
+    repeated_places: tuple[str, ...]
+    tasks: dict[str, int]
+    batch_size: int
+    processes: int
+    steps: int
+    warmup_steps: int
+    #: Whether a table of scores is there, which then stands for all that examples carry.
+    teacher: bool
+    negatives: Negatives
+    queries: Lengths
+    passages: Lengths
+    survey: Survey
+
+
+def gather(trainer: "DistillationTrainer", given: Sequence[Example], cleaned: Sequence[Example]) -> Facts:
+    """The facts about a run over the examples ``given``, which ``cleaned`` has without false negatives."""
+    plan, student = trainer.plan, trainer.student
+    unwarmed = trainer.config.optimizer.schedule in _UNWARMED
+    repeated = _repeated(given)
+    passages = [passage for example in given for passage in example.passages]
+    return Facts(
+        examples=len(given),
+        repeated_examples=len(repeated),
+        repeated_places=tuple(map(place, repeated[:_SHOWN])),
+        tasks=dict(sorted(Counter(example.task for example in given).items())),
+        batch_size=plan.run.batch_size,
+        processes=plan.world_size,
+        steps=plan.all_updates,
+        warmup_steps=0 if unwarmed else trainer.args.get_warmup_steps(plan.all_updates),
+        teacher=trainer.collator.teacher is not None,
+        negatives=_negatives(given, cleaned, trainer.collator.known, trainer.config.data.negatives),
+        queries=_lengths(student.tokenizer, [example.query for example in given], student.config.query_length),
+        passages=_lengths(student.tokenizer, passages, student.config.passage_length),
+        survey=survey(trainer, cleaned),
+    )
+
+
+def _repeated(given: Sequence[Example]) -> list[Example]:
+    """Examples whose query and positive stand before."""
+    seen: set[tuple[str, str]] = set()
+    repeated = []
+    for example in given:
+        pair = text_key(example.query), text_key(example.positive)
+        if pair in seen:
+            repeated.append(example)
+        seen.add(pair)
+    return repeated
+
+
+def _negatives(given: Sequence[Example], cleaned: Sequence[Example], known: KnownPositives, drawn: int) -> Negatives:
+    false = repeated = 0
+    places = []
+    for example, clean in zip(given, cleaned, strict=True):
+        left_out = len(example.negatives) - len(clean.negatives)
+        if left_out:
+            positives = known.of(example.query)
+            of_example = sum(text_key(negative) in positives for negative in example.negatives)
+            false += of_example
+            repeated += left_out - of_example
+            places.append(place(example))
+    return Negatives(sum(len(e.negatives) for e in given), drawn, false, repeated, tuple(places[:_SHOWN]))
+
+
+def _lengths(tokenizer: Any, texts: Sequence[str], limit: int) -> Lengths:
+    distinct = list(dict.fromkeys(texts))
+    # Of many texts some that lie evenly over the data.
+    looked_at = distinct[:: -(-len(distinct) // _TEXTS)]
+    tokens = np.array(token_lengths(tokenizer, looked_at))
+    middle, high, higher = (int(np.percentile(tokens, share, method="higher")) for share in (50, 90, 99))
+    return Lengths(len(distinct), limit, float((tokens > limit).mean()), middle, high, higher, int(tokens.max()))

@@ -1,0 +1,91 @@
+"""What a run has before its first step: the split of its data, and a start that is fitted to it."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from d2llm.data.example import Example
+from d2llm.data.jsonl import read_examples, write_examples
+from d2llm.data.split import Split, split
+from d2llm.data.validation import Validation
+from d2llm.student import D2LLM
+from d2llm.training.config import DataConfig
+
+#: The held-out examples of a run that was given none, in its folder.
+HELD_OUT = "validation.jsonl"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from and is watched on."""
+
+    train: list[Example]
+    #: None where a run is not watched.
+    held_out: list[Example] | None
+    #: One sentence for the log.
+    told: str
+
+    @property
+    def validation(self) -> dict[str, Validation] | None:
+        """The held-out examples as queries to search with, by task."""
+        return None if self.held_out is None else Validation.by_task(self.held_out)
+
+
+def run_data(examples: Sequence[Example], data: DataConfig, seed: int) -> RunData:
+    """The examples that a run trains on, and those that it is watched on: given, split off, or none.
+
+    Raises:
+        InputError: where nothing can be split off (see :func:`~d2llm.data.split.split`).
+        MissingError, FormatError: for a file of held-out examples that is not there, or malformed.
+    """
+    parts = parted(examples, data, seed)
+    if data.validation is not None:
+        held_out = read_examples(data.validation)
+        return RunData(parts.train, held_out, f"validation: {len(held_out)} examples of {data.validation}")
+    if not parts.held_out:
+        return RunData(parts.train, None, "validation: none, so that no best step is chosen and nothing stops early")
+    told = (
+        f"validation: {len(parts.held_out)} of {len(examples)} examples, held out by seed {seed}; they share no query "
+        "and no positive with the others"
+    )
+    return RunData(parts.train, parts.held_out, told)
+
+
+def parted(examples: Sequence[Example], data: DataConfig, seed: int) -> Split:
+    """The examples of a run's file that it trains on, and those of them that it holds out, which may be none.
+
+    Raises:
+        InputError: where nothing can be split off.
+    """
+    if data.validation is not None or data.validation_share == 0:
+        return Split(list(examples), [])
+    return split(examples, data.validation_share, seed)
+
+
+def keep_held_out(data: RunData, config: DataConfig, folder: Path) -> None:
+    """Write what was split off into the run's folder."""
+    if config.validation is None and data.held_out is not None:
+        write_examples(folder / HELD_OUT, data.held_out)
+
+
+def fit_warm_start(student: D2LLM, examples: Sequence[Example], seed: int) -> None:
+    """Let the interaction module start from the directions in which the embeddings of some texts vary most.
+
+    Nothing is done where it starts otherwise, or keeps every direction anyway.
+    """
+    iem = student.iem
+    if student.config.init != "warm" or iem.dim < iem.hidden:
+        return
+    # Twice as many texts as there are directions to find, where there are so many.
+    chosen = random.Random(seed).sample(examples, min(len(examples), iem.hidden))
+    queries = list(dict.fromkeys(example.query for example in chosen))
+    passages = list(dict.fromkeys(example.positive for example in chosen))
+    sample = torch.cat(
+        [student.encode(texts, kind, convert_to="torch") for texts, kind in ((queries, "query"), (passages, "passage"))]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        iem.reset_parameters("warm", sample=sample)

@@ -1,0 +1,1 @@
+"""What the backends for GPUs share, whatever their kernels are written in."""

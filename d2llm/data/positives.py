@@ -68,8 +68,8 @@ class KnownPositives:
         np.fill_diagonal(mask, False)
         return mask
 
-    def true_negatives(self, example: Example) -> list[int]:
-        """Which of an example's hard negatives are negatives: not a known positive, and each text once."""
+    def clean(self, example: Example) -> Example:
+        """The example with those of its hard negatives that are no known positives, each text once."""
         seen = set(self.of(example.query))
         kept = []
         for k, negative in enumerate(example.negatives):
@@ -77,8 +77,4 @@ class KnownPositives:
             if key not in seen:
                 seen.add(key)
                 kept.append(k)
-        return kept
-
-    def clean(self, example: Example) -> Example:
-        """The example with its :meth:`true_negatives` alone, and their scores where it carries some."""
-        return example.with_negatives(self.true_negatives(example))
+        return example.with_negatives(kept)

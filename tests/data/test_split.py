@@ -10,13 +10,8 @@ from d2llm.data.split import split
 from d2llm.errors import InputError
 
 TEXTS = st.integers(0, 40).map(lambda i: f"t{i}")
-
-
-def example(query: str, positive: str, others: list[str]) -> Example:
-    return Example(query, positive, tuple(text for text in others if text != positive))
-
-
-EXAMPLES = st.lists(st.builds(example, TEXTS, TEXTS, st.lists(TEXTS, max_size=3)), min_size=20, max_size=60)
+ROWS = st.tuples(TEXTS, TEXTS, st.lists(TEXTS, max_size=3).map(tuple)).filter(lambda row: row[1] not in row[2])
+EXAMPLES = st.lists(ROWS.map(lambda row: Example(*row)), min_size=20, max_size=60)
 
 
 def texts(examples: list[Example]) -> set[str]:

@@ -18,7 +18,7 @@ from d2llm.files import read_json
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, TrainConfig, train
-from d2llm.training.config import build_config
+from d2llm.training.config import MiningConfig, build_config
 from d2llm.training.preflight import REPORT, Report, preflight
 from d2llm.training.preflight.survey import survey
 
@@ -94,7 +94,8 @@ def _whole(examples: Sequence[Example]) -> ScoreTable:
 
 def test_a_long_run_is_surveyed_by_a_part_of_it(student: D2LLM, config: TrainConfig, monkeypatch: Any) -> None:
     monkeypatch.setattr("d2llm.training.preflight.survey.PAIRS", 64)
-    found = survey(DistillationTrainer(student, replace(config, run=replace(config.run, max_steps=400)), unscored()))
+    long = replace(config, run=replace(config.run, max_steps=400))
+    found = survey(DistillationTrainer(student, long, unscored()), unscored())
     assert 3 <= found.batches <= 4
 
 
@@ -164,6 +165,14 @@ def test_warnings_name_the_remedy(
     assert any(text.startswith(warning) for text in report.warnings), report.warnings
 
 
+def test_negatives_that_will_be_mined_are_not_mined_before(base_model: str, config: TrainConfig) -> None:
+    bare = [replace(example, negatives=()) for example in unscored()]
+    mining = replace(config, mining=MiningConfig(every_steps=2), loss=replace(config.loss, in_batch=0))
+    report = examined(D2LLM.create(base_model, **config.student), mining, bare)
+    assert not report.errors and not (Path(config.output_dir) / "negatives").exists()
+    assert examined(D2LLM.create(base_model, **config.student), replace(mining, mining=MiningConfig()), bare).errors
+
+
 def test_false_negatives_are_counted_by_line(student: D2LLM, config: TrainConfig, tmp_path: Path) -> None:
     held = [Example("q", "a", ("n", "b")), Example("q", "b", ("m", "n", "m ")), *unscored()]
     write_examples(tmp_path / "data.jsonl", held)
@@ -198,6 +207,7 @@ def test_training_keeps_the_report_and_prints_it(
     settings = {"batch_size": 4, "max_steps": 1, "bf16": False}
     values = {"base_model": base_model, "output_dir": str(tmp_path / "run"), "run": settings}
     values |= {"student": {"lora_r": 2, "iem_hidden": 8}, "data": {"train": str(tmp_path / "data.jsonl")}}
+    values["data"]["validation_share"] = 0
     with pytest.raises(InputError, match=r"this run cannot learn: the run has 1 steps"):
         train(build_config(values | {"optimizer": {"warmup_steps": 2}}))
     refused = read_json(tmp_path / "run" / REPORT)

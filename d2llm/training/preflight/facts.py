@@ -73,8 +73,8 @@ class Facts:
     survey: Survey
 
 
-def gather(trainer: "DistillationTrainer", given: Sequence[Example]) -> Facts:
-    """The facts about a run over the examples ``given``."""
+def gather(trainer: "DistillationTrainer", given: Sequence[Example], cleaned: Sequence[Example]) -> Facts:
+    """The facts about a run over the examples ``given``, which ``cleaned`` has without false negatives."""
     plan, student = trainer.plan, trainer.student
     unwarmed = trainer.config.optimizer.schedule in _UNWARMED
     repeated = _repeated(given)
@@ -89,10 +89,10 @@ def gather(trainer: "DistillationTrainer", given: Sequence[Example]) -> Facts:
         steps=plan.all_updates,
         warmup_steps=0 if unwarmed else trainer.args.get_warmup_steps(plan.all_updates),
         teacher=trainer.collator.teacher is not None,
-        negatives=_negatives(given, trainer.collator.known, trainer.config.data.negatives),
+        negatives=_negatives(given, cleaned, trainer.collator.known, trainer.config.data.negatives),
         queries=_lengths(student.tokenizer, [example.query for example in given], student.config.query_length),
         passages=_lengths(student.tokenizer, passages, student.config.passage_length),
-        survey=survey(trainer),
+        survey=survey(trainer, cleaned),
     )
 
 
@@ -108,11 +108,11 @@ def _repeated(given: Sequence[Example]) -> list[Example]:
     return repeated
 
 
-def _negatives(given: Sequence[Example], known: KnownPositives, drawn: int) -> Negatives:
+def _negatives(given: Sequence[Example], cleaned: Sequence[Example], known: KnownPositives, drawn: int) -> Negatives:
     false = repeated = 0
     places = []
-    for example in given:
-        left_out = len(example.negatives) - len(known.true_negatives(example))
+    for example, clean in zip(given, cleaned, strict=True):
+        left_out = len(example.negatives) - len(clean.negatives)
         if left_out:
             positives = known.of(example.query)
             of_example = sum(text_key(negative) in positives for negative in example.negatives)

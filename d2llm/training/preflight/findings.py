@@ -77,10 +77,12 @@ def idle_losses(facts: Facts, config: TrainConfig) -> dict[str, str | None]:
     weights, found = config.loss, facts.survey
     alone = "a batch of one" if facts.batch_size == 1 else "every other passage of a batch is a known positive"
     in_batch = None if found.open_columns else alone
-    negatives = None if found.negatives else "no hard negatives"
+    # What will be mined nobody has judged yet.
+    mined = config.mining.wanted
+    negatives = None if found.negatives or mined else "no hard negatives"
     judged = negatives or (None if found.judged_negatives else "no hard negative is judged")
     unjudged = found.negatives - found.judged_negatives
-    labelled = negatives or (None if unjudged or weights.label_share else "every hard negative is judged")
+    labelled = negatives or (None if unjudged or mined or weights.label_share else "every hard negative is judged")
     reasons = {
         "in_batch": (weights.in_batch, in_batch),
         "labels": (weights.labels, labelled),

@@ -57,9 +57,11 @@ def preflight(trainer: "DistillationTrainer", given: Sequence[Example]) -> Repor
     Returns:
         The report. Steps are tried in the first process, unless the run cannot learn or its weights are sharded.
     """
-    facts = gather(trainer, given)
+    # Not what the trainer draws from, which may depend on how far it has trained.
+    cleaned = list(map(trainer.collator.known.clean, given))
+    facts = gather(trainer, given, cleaned)
     wrong = tuple(errors(facts, trainer.config))
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     tried = not (wrong or sharded) and trainer.is_world_process_zero()
-    cost = try_steps(trainer) if tried else None
+    cost = try_steps(trainer, cleaned) if tried else None
     return Report(facts, wrong, tuple(warnings(facts, trainer.config, cost)), cost)

@@ -4,7 +4,7 @@ Long runs are surveyed by batches that lie evenly over them, so that it takes se
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from d2llm.data.example import Example, text_id
 from d2llm.losses import LossWeights
-from d2llm.training.plan import BatchKey, Plan
+from d2llm.training.plan import Plan, choose_negatives
 
 if TYPE_CHECKING:
     from d2llm.training.collator import Scores
@@ -66,15 +66,20 @@ class Survey:
     compared: int = 0
 
 
-def survey(trainer: "DistillationTrainer") -> Survey:
-    """Look at the batches of a run: at all of them, or at as many as :data:`PAIRS` allow."""
+def survey(trainer: "DistillationTrainer", examples: Sequence[Example]) -> Survey:
+    """Look at the batches of a run: at all of them, or at as many as :data:`PAIRS` allow.
+
+    Args:
+        trainer: of the run; its plan, teacher and weights are read.
+        examples: its training examples, without false negatives. Those that a run will mine are not among them.
+    """
     found = Survey()
-    collator = trainer.collator
+    collator, config = trainer.collator, trainer.config
     for keys in _batches(trainer.plan):
-        batch = [trainer.examples[key] for key in keys]
+        batch = [choose_negatives(examples[i], config.data.negatives, config.run.seed, epoch) for epoch, i in keys]
         found.batches += 1
         for example in batch:
-            _count_group(found, example, collator.teacher, trainer.config.loss)
+            _count_group(found, example, collator.teacher, config.loss)
         masked = collator.known.mask([e.query for e in batch], [e.positive for e in batch])
         np.fill_diagonal(masked, True)
         # Of a huge batch some rows are enough.
@@ -93,8 +98,8 @@ def place(example: Example) -> str:
     return "an example" if example.line is None else f"line {example.line}"
 
 
-def _batches(plan: Plan) -> Iterator[list[BatchKey]]:
-    """Keys of batches that lie evenly over the run; of negatives that are mined on the way those of its start."""
+def _batches(plan: Plan) -> Iterator[list[tuple[int, int]]]:
+    """(epoch, index) keys of batches that lie evenly over the run."""
     size = plan.run.batch_size
     total = plan.all_updates * plan.run.accumulation_steps * plan.world_size
     every = max(1, math.ceil(total * size * size / PAIRS))
@@ -102,7 +107,7 @@ def _batches(plan: Plan) -> Iterator[list[BatchKey]]:
     for epoch, steps in enumerate(plan.epochs()):
         batches = steps.reshape(-1, size)
         for batch in batches[-number % every :: every].tolist():
-            yield [BatchKey(epoch, 0, index) for index in batch]
+            yield [(epoch, index) for index in batch]
         number += len(batches)
 
 

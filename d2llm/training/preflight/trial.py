@@ -5,14 +5,15 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from d2llm.training.plan import BatchKey
+from d2llm.data.example import Example
+from d2llm.training.plan import choose_negatives
 
 if TYPE_CHECKING:
     from d2llm.training.trainer import DistillationTrainer
@@ -35,14 +36,18 @@ class StepCost:
     available: int
 
 
-def try_steps(trainer: "DistillationTrainer") -> StepCost:
+def try_steps(trainer: "DistillationTrainer", examples: Sequence[Example]) -> StepCost:
     """Run forward and backward on the first batches of the run and forget what came of it.
 
     Nothing is stepped: weights stay as they are, gradients are dropped, the random state is put back, so that the run
     that follows has the bits of one without trials. Measuring the first real steps instead would cost nothing, but
     could not be had without training.
+
+    Args:
+        trainer: of the run, before it trains.
+        examples: its training examples, without false negatives.
     """
-    student, device = trainer.student, trainer.args.device
+    student, device, config = trainer.student, trainer.args.device, trainer.config
     batches = trainer.plan.epoch(0)[:TRIALS, trainer.args.process_index].tolist()
     cuda = device.type == "cuda"
     if cuda:
@@ -50,7 +55,8 @@ def try_steps(trainer: "DistillationTrainer") -> StepCost:
     seconds = []
     with torch.random.fork_rng([device] if cuda else []), _as_in_training(trainer):
         for batch in batches:
-            inputs = trainer.collator([trainer.examples[BatchKey(0, 0, index)] for index in batch])
+            drawn = [choose_negatives(examples[i], config.data.negatives, config.run.seed) for i in batch]
+            inputs = trainer.collator(drawn)
             start = time.perf_counter()
             trainer.training_step(student, inputs)
             if cuda:
@@ -58,7 +64,7 @@ def try_steps(trainer: "DistillationTrainer") -> StepCost:
             seconds.append(time.perf_counter() - start)
     trained = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
     return StepCost(
-        statistics.median(seconds) * trainer.config.run.accumulation_steps,
+        statistics.median(seconds) * config.run.accumulation_steps,
         (torch.cuda.max_memory_allocated(device) if cuda else _peak_of_process()) + _ADAM_STATES * trained,
         torch.cuda.mem_get_info(device)[1] if cuda else _memory_of_machine(),
     )

@@ -114,9 +114,10 @@ class MineAfresh(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Called by the trainer, with the steps done so far in ``state``."""
-        if state.global_step == 0 and state.is_world_process_zero:
-            shutil.rmtree(Path(args.output_dir or "") / FOLDER, ignore_errors=True)
+        if state.global_step == 0:
             self.examples.round = -1
+            if state.is_world_process_zero:
+                shutil.rmtree(self.examples.folder, ignore_errors=True)
 
 
 def _pair(example: Example) -> tuple[str, str, str]:

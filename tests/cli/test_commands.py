@@ -99,6 +99,7 @@ def test_train_then_eval(run: Run, base_model: str, examples_file: Path, templat
     assert refused.exit_code == 2 and "this run cannot learn: the run has 1 steps" in refused.stderr
     dry = run("train", config, *short, "optimizer.warmup_steps=1", "--dry-run")
     assert dry.exit_code == 0, dry.output
+    # One of the eight is held out.
     assert "examples:  7 (7 asym)" in dry.stdout and "warning:   the warm-up takes 1 of 1 steps" in dry.stdout
     assert [file.name for file in student.iterdir()] == ["preflight.json"]
     trained = run("train", config, *short, "optimizer.warmup_steps=1")

@@ -28,7 +28,7 @@ def test_the_kernels_for_hopper_gpus_are_among_the_few(monkeypatch, capability, 
     """A dry run of what a GPU would be given: names alone, nothing is launched."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(experimental.backends, "missing", lambda name: None)
-    monkeypatch.setattr(launches, "unsupported", lambda name, device, dtype: None)
+    monkeypatch.setattr(launches, "unsupported", lambda name, operation, device, dtype: None)
     names = [launch.name for launch in launches.few(torch.device("cuda"))]
     own = [name for name in names if name.startswith(experimental.HOPPER)]
     assert len(own) == hopper and all(name.startswith("cuda") for name in names) and len(names) == 3 + hopper

@@ -214,6 +214,5 @@ def test_training_keeps_the_report_and_prints_it(
     assert refused["errors"] and refused["cost"] is None and not (tmp_path / "run" / "model.safetensors").exists()
     train(build_config(values | {"optimizer": {"warmup_steps": 0}}))
     kept = read_json(tmp_path / "run" / REPORT)
-    assert not kept["errors"] and kept["facts"]["tasks"] == {"asym": 10, "sym": 12} and kept["cost"]["seconds"] > 0
-    # A tenth is held out, of one task.
-    assert "examples:  22 (10 asym, 12 sym)" in capsys.readouterr().out
+    assert not kept["errors"] and kept["facts"]["tasks"] == {"asym": 12, "sym": 12} and kept["cost"]["seconds"] > 0
+    assert "examples:  24 (12 asym, 12 sym)" in capsys.readouterr().out

@@ -98,6 +98,11 @@ class PromptBuilder:
             raise InputError(f"template {template.name!r}: both answers are token {self.yes}")
         self._start = _beginning(tokenizer) if self.version > 1 else _bos(tokenizer)
         self._literals = [self._tokens([literal], plain=False)[0] for literal, _ in template.pieces()]
+        # Where each literal spells control tokens.
+        spelled = re.compile("|".join(map(re.escape, sorted(tokenizer.all_special_tokens, key=len, reverse=True))))
+        self._controls = [
+            [found.span() for found in spelled.finditer(literal) if found.group()] for literal, _ in template.pieces()
+        ]
 
     @property
     def longest(self) -> int:
@@ -126,9 +131,9 @@ class PromptBuilder:
         prompts = []
         for query, passage in zip(queries, passages, strict=True):
             text, places, values = "", {}, {"query": query, "passage": passage}
-            controls = []
-            for literal, field in self.template.pieces():
-                controls += [(len(text) + found.start(), len(text) + found.end()) for found in self._control(literal)]
+            controls: list[tuple[int, int]] = []
+            for (literal, field), spelled in zip(self.template.pieces(), self._controls, strict=True):
+                controls.extend((len(text) + first, len(text) + last) for first, last in spelled)
                 text += literal
                 if field is not None:
                     places[field] = len(text), len(text) + len(values[field])
@@ -145,11 +150,6 @@ class PromptBuilder:
             # A template may spell the beginning itself.
             prompts.append(kept if kept[: len(self._start)] == self._start else self._start + kept)
         return prompts
-
-    def _control(self, literal: str) -> Iterator[re.Match[str]]:
-        """Control tokens that a piece of the template spells."""
-        longest_first = sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)
-        return re.finditer("|".join(map(re.escape, longest_first)), literal) if longest_first else iter(())
 
     def _read(self, text: str, controls: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """(token, where it ends) of a text: control tokens at the places given, plain text between them."""

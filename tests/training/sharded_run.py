@@ -29,7 +29,7 @@ def main(base_model: str, output: Path) -> None:
     shards = {
         name: value.to_local().detach().clone()
         for name, value in student.named_parameters()
-        if is_own(name) and isinstance(value, DTensor)
+        if is_own(name, student.config.train_base) and isinstance(value, DTensor)
     }
     save_file(shards, output / f"shards-{trainer.args.process_index}.safetensors")
 

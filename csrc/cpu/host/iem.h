@@ -1,5 +1,5 @@
-// Interaction scores: shapes and semantics as in d2llm_kernels/operators/interaction.py. Tensors are float or bfloat16, all of one
-// dtype, on the CPU.
+// Interaction scores: shapes and semantics as in d2llm_kernels/operators/interaction.py. Tensors are float or bfloat16,
+// all of one dtype, on the CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>

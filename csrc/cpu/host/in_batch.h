@@ -1,5 +1,5 @@
-// The losses over all pairs of a batch: shapes and semantics as in d2llm_kernels/operators/in_batch.py. Tensors are float on
-// the CPU, duplicates bool.
+// The losses over all pairs of a batch: shapes and semantics as in d2llm_kernels/operators/in_batch.py. Tensors are
+// float on the CPU, duplicates bool.
 #pragma once
 
 #include <ATen/core/Tensor.h>

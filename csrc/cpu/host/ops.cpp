@@ -1,5 +1,5 @@
-// Registration of the operators. d2llm_kernels/backends/cpu/ calls them from inside the package's own operators, which carry
-// the fake implementations and the derivatives.
+// Registration of the operators. d2llm_kernels/backends/cpu/ calls them from inside the package's own operators, which
+// carry the fake implementations and the derivatives.
 
 #include <torch/library.h>
 

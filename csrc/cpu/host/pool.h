@@ -1,5 +1,5 @@
-// Attention pooling: shapes and semantics as in d2llm_kernels/operators/pooling.py. x and u are float or bfloat16, both of one
-// dtype, on the CPU.
+// Attention pooling: shapes and semantics as in d2llm_kernels/operators/pooling.py. x and u are float or bfloat16, both
+// of one dtype, on the CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>

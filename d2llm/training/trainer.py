@@ -157,9 +157,12 @@ class DistillationTrainer(Trainer):
             config.data.teacher_temperature,
             vectors,
         )
-        watching: list[TrainerCallback] = [WatchBothEnds(self)] if validation is not None else []
+        watching: list[TrainerCallback] = []
         if validation is not None and config.run.patience:
             watching.append(EarlyStoppingCallback(config.run.patience))
+        if validation is not None:
+            # After what may stop the run.
+            watching.append(WatchBothEnds(self))
         super().__init__(
             model=student,
             args=arguments,

@@ -32,6 +32,10 @@ class WatchBothEnds(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Keep the step that early stopping ends at: a run that goes on from one before would take it again."""
+        control.should_save |= control.should_training_stop
+
 
 @dataclass(frozen=True)
 class Outcome:

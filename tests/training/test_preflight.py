@@ -88,6 +88,19 @@ def test_coverage_counts_the_pairs_that_meet(student: D2LLM, config: TrainConfig
     assert not any("judged" in text for text in examined(student, config, examples, _whole(examples)).warnings)
 
 
+def test_coverage_asks_the_teacher_of_a_task(student: D2LLM, config: TrainConfig) -> None:
+    examples = unscored()
+    whole = _whole(examples)
+    asked = {
+        tasks: survey(
+            DistillationTrainer(student, config, examples, teacher=dict.fromkeys(tasks, whole)), examples
+        ).groups.judged
+        for tasks in (("sym",), ("asym",), ("sym", "asym"))
+    }
+    # Of 96 pairs half are of either task.
+    assert list(asked.values()) == [48, 48, 96]
+
+
 def _whole(examples: Sequence[Example]) -> ScoreTable:
     return table([*groups(examples), *((a.query, b.positive) for a in examples for b in examples)])
 

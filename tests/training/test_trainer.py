@@ -167,9 +167,12 @@ def test_a_filter_masks_what_scores_above_the_positive(base_model: str, tmp_path
     assert masks == {None: [[2, 1]], "cosine": [[1, 2], [2, 1]], "teacher": [[0, 2], [2, 1]]}
 
 
-def test_early_stopping_follows_the_metric(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("save_steps", (2, 6), ids=["where it saves", "between two that it saves"])
+def test_early_stopping_follows_the_metric(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_steps: int
+) -> None:
     examples = make_examples()
-    config = make_config(base_model, tmp_path, max_steps=20, patience=2)
+    config = make_config(base_model, tmp_path, max_steps=20, patience=2, save_steps=save_steps)
     validation = Validation.from_examples([e for e in examples if e.task == "sym"])
     falling = iter(np.linspace(0.9, 0.1, 20))
     monkeypatch.setattr("d2llm.evaluation.systems.student_mrr", lambda *_: {"mrr": float(next(falling))})

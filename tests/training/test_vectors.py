@@ -8,6 +8,7 @@ from training_setup import make_config, make_examples
 
 from d2llm.data.example import Example
 from d2llm.data.positives import KnownPositives
+from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.student import D2LLM
 from d2llm.training import DistillationTrainer
@@ -50,6 +51,19 @@ def test_only_the_interaction_module_learns(base_model: str, vectors: TextVector
     trainer.train()
     changed = {name for name, value in student.trainable_state().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("iem.") for name in changed)
+
+
+def test_each_task_is_evaluated_on_its_own_vectors(
+    base_model: str, student: D2LLM, vectors: TextVectors, tmp_path: Path
+) -> None:
+    config = make_config(base_model, tmp_path / "run")
+    held_out = Validation.by_task(make_examples())
+    with_vectors, without = (
+        DistillationTrainer(student, config, make_examples(), held_out, vectors=kept).evaluate()
+        for kept in (vectors, None)
+    )
+    assert {"eval_mrr_sym", "eval_mrr_asym"} <= with_vectors.keys()
+    assert with_vectors == pytest.approx(without)
 
 
 def test_texts_without_a_vector_are_named(vectors: TextVectors) -> None:

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-import d2llm_kernels
-
 _MARKER = re.compile(rb"d2llm_kernels built for torch ([^\n\0]{1,64})\n")
 
 
@@ -28,7 +26,7 @@ class Extension(NamedTuple):
         if named := os.environ.get(self.variable):
             return Path(named)
         # An editable installation may hold libraries for several Pythons.
-        folder = Path(d2llm_kernels.__file__).parent
+        folder = Path(__file__).parents[1]
         names = (folder / f"{self.name}{suffix}" for suffix in EXTENSION_SUFFIXES)
         return next(filter(Path.exists, names), None)
 

@@ -8,7 +8,7 @@ import torch
 from d2llm_kernels import backends
 from d2llm_kernels.backends import ENVIRONMENT, NAMES, OPERATIONS, Operation
 from d2llm_kernels.backends.triton import installed
-from d2llm_kernels.errors import BackendError
+from d2llm_kernels.errors import KernelError
 
 _DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
 
@@ -64,8 +64,8 @@ def _matrix(device: torch.device) -> list[str]:
 def _chosen(operation: Operation, device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         return backends.select(operation, "auto", device, dtype)
-    except BackendError:
-        # What the environment names does not serve it.
+    except KernelError:
+        # What the environment names is unknown, or does not serve it.
         return None
 
 

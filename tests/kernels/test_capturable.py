@@ -54,7 +54,7 @@ def step(heads, optimizer, where, task):
     masks = {"valid": empty(BATCH, GROUP, dtype=torch.bool), "duplicates": empty(BATCH, BATCH, dtype=torch.bool)}
     relation = empty(BATCH, GROUP, GROUP)
     total, parts = d2llm_loss(z, z_in_batch, **teacher, features=features, teacher_relation=relation, **masks)
-    assert len(parts) == 5
+    assert len(parts) == 6
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     with pytest.MonkeyPatch.context() as patch:

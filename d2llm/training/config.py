@@ -30,7 +30,7 @@ class DataConfig:
     train: str | None = None
     #: JSONL file of held-out examples.
     validation: str | None = None
-    #: Without such a file, the share of the training examples that is held out (see :mod:`d2llm.data.split`); 0 holds
+    #: Without such a file, the share of each task's examples that is held out (see :mod:`d2llm.data.split`); 0 holds
     #: none out, and then there is no evaluation, no early stopping and no best step.
     validation_share: float = 0.1
     #: File of teacher scores, several files of one teacher, or a mapping of tasks to either; without it, scores that

@@ -1,6 +1,7 @@
 """What a run has before its first step: the split of its data, and a start that is fitted to it."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,11 @@ def run_data(examples: Sequence[Example], data: DataConfig, seed: int) -> RunDat
         return RunData(parts.train, held_out, f"validation: {len(held_out)} examples of {data.validation}")
     if not parts.held_out:
         return RunData(parts.train, None, "validation: none, so that no best step is chosen and nothing stops early")
-    told = (
-        f"validation: {len(parts.held_out)} of {len(examples)} examples, held out by seed {seed}; they share no query "
-        "and no positive with the others"
-    )
+    held, given = (Counter(example.task for example in some) for some in (parts.held_out, examples))
+    counts = ", ".join(f"{held[task]} of {count} {task}" for task, count in sorted(given.items()))
+    told = f"validation: {counts} examples, held out by seed {seed}; they share no query and no positive with the others"
+    for task in given.keys() - held.keys():
+        told += f"; too few of {task} stand apart, so that it is not watched"
     return RunData(parts.train, parts.held_out, told)
 
 

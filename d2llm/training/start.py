@@ -50,7 +50,9 @@ def run_data(examples: Sequence[Example], data: DataConfig, seed: int) -> RunDat
         return RunData(parts.train, None, "validation: none, so that no best step is chosen and nothing stops early")
     held, given = (Counter(example.task for example in some) for some in (parts.held_out, examples))
     counts = ", ".join(f"{held[task]} of {count} {task}" for task, count in sorted(given.items()))
-    told = f"validation: {counts} examples, held out by seed {seed}; they share no query and no positive with the others"
+    told = (
+        f"validation: {counts} examples, held out by seed {seed}; they share no query and no positive with the others"
+    )
     for task in given.keys() - held.keys():
         told += f"; too few of {task} stand apart, so that it is not watched"
     return RunData(parts.train, parts.held_out, told)

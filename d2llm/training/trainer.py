@@ -28,6 +28,7 @@ from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import OptimizerConfig, TrainConfig
 from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
+from d2llm.training.shards import check_sharding, whole_weights
 from d2llm.training.vectors import TextVectors
 from d2llm.training.watching import WatchBothEnds
 
@@ -117,9 +118,9 @@ class DistillationTrainer(Trainer):
                 then trained, on them.
 
         Raises:
-            InputError: as :func:`training_arguments` does, if the examples do not fill a batch, several GPUs are to be
-                driven by one process, a base is to be trained in half precision, or false negatives are to be filtered
-                by a teacher whose scores are not given.
+            InputError: as :func:`training_arguments` and :func:`~d2llm.training.shards.check_sharding` do, if the
+                examples do not fill a batch, several GPUs are to be driven by one process, a base is to be trained in
+                half precision, or false negatives are to be filtered by a teacher whose scores are not given.
         """
         if student.config.train_base and student.config.base_dtype != "float32":
             raise InputError(
@@ -172,11 +173,7 @@ class DistillationTrainer(Trainer):
             data_collator=self.collator,
             callbacks=[*(callbacks or []), *watching],
         )
-        if config.run.cached_gradients and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise InputError(
-                "run.cached_gradients: expected whole weights in every process, since each chunk reads them anew, got "
-                "shards (FSDP or DeepSpeed); train with DDP (torchrun) or set it to false"
-            )
+        check_sharding(self, config.run)
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
@@ -291,10 +288,11 @@ class DistillationTrainer(Trainer):
         from d2llm.evaluation.systems import student_mrr
 
         dtype = torch.bfloat16 if self.args.bf16 else None
-        found = {
-            task: student_mrr(self.student, held_out, dtype, self._validation_vectors.get(task))
-            for task, held_out in self._held_out.items()
-        }
+        with whole_weights(self.student):
+            found = {
+                task: student_mrr(self.student, held_out, dtype, self._validation_vectors.get(task))
+                for task, held_out in self._held_out.items()
+            }
         metrics = {
             f"{metric_key_prefix}_{name}": float(np.mean([each[name] for each in found.values()]))
             for name in next(iter(found.values()))
@@ -326,10 +324,7 @@ class DistillationTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student's folder, each file atomically; weights that are sharded over processes are gathered."""
-        wrapped = (self.is_fsdp_enabled and not self.accelerator.is_fsdp2) or self.is_deepspeed_enabled
-        # Gathering takes every process, writing one. What FSDP 2 shards in place the student gathers itself.
-        weights = self.accelerator.get_state_dict(self.model_wrapped) if wrapped else None
-        self.student.save_pretrained(output_dir or self.config.output_dir, self.args.should_save, weights)
+        self.student.save_pretrained(output_dir or self.config.output_dir, self.args.should_save)
 
 
 def parameter_groups(model: nn.Module, options: OptimizerConfig) -> list[dict[str, Any]]:

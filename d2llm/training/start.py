@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,9 +13,12 @@ from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples, write_examples
 from d2llm.data.split import Split, split
 from d2llm.data.validation import Validation
+from d2llm.errors import MismatchError
 from d2llm.student import D2LLM
-from d2llm.training.config import DataConfig
+from d2llm.training.config import DataConfig, TrainConfig
 
+#: Fields of a student that change neither its weights nor what they mean.
+_MAY_DIFFER = {"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend"}
 #: The held-out examples of a run that was given none, in its folder.
 HELD_OUT = "validation.jsonl"
 
@@ -73,6 +77,30 @@ def keep_held_out(data: RunData, config: DataConfig, folder: Path) -> None:
     """Write what was split off into the run's folder."""
     if config.validation is None and data.held_out is not None:
         write_examples(folder / HELD_OUT, data.held_out)
+
+
+def first_student(config: TrainConfig) -> D2LLM:
+    """The student that a run starts from: a fresh one, or the one that ``init_from`` names.
+
+    Raises:
+        MismatchError: where the run asks for another architecture, or another base, than that student has.
+        D2LLMError: if student or base are missing or malformed, or a field is unfit.
+    """
+    if config.init_from is None:
+        assert config.base_model is not None
+        return D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
+    asked: dict[str, Any] = dict(config.student)
+    student = D2LLM.from_pretrained(config.init_from, **{name: asked[name] for name in asked.keys() & _MAY_DIFFER})
+    if config.base_model is not None:
+        asked["base_model"] = config.base_model
+    for name, value in asked.items():
+        if value != (found := getattr(student.config, name)):
+            field = name if name == "base_model" else f"student.{name}"
+            raise MismatchError(
+                f"{field}: expected {found!r}, which the student {config.init_from} was made with, got {value!r}; "
+                "leave it out, or train a fresh student without init_from"
+            )
+    return student
 
 
 def fit_warm_start(student: D2LLM, examples: Sequence[Example], seed: int) -> None:

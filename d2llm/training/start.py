@@ -11,6 +11,7 @@ import torch
 
 from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples, write_examples
+from d2llm.data.positives import text_key
 from d2llm.data.split import Split, split
 from d2llm.data.validation import Validation
 from d2llm.errors import MismatchError
@@ -49,7 +50,11 @@ def run_data(examples: Sequence[Example], data: DataConfig, seed: int) -> RunDat
     parts = parted(examples, data, seed)
     if data.validation is not None:
         held_out = read_examples(data.validation)
-        return RunData(parts.train, held_out, f"validation: {len(held_out)} examples of {data.validation}")
+        told = f"validation: {len(held_out)} examples of {data.validation}"
+        trained = {text_key(example.query) for example in parts.train}
+        if shared := sum(text_key(example.query) in trained for example in held_out):
+            told += f"; {shared} of their queries are trained on too, so that what is measured flatters the student"
+        return RunData(parts.train, held_out, told)
     if not parts.held_out:
         return RunData(parts.train, None, "validation: none, so that no best step is chosen and nothing stops early")
     held, given = (Counter(example.task for example in some) for some in (parts.held_out, examples))

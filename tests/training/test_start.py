@@ -14,9 +14,9 @@ from d2llm.data.example import Example
 from d2llm.data.jsonl import write_examples
 from d2llm.errors import D2LLMError, InputError, MismatchError
 from d2llm.student import D2LLM
-from d2llm.training.config import TrainConfig, build_config
+from d2llm.training.config import DataConfig, TrainConfig, build_config
 from d2llm.training.run import prepare_folder
-from d2llm.training.start import first_student
+from d2llm.training.start import first_student, run_data
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,13 @@ def test_a_run_needs_something_to_start_from_and_a_folder_of_its_own(first: Path
         going_on(first, tmp_path, init_from=None)
     with pytest.raises(InputError, match="holds a student and no checkpoint to go on from; name another folder"):
         prepare_folder(going_on(first, first), resume=True)
+
+
+def test_validation_queries_that_are_trained_on_are_told(first: Path, tmp_path: Path) -> None:
+    examples, file = make_examples(), tmp_path / "validation.jsonl"
+    write_examples(file, [examples[0], Example("  open  the socket", "another passage"), Example("unseen", "q")])
+    told = run_data(examples, DataConfig(validation=str(file)), 0).told
+    assert "3 examples of" in told and "2 of their queries are trained on too" in told
 
 
 def test_a_run_is_resumed_from_the_student_that_it_began_with(first: Path, tmp_path: Path) -> None:

@@ -124,6 +124,9 @@ class RunConfig:
     save_steps: int | None = None
     #: Train the interaction module alone, on embeddings computed once.
     interaction_only: bool = False
+    #: Train pooling and interaction on hidden states computed once, which are kept in ``output_dir``; the base learns
+    #: nothing then.
+    cache_states: bool = False
     #: Checkpoints kept, the best one always among them.
     save_total_limit: int = 3
     #: Evaluations without a better MRR before training stops; None never stops early.
@@ -218,6 +221,13 @@ class TrainConfig:
             raise InputError(
                 "run.texts_per_chunk: expected a number, such as 64, with run.cached_gradients, which needs the memory "
                 "of one chunk, got null"
+            )
+        if run.cache_states and run.interaction_only:
+            raise InputError("run.cache_states, interaction_only: expected one of them, got both")
+        if self.mining.corpus is not None and (run.cache_states or run.interaction_only):
+            raise InputError(
+                "mining.corpus: expected none with run.cache_states or interaction_only, which know the texts of the "
+                f"examples alone, got {self.mining.corpus!r:.200}"
             )
         if data.false_negative_filter not in (None, *FILTERS):
             raise InputError(

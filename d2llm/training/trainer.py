@@ -4,7 +4,6 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from d2llm.training.config import OptimizerConfig, TrainConfig
 from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
 from d2llm.training.shards import check_sharding, whole_weights
-from d2llm.training.vectors import TextVectors
+from d2llm.training.vectors import Computed
 from d2llm.training.watching import WatchBothEnds
 
 _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
@@ -101,7 +100,7 @@ class DistillationTrainer(Trainer):
         validation: Validation | Mapping[str, Validation] | None = None,
         teacher: Scores | Mapping[str, Scores] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        vectors: TextVectors | None = None,
+        vectors: Computed | None = None,
     ) -> None:
         """Make the trainer.
 
@@ -114,8 +113,8 @@ class DistillationTrainer(Trainer):
             teacher: teacher scores, for both tasks or by task; None trains on scores that examples carry, or on labels
                 alone.
             callbacks: further callbacks.
-            vectors: embeddings of every text of the examples and of ``validation``; the interaction module alone is
-                then trained, on them.
+            vectors: embeddings of every text of the examples and of ``validation``, on which the interaction module
+                alone is then trained; or their states, on which it is trained with the pooling.
 
         Raises:
             InputError: as :func:`training_arguments` and :func:`~d2llm.training.shards.check_sharding` do, if the
@@ -290,7 +289,7 @@ class DistillationTrainer(Trainer):
         dtype = torch.bfloat16 if self.args.bf16 else None
         with whole_weights(self.student):
             found = {
-                task: student_mrr(self.student, held_out, dtype, self._validation_vectors.get(task))
+                task: student_mrr(self.student, held_out, dtype, self._computed(held_out, dtype))
                 for task, held_out in self._held_out.items()
             }
         metrics = {
@@ -311,16 +310,11 @@ class DistillationTrainer(Trainer):
             return self.validation or {}
         return {self.validation.task: self.validation}
 
-    @cached_property
-    def _validation_vectors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """What each task's held-out texts are embedded as where no encoder learns."""
-        vectors = self.vectors
-        if vectors is None:
-            return {}
-        return {
-            task: (vectors.queries(each.queries), vectors.passages(each.passages))
-            for task, each in self._held_out.items()
-        }
+    def _computed(self, held_out: Validation, dtype: torch.dtype | None) -> tuple[Tensor, Tensor] | None:
+        """Embeddings of held-out queries and passages, where the base need not be asked for them."""
+        if self.vectors is None:
+            return None
+        return self.vectors.embeddings(self.student, held_out.queries, held_out.passages, dtype)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student's folder, each file atomically; weights that are sharded over processes are gathered."""

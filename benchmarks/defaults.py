@@ -25,7 +25,7 @@ from d2llm.demo.first_phase import load_first_phase
 from d2llm.demo.library import library_vectors
 from d2llm.demo.recipe import SCORED_EXAMPLES
 from d2llm.evaluation.systems import iem_scores
-from d2llm.losses import LossWeights
+from d2llm.loss_weights import LossWeights
 from d2llm.shipped import BASE_MODEL, SCORES
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable

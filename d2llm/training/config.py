@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from d2llm.errors import FormatError, InputError, MissingError
-from d2llm.losses import LossWeights
+from d2llm.loss_weights import LossWeights
 from d2llm.student.configuration import Architecture
 
 #: Whose scores may tell false negatives.

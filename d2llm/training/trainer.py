@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from d2llm.checkpoints import STATE, result
@@ -29,7 +29,7 @@ from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
 from d2llm.training.shards import check_sharding, whole_weights
 from d2llm.training.vectors import Computed
-from d2llm.training.watching import WatchBothEnds
+from d2llm.training.watching import Watch
 
 _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
 
@@ -71,7 +71,6 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
         load_best_model_at_end=evaluates,
         metric_for_best_model="mrr" if evaluates else None,
         greater_is_better=True if evaluates else None,
-        restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         report_to=["tensorboard"] if importlib.util.find_spec("tensorboard") else [],
     )
@@ -157,12 +156,7 @@ class DistillationTrainer(Trainer):
             config.data.teacher_temperature,
             vectors,
         )
-        watching: list[TrainerCallback] = []
-        if validation is not None and config.run.patience:
-            watching.append(EarlyStoppingCallback(config.run.patience))
-        if validation is not None:
-            # After what may stop the run.
-            watching.append(WatchBothEnds(self))
+        watching = [] if validation is None else [Watch(self, config.run.patience)]
         super().__init__(
             model=student,
             args=arguments,

@@ -134,9 +134,11 @@ def empty_encoder(folder: str | os.PathLike[str], dtype: torch.dtype = torch.flo
         MissingError: if there is no such configuration.
     """
     try:
-        return AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+        model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     except OSError as error:
         raise MissingError(f"model {os.fspath(folder)!r}: {error}") from error
+    attention.use(model)
+    return model
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -19,9 +19,7 @@ class Watch(TrainerCallback):
         self.trainer = trainer
         self.patience = patience
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Make the start the best step so far, as it is written and evaluated before anything is learnt."""
         # A resumed run has a best step already.
         if state.best_metric is not None:

@@ -20,7 +20,9 @@ from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, TrainConfig, train
 from d2llm.training.config import MiningConfig, build_config
 from d2llm.training.preflight import REPORT, Report, preflight
+from d2llm.training.preflight.findings import warnings
 from d2llm.training.preflight.survey import survey
+from d2llm.training.preflight.trial import StepCost
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +202,20 @@ def test_a_schedule_without_warm_up_has_none(student: D2LLM, config: TrainConfig
     constant = replace(config.optimizer, schedule="constant", warmup_steps=1000)
     report = examined(student, replace(config, optimizer=constant), unscored())
     assert report.facts.warmup_steps == 0 and not report.errors
+
+
+def test_a_run_of_hours_is_told_what_would_shorten_it(student: D2LLM, config: TrainConfig) -> None:
+    facts = examined(student, config, make_examples()).facts
+    (told,) = (text for text in warnings(facts, config, StepCost(1800.0, 1, 2)) if "hours" in text)
+    assert told.startswith("the run takes about 4 hours on this machine, without evaluation; less with fewer layers")
+    assert all(f"{name}=" in told for name in ("texts_per_chunk", "gradient_checkpointing", "cache_states"))
+    taken = replace(
+        config, run=replace(config.run, texts_per_chunk=16, gradient_checkpointing=False, cache_states=True)
+    )
+    assert next(text for text in warnings(facts, taken, StepCost(1800.0, 1, 2)) if "hours" in text).endswith(
+        "less with fewer layers (student.num_layers)"
+    )
+    assert not any("hours" in text for text in warnings(facts, config, StepCost(1.0, 1, 2)))
 
 
 def test_cut_texts_are_counted(base_model: str, config: TrainConfig) -> None:

@@ -88,9 +88,9 @@ def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationT
     student = first_student(config)
     # The decorated signature that transformers gives this method hides its own argument.
     student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
-    if fresh and config.init_from is None:
-        fit_warm_start(student, data.train, config.run.seed)
     vectors = _computed(student, data, config)
+    if fresh and config.init_from is None:
+        fit_warm_start(student, data.train, config.run.seed, vectors)
     trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
     report = preflight(trainer, data.train)
     if trainer.is_world_process_zero():

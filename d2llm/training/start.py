@@ -17,6 +17,7 @@ from d2llm.data.validation import Validation
 from d2llm.errors import MismatchError
 from d2llm.student import D2LLM
 from d2llm.training.config import DataConfig, TrainConfig
+from d2llm.training.vectors import Computed
 
 #: Fields of a student that change neither its weights nor what they mean.
 _MAY_DIFFER = {"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend"}
@@ -108,10 +109,11 @@ def first_student(config: TrainConfig) -> D2LLM:
     return student
 
 
-def fit_warm_start(student: D2LLM, examples: Sequence[Example], seed: int) -> None:
+def fit_warm_start(student: D2LLM, examples: Sequence[Example], seed: int, computed: Computed | None = None) -> None:
     """Let the interaction module start from the directions in which the embeddings of some texts vary most.
 
-    Nothing is done where it starts otherwise, or keeps every direction anyway.
+    Nothing is done where it starts otherwise, or keeps every direction anyway. What is ``computed`` of the examples
+    spares their encoding.
     """
     iem = student.iem
     if student.config.init != "warm" or iem.dim < iem.hidden:
@@ -120,9 +122,11 @@ def fit_warm_start(student: D2LLM, examples: Sequence[Example], seed: int) -> No
     chosen = random.Random(seed).sample(examples, min(len(examples), iem.hidden))
     queries = list(dict.fromkeys(example.query for example in chosen))
     passages = list(dict.fromkeys(example.positive for example in chosen))
-    sample = torch.cat(
-        [student.encode(texts, kind, convert_to="torch") for texts, kind in ((queries, "query"), (passages, "passage"))]
-    )
+    if computed is None:
+        kinds = (queries, "query"), (passages, "passage")
+        sample = [student.encode(texts, kind, convert_to="torch") for texts, kind in kinds]
+    else:
+        sample = list(computed.embeddings(student, queries, passages))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        iem.reset_parameters("warm", sample=sample)
+        iem.reset_parameters("warm", sample=torch.cat(sample).to(student.device))

@@ -74,6 +74,23 @@ def test_trials_leave_every_bit_as_it_was(base_model: str, tmp_path: Path) -> No
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_trials_end_when_they_have_taken_long(
+    student: D2LLM, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    step = DistillationTrainer.training_step
+
+    def counted(self: DistillationTrainer, *given: Any) -> torch.Tensor:
+        tried.append(1)
+        return step(self, *given)
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", counted)
+    examined(student, config, make_examples())
+    monkeypatch.setattr("d2llm.training.preflight.trial.ENOUGH", 0)
+    assert len(tried) == 3
+    assert examined(student, config, make_examples()).cost is not None and len(tried) == 4
+
+
 def test_coverage_counts_the_pairs_that_meet(student: D2LLM, config: TrainConfig) -> None:
     examples = unscored()
     half = table(groups(examples[:4]))

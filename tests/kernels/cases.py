@@ -43,9 +43,6 @@ PARITY = [
     for dtype in dtypes
     for threads in _THREADS.get(name, (None,))
 ]
-#: Which of two sorts of gradients an operator's backward is asked for.
-WANTED = ((True, True), (True, False), (False, True))
-
 #: The tensors of the interaction, in the order of its functions.
 NAMES = ("a", "b", "weight", "bias", "out_weight", "out_bias")
 #: The task of each of seven rows; of three branches the middle one has none.
@@ -155,6 +152,14 @@ def assert_same_on_any_threads(call: Callable[[], Sequence[Tensor]]) -> None:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def opcheck_backward(operator: Callable[..., object], *arguments: object) -> None:
+    """``torch.library.opcheck`` of an operator whose last argument says which of two sorts of gradients are wanted."""
+    torch.library.opcheck(operator, (*arguments, (True, True)))
+    for wanted in ((True, False), (False, True)):
+        # Only shapes differ.
+        torch.library.opcheck(operator, (*arguments, wanted), test_utils=("test_schema", "test_faketensor"))
 
 
 def saved_for_backward(call: Callable[[], object]) -> dict[int, int]:

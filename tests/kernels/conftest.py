@@ -23,11 +23,11 @@ def threads(request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="session")
 def trained() -> tuple[dk.IEM, Tensor, Tensor]:
-    """The shipped student's interaction module, 64 projected queries and all projected functions of the library."""
+    """The shipped student's interaction module, 16 projected queries and all projected functions of the library."""
     student = D2LLM.from_pretrained(STUDENT)
     pairs = standard_library_pairs()
     passages = list(dict.fromkeys(pair.positive for pair in pairs))
-    queries = student.encode([pair.query for pair in pairs[:: len(pairs) // 64][:64]], kind="query")
+    queries = student.encode([pair.query for pair in pairs[:: len(pairs) // 16][:16]], kind="query")
     iem = student.iem.float().requires_grad_(False)
     vectors = torch.from_numpy(library_vectors(student, passages))
     return iem, iem.project_queries(torch.as_tensor(queries)), iem.project_passages(vectors)

@@ -15,10 +15,10 @@ from tests.kernels.cases import (
     NAMES,
     PARITY,
     TASKS,
-    WANTED,
     apart,
     by_rows,
     gradients_but,
+    opcheck_backward,
     pair_inputs,
     task_inputs,
     with_gradients,
@@ -140,8 +140,7 @@ def test_opcheck(tasks, backend):
     for features in (True,) if tasks else (True, False):
         torch.library.opcheck(torch.ops.d2llm.iem_pairs, (*leaves, task, features, backend))
     slopes = (torch.randn(4), None if tasks else torch.randn(4, 8))
-    for wanted in WANTED:
-        torch.library.opcheck(torch.ops.d2llm.iem_pairs_backward, (*slopes, *plain, task, backend, wanted))
+    opcheck_backward(torch.ops.d2llm.iem_pairs_backward, *slopes, *plain, task, backend)
 
 
 def test_pairs_that_do_not_broadcast_are_named():

@@ -11,6 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from d2llm.data.docstrings import standard_library_pairs
+from d2llm.data.example import Example
+
 TEXTS = [
     f"{verb} the {noun} of {thing}"
     for verb in ("open", "close", "read")
@@ -42,3 +45,9 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def library_pairs() -> tuple[Example, ...]:
+    """The pairs of the standard library, whose files take seconds to read."""
+    return tuple(standard_library_pairs())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import d2llm_kernels as dk
-from d2llm.data.docstrings import standard_library_pairs
+from d2llm.data.example import Example
 from d2llm.demo.library import library_vectors
 from d2llm.shipped import STUDENT
 from d2llm.student import D2LLM
@@ -22,12 +22,12 @@ def threads(request: pytest.FixtureRequest):
 
 
 @pytest.fixture(scope="session")
-def trained() -> tuple[dk.IEM, Tensor, Tensor]:
+def trained(library_pairs: tuple[Example, ...]) -> tuple[dk.IEM, Tensor, Tensor]:
     """The shipped student's interaction module, 16 projected queries and all projected functions of the library."""
     student = D2LLM.from_pretrained(STUDENT)
-    pairs = standard_library_pairs()
-    passages = list(dict.fromkeys(pair.positive for pair in pairs))
-    queries = student.encode([pair.query for pair in pairs[:: len(pairs) // 16][:16]], kind="query")
+    passages = list(dict.fromkeys(pair.positive for pair in library_pairs))
+    asked = library_pairs[:: len(library_pairs) // 16][:16]
+    queries = student.encode([pair.query for pair in asked], kind="query")
     iem = student.iem.float().requires_grad_(False)
     vectors = torch.from_numpy(library_vectors(student, passages))
     return iem, iem.project_queries(torch.as_tensor(queries)), iem.project_passages(vectors)

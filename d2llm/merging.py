@@ -6,7 +6,6 @@ names, and what may be trained.
 """
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -76,10 +75,11 @@ def merged(module: Any, dtype: torch.dtype) -> Any:
     if isinstance(module, PeftModel):
         module = module.get_base_model()
     memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
-    layers: Iterable[Any] = module.modules()
-    for layer in layers:
-        if isinstance(layer, LoraLayer) and layer.get_base_layer().weight.is_floating_point():
-            memo[id(layer)] = _merged_layer(layer, dtype)
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            base: Any = layer.get_base_layer()
+            if base.weight.is_floating_point():
+                memo[id(layer)] = _merged_layer(layer, dtype)
     for weight in module.parameters():
         if weight.is_floating_point() and weight.dtype != dtype:
             memo[id(weight)] = nn.Parameter(weight.to(dtype), requires_grad=False)

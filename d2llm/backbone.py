@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from d2llm import attention
 from d2llm.cache import cache_folder
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
@@ -149,6 +150,7 @@ def _load(
         # A hub's files are worth a bar.
         with quiet() if local else nullcontext():
             model = loader.from_pretrained(path, dtype=dtype, **_options(revision))
+            attention.use(model)
     except OSError as error:
         raise MissingError(f"model {os.fspath(name)!r}: {error}") from error
     except SafetensorError as error:

@@ -97,6 +97,14 @@ def allocated(backend: str) -> Iterator[Counted]:
         (cross_entropy.sum() + pairwise.sum()).backward()
 
     yield Counted("in_batch_terms", losses)
+    rows, factors = torch.randn(2048, _D, requires_grad=True), (torch.randn(8, _D), torch.randn(_F, 8))
+    weight = torch.randn(_F, _D)
+    for factor in factors:
+        factor.requires_grad_()
+    yield Counted(
+        "lora_linear",
+        lambda: functional.lora_linear(rows, weight, None, *factors, 2.0, backend=backend).sum().backward(),
+    )
 
 
 class Issuing(NamedTuple):
@@ -138,6 +146,13 @@ def issuing(backend: str) -> Iterator[Issuing]:
     s, s_hard = z.detach(), z_hard.detach()
     yield Issuing(
         "in_batch_terms", (z, z_hard), lambda: functional.in_batch_terms(z, z_hard, s_hard, s, backend=backend)
+    )
+    rows, factors = _without_data(2048, _D), (_without_data(8, _D), _without_data(_F, 8))
+    weight = _without_data(_F, _D).detach()
+    yield Issuing(
+        "lora_linear",
+        (rows, *factors),
+        lambda: (functional.lora_linear(rows, weight, None, *factors, 2.0, backend=backend),),
     )
 
 

@@ -388,4 +388,4 @@ def _with_lora(backbone: Any, config: D2LLMConfig) -> Any:
         if parameter.requires_grad:
             # Updates of 1e-4 vanish in the eight bits of a bfloat16 mantissa.
             parameter.data = parameter.data.float()
-    return model
+    return dk.accelerate(model)

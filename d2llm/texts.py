@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 #: Padded tokens in a batch, whatever number of texts it may have: bounds the memory of long ones.
 TOKEN_BUDGET = 8192
 #: The same for encoding without gradients on a CPU: what a layer makes of them stays in its caches.
-CPU_TOKENS = 1024
+CPU_TOKENS = 768
 #: Texts tokenized at once.
 _TOKENIZE_CHUNK = 4096
 

@@ -23,6 +23,7 @@ from d2llm.student import checkpoint, encoding
 from d2llm.student.cached_gradients import cached
 from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
 from d2llm.tasks import ASYM, TASKS, task_index
+from d2llm.texts import TOKEN_BUDGET, batches_by_length
 
 
 @dataclass
@@ -210,22 +211,22 @@ class D2LLM(PreTrainedModel):
         size: int | None,
         cache: bool,
     ) -> Tensor:
-        """The vectors given, or those of the states or tokens, ``size`` texts of like length at a time."""
+        """The vectors given, or those of the states or tokens, of like length at a time: ``size``, or some tokens."""
         if vectors is not None:
             return vectors
         texts, embed = (input_ids, self.embed) if states is None else (states, self.pool)
         if texts is None or attention_mask is None:
             raise InputError("forward: expected token ids or states with their mask, or vectors")
-        if size is None:
-            return embed(texts, attention_mask)
-        lengths = attention_mask.sum(dim=1)
-        order = lengths.argsort(stable=True)
+        lengths: list[int] = attention_mask.sum(dim=1).tolist()
+        budget = _CPU_TOKENS if texts.device.type == "cpu" else TOKEN_BUDGET
+        plan = list(batches_by_length(lengths, size, max(lengths) * size if size else budget))
         weights = [p for module in (self.backbone, self.pma) for p in module.parameters() if p.requires_grad]
         chunks = []
-        for rows in order.split(size):
-            longest = int(lengths[rows[-1]])
+        for rows in plan:
+            longest = lengths[rows[0]]
             chunk = (texts[rows, :longest], attention_mask[rows, :longest])
             chunks.append(cached(embed, chunk, weights) if cache else embed(*chunk))
+        order = torch.tensor([row for rows in plan for row in rows], device=texts.device)
         return torch.cat(chunks)[order.argsort()]
 
     def _groups(self, queries: Tensor, passages: Tensor, groups: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +268,7 @@ class D2LLM(PreTrainedModel):
             groups: (B, 1+K) int64: rows of the passages that belong to each query, the positive first.
             task: (B,) int64 branch of each query.
             texts_per_chunk: texts of like length encoded at once; fewer need less memory beside gradient
-                checkpointing, and less padding. None encodes all at once.
+                checkpointing. None takes as many as make some thousand tokens.
             query_vectors: (B, D) embeddings in place of ``input_ids``.
             passage_vectors: (P, D) embeddings in place of ``passage_input_ids``.
             query_states: (B, L, D) hidden states in place of ``input_ids``, which :meth:`hidden` returned.
@@ -390,6 +391,8 @@ class D2LLM(PreTrainedModel):
 _ESSENTIAL = ("hidden_layer", "lora_alpha", "pma_heads", "pma_ln", "pma_residual", "query_length", "passage_length")
 #: Numbers of each tensor of the base that a fingerprint reads.
 _BASE_SAMPLE = 64
+#: Padded tokens of a chunk where a step on a CPU is not told how many texts: enough for products at full speed.
+_CPU_TOKENS = 2048
 #: Pairs of a query and a passage scored at once where gradients are cached.
 _PAIRS_AT_ONCE = 8192
 

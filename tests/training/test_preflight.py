@@ -225,10 +225,8 @@ def test_a_run_of_hours_is_told_what_would_shorten_it(student: D2LLM, config: Tr
     facts = examined(student, config, make_examples()).facts
     (told,) = (text for text in warnings(facts, config, StepCost(1800.0, 1, 2)) if "hours" in text)
     assert told.startswith("the run takes about 4 hours on this machine, without evaluation; less with fewer layers")
-    assert all(f"{name}=" in told for name in ("texts_per_chunk", "gradient_checkpointing", "cache_states"))
-    taken = replace(
-        config, run=replace(config.run, texts_per_chunk=16, gradient_checkpointing=False, cache_states=True)
-    )
+    assert all(f"{name}=" in told for name in ("gradient_checkpointing", "cache_states"))
+    taken = replace(config, run=replace(config.run, gradient_checkpointing=False, cache_states=True))
     assert next(text for text in warnings(facts, taken, StepCost(1800.0, 1, 2)) if "hours" in text).endswith(
         "less with fewer layers (student.num_layers)"
     )

@@ -144,8 +144,6 @@ def _about_lengths(kind: str, name: str, lengths: Lengths) -> Iterator[str]:
 def _cheaper(config: TrainConfig) -> str:
     """What would shorten a step and is not asked for yet."""
     run, ways = config.run, ["with fewer layers (student.num_layers)"]
-    if run.texts_per_chunk is None:
-        ways.append("with less padding (run.texts_per_chunk=16)")
     if run.gradient_checkpointing:
         ways.append("where memory allows, without a second forward pass (run.gradient_checkpointing=false)")
     if not (run.cache_states or run.interaction_only):

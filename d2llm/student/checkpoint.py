@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from typing_extensions import Unpack
 
+from d2llm import merging
 from d2llm.compact import restore, shrink
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path, read_json, write_json
@@ -35,6 +36,7 @@ def save(
     *,
     head_dtype: torch.dtype | None = None,
     save_base: bool = False,
+    merged: bool = False,
 ) -> None:
     """Write a student's folder: config.json and model.safetensors with LoRA, or the trained base, and heads.
 
@@ -51,10 +53,14 @@ def save(
         head_dtype: number type on disk: ``torch.float16`` for a folder half the size, ``torch.int8`` for a quarter (see
             :mod:`d2llm.compact`); None keeps every bit.
         save_base: also copy the base model and its tokenizer, so that the folder needs nothing else.
+        merged: copy the base with LoRA merged into it: for use without training, where the weights are too large for
+            the copy that encoding makes. What is loaded has no LoRA, and another fingerprint.
 
     Raises:
-        InputError: for another number type.
+        InputError: for another number type, or for ``merged`` beside ``state_dict`` or of a model that is sharded.
     """
+    if merged and (state_dict is not None or merging.is_sharded(model)):
+        raise InputError("merged: expected a model whose weights are all its own and here; gather them first")
     if head_dtype is not None and head_dtype not in _HEAD_DTYPES:
         raise InputError(f"head_dtype: expected one of {_HEAD_DTYPES}, got {head_dtype}")
     own = model.trainable_state() if state_dict is None else own_weights(state_dict.items(), model.config.train_base)
@@ -64,6 +70,8 @@ def save(
         return
     path = Path(save_directory)
     path.mkdir(parents=True, exist_ok=True)
+    if merged:
+        own = {name: value for name, value in own.items() if ".lora_" not in name}
     if head_dtype == torch.int8:
         weights = shrink(own)
     else:
@@ -71,8 +79,13 @@ def save(
     with atomic_path(path / WEIGHTS) as target:
         save_file(weights, target, metadata={"format": "pt"})
     config = {**model.config.to_dict(), "architectures": ["D2LLM"]}
-    if save_base:
-        _save_base(model, path / BASE)
+    if merged:
+        config["lora_r"] = 0
+        embeddings = model.backbone.get_input_embeddings()
+        _save_base(merging.merged(model.backbone, embeddings.weight.dtype), model.tokenizer, path / BASE)
+    elif save_base:
+        _save_base(model.backbone, model.tokenizer, path / BASE)
+    if merged or save_base:
         config["base_model"] = BASE
     write_json(path / CONFIG, config)
 
@@ -87,16 +100,16 @@ def is_own(name: str, train_base: bool) -> bool:
     return train_base or not name.startswith("backbone.") or ".lora_" in name
 
 
-def _save_base(model: "D2LLM", path: Path) -> None:
+def _save_base(backbone: Any, tokenizer: Any, path: Path) -> None:
     """The base as a plain transformers folder, without LoRA."""
     state = {
         name.replace(".base_layer.", "."): value
-        for name, value in model.backbone.state_dict().items()
+        for name, value in backbone.state_dict().items()
         if ".lora_" not in name
     }
     with atomic_path(path) as target:
-        model.backbone.save_pretrained(target, state_dict=state)
-        model.tokenizer.save_pretrained(target)
+        backbone.save_pretrained(target, state_dict=state)
+        tokenizer.save_pretrained(target)
 
 
 def load(

@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from d2llm import attention
 from d2llm.cache import cache_folder
@@ -125,6 +125,20 @@ def load_encoder(
         MissingError, FormatError, InputError: as :func:`load_causal_lm` does.
     """
     return _load(AutoModel, name, dtype, num_layers, None)
+
+
+def empty_encoder(folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Any:
+    """The model that a folder's configuration describes, its weights yet to come.
+
+    Raises:
+        MissingError: if there is no such configuration.
+    """
+    try:
+        model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    except OSError as error:
+        raise MissingError(f"model {os.fspath(folder)!r}: {error}") from error
+    attention.use(model)
+    return model
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

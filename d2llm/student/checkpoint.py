@@ -1,9 +1,12 @@
-"""A student on disk: config.json and the trained weights; the base model is named, or copied on request."""
+"""A student on disk: config.json and the trained weights; the base model is named, or copied on request.
+
+Of a base that was trained, whose weights are the student's, configuration and tokenizer lie beside them.
+"""
 
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -81,11 +84,9 @@ def save(
     config = {**model.config.to_dict(), "architectures": ["D2LLM"]}
     if merged:
         config["lora_r"] = 0
-        embeddings = model.backbone.get_input_embeddings()
-        _save_base(merging.merged(model.backbone, embeddings.weight.dtype), model.tokenizer, path / BASE)
-    elif save_base:
-        _save_base(model.backbone, model.tokenizer, path / BASE)
-    if merged or save_base:
+    if save_base or merged or model.config.train_base:
+        _save_base(model, path / BASE, merged)
+    if save_base or merged:
         config["base_model"] = BASE
     write_json(path / CONFIG, config)
 
@@ -100,16 +101,22 @@ def is_own(name: str, train_base: bool) -> bool:
     return train_base or not name.startswith("backbone.") or ".lora_" in name
 
 
-def _save_base(backbone: Any, tokenizer: Any, path: Path) -> None:
-    """The base as a plain transformers folder, without LoRA."""
-    state = {
-        name.replace(".base_layer.", "."): value
-        for name, value in backbone.state_dict().items()
-        if ".lora_" not in name
-    }
+def _save_base(model: "D2LLM", path: Path, merged: bool) -> None:
+    """The base as a plain transformers folder, LoRA merged or without it, and no weights that are the student's own."""
+    backbone = model.backbone
+    if merged:
+        backbone = merging.merged(backbone, backbone.get_input_embeddings().weight.dtype)
     with atomic_path(path) as target:
-        backbone.save_pretrained(target, state_dict=state)
-        tokenizer.save_pretrained(target)
+        if model.config.train_base:
+            backbone.config.save_pretrained(target)
+        else:
+            state = {
+                name.replace(".base_layer.", "."): value
+                for name, value in backbone.state_dict().items()
+                if ".lora_" not in name
+            }
+            backbone.save_pretrained(target, state_dict=state)
+        model.tokenizer.save_pretrained(target)
 
 
 def load(
@@ -147,9 +154,10 @@ def load(
         fields["base_dtype"] = str(dtype).removeprefix("torch.")
     weights = read_weights(path / WEIGHTS)
     config = D2LLMConfig.from_dict(fields)
-    if config.base_model == BASE and (path / BASE).is_dir():
-        config.base_model = str((path / BASE).resolve())
-    model = cls.assemble(config)
+    base = (path / BASE).resolve()
+    if config.base_model == BASE and base.is_dir():
+        config.base_model = str(base)
+    model = cls.assemble(config, frame=base if config.train_base and base_model is None and base.is_dir() else None)
     load_weights(model, weights, path / WEIGHTS)
     return model
 

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from typing_extensions import Unpack
 
 import d2llm_kernels as dk
-from d2llm.backbone import load_encoder, load_tokenizer
+from d2llm.backbone import empty_encoder, load_encoder, load_tokenizer
 from d2llm.errors import FormatError, InputError
 from d2llm.merging import InferenceCopy
 from d2llm.student import checkpoint, encoding
@@ -99,11 +99,19 @@ class D2LLM(PreTrainedModel):
         return cls.assemble(D2LLMConfig(base_model=os.fspath(base_model), **fields), seed)
 
     @classmethod
-    def assemble(cls, config: D2LLMConfig, seed: int = 0) -> "D2LLM":
-        """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``."""
-        backbone = load_encoder(config.base_model, dtype=BASE_DTYPES[config.base_dtype], num_layers=config.num_layers)
-        tokenizer = load_tokenizer(config.base_model)
+    def assemble(cls, config: D2LLMConfig, seed: int = 0, frame: str | os.PathLike[str] | None = None) -> "D2LLM":
+        """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``.
+
+        ``frame`` is the folder of a base without its weights, to be used in its place where they come later.
+        """
+        dtype = BASE_DTYPES[config.base_dtype]
+        tokenizer = load_tokenizer(frame or config.base_model)
         with torch.random.fork_rng(devices=[]):
+            backbone = (
+                load_encoder(config.base_model, dtype, config.num_layers)
+                if frame is None
+                else empty_encoder(frame, dtype)
+            )
             torch.default_generator.manual_seed(seed)
             model = cls(config, backbone, tokenizer)
         return model.eval()
@@ -176,11 +184,19 @@ class D2LLM(PreTrainedModel):
             u: ``pma.folded_queries()``, for whoever embeds many batches.
             backbone: a copy to compute with (:class:`d2llm.merging.InferenceCopy`); None takes the student's own.
         """
+        return self.pool(self.hidden(input_ids, attention_mask), attention_mask, u)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Hidden states (B, L, D) of the layer that is pooled."""
         last = self.config.hidden_layer in (-1, self.backbone.config.num_hidden_layers)
         output = (self.backbone if backbone is None else backbone)(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=not last
         )
-        hidden = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
+        hidden: Tensor = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
+        return hidden
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor, u: Tensor | None = None) -> Tensor:
+        """Embeddings (B, D) float32 of hidden states (B, L, D); arguments as for :meth:`embed`."""
         if not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(self.head_dtype)
         return self.pma(hidden, attention_mask, u=u).float()
@@ -188,26 +204,28 @@ class D2LLM(PreTrainedModel):
     def _embeddings(
         self,
         vectors: Tensor | None,
+        states: Tensor | None,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         size: int | None,
         cache: bool,
     ) -> Tensor:
-        """The vectors given, or :meth:`embed` of the tokens, ``size`` texts of like length at a time."""
+        """The vectors given, or those of the states or tokens, ``size`` texts of like length at a time."""
         if vectors is not None:
             return vectors
-        if input_ids is None or attention_mask is None:
-            raise InputError("forward: expected token ids with their mask, or vectors")
+        texts, embed = (input_ids, self.embed) if states is None else (states, self.pool)
+        if texts is None or attention_mask is None:
+            raise InputError("forward: expected token ids or states with their mask, or vectors")
         if size is None:
-            return self.embed(input_ids, attention_mask)
+            return embed(texts, attention_mask)
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(stable=True)
         weights = [p for module in (self.backbone, self.pma) for p in module.parameters() if p.requires_grad]
         chunks = []
         for rows in order.split(size):
             longest = int(lengths[rows[-1]])
-            chunk = (input_ids[rows, :longest], attention_mask[rows, :longest])
-            chunks.append(cached(self.embed, chunk, weights) if cache else self.embed(*chunk))
+            chunk = (texts[rows, :longest], attention_mask[rows, :longest])
+            chunks.append(cached(embed, chunk, weights) if cache else embed(*chunk))
         return torch.cat(chunks)[order.argsort()]
 
     def _groups(self, queries: Tensor, passages: Tensor, groups: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,6 +253,8 @@ class D2LLM(PreTrainedModel):
         texts_per_chunk: int | None = None,
         query_vectors: Tensor | None = None,
         passage_vectors: Tensor | None = None,
+        query_states: Tensor | None = None,
+        passage_states: Tensor | None = None,
         cached_gradients: bool = False,
     ) -> StudentOutput:
         """Embed queries and, for training, embed passages and score them.
@@ -250,6 +270,8 @@ class D2LLM(PreTrainedModel):
                 checkpointing, and less padding. None encodes all at once.
             query_vectors: (B, D) embeddings in place of ``input_ids``.
             passage_vectors: (P, D) embeddings in place of ``passage_input_ids``.
+            query_states: (B, L, D) hidden states in place of ``input_ids``, which :meth:`hidden` returned.
+            passage_states: (P, Lp, D) hidden states in place of ``passage_input_ids``.
             cached_gradients: keep no activations of a chunk, and encode it once more when its gradient is there
                 (:mod:`d2llm.student.cached_gradients`).
 
@@ -260,12 +282,12 @@ class D2LLM(PreTrainedModel):
             InputError: for passages without groups and task.
         """
         how = (texts_per_chunk, cached_gradients)
-        queries = self._embeddings(query_vectors, input_ids, attention_mask, *how)
-        if passage_input_ids is None and passage_vectors is None:
+        queries = self._embeddings(query_vectors, query_states, input_ids, attention_mask, *how)
+        if passage_input_ids is None and passage_vectors is None and passage_states is None:
             return StudentOutput(embeddings=queries)
         if groups is None or task is None:
             raise InputError("forward: passages also need groups and task")
-        passages = self._embeddings(passage_vectors, passage_input_ids, passage_attention_mask, *how)
+        passages = self._embeddings(passage_vectors, passage_states, passage_input_ids, passage_attention_mask, *how)
         if not torch.is_autocast_enabled(queries.device.type):
             queries, passages = queries.to(self.head_dtype), passages.to(self.head_dtype)
         score = self._cached_groups if cached_gradients else self._groups

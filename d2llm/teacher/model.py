@@ -14,7 +14,7 @@ from d2llm.backbone import load_causal_lm, load_tokenizer, weights_fingerprint
 from d2llm.errors import InputError, MismatchError
 from d2llm.files import sha256
 from d2llm.merging import InferenceCopy, inference_dtype, is_sharded
-from d2llm.teacher.adapter import ADAPTER_WEIGHTS, find_adapter, read_settings, with_adapter
+from d2llm.teacher.adapter import ADAPTER_WEIGHTS, AdapterSettings, find_adapter, read_settings, with_adapter
 from d2llm.teacher.prompt import PROMPT_VERSION, PromptBuilder
 from d2llm.teacher.reader import PromptReader
 from d2llm.teacher.templates import TEMPLATES, Template
@@ -156,6 +156,16 @@ class Teacher(nn.Module):
             "templates": {task: builder.template.text for task, builder in sorted(self.builders.items())},
             "answers": {task: [builder.yes, builder.no] for task, builder in sorted(self.builders.items())},
         }
+
+    def settings(self) -> AdapterSettings:
+        """What an adapter that is tuned on this teacher has to remember."""
+        return AdapterSettings(
+            **{name: self.origin[name] for name in ("model", "revision", "base", "num_layers")},
+            query_length=self.limits["query_length"],
+            passage_length=self.limits["passage_length"],
+            templates=tuple(builder.template for builder in self.builders.values()),
+            prompt=self.prompt_version,
+        )
 
     def builder(self, task: str) -> PromptBuilder:
         """The prompt builder of a task.

@@ -119,7 +119,7 @@ def tune(
     else:
         _train(teacher, groups, folder, config, callbacks, checkpoint)
     if done != adapter:
-        save_adapter(teacher, adapter)
+        save_adapter(teacher.decoder, teacher.settings(), adapter)
     teacher.origin["adapter"] = sha256(adapter / ADAPTER_WEIGHTS)
     return teacher.eval()
 

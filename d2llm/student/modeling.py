@@ -184,10 +184,10 @@ class D2LLM(PreTrainedModel):
             u: ``pma.folded_queries()``, for whoever embeds many batches.
             backbone: a copy to compute with (:class:`d2llm.merging.InferenceCopy`); None takes the student's own.
         """
-        return self.pool(self.hidden(input_ids, attention_mask), attention_mask, u)
+        return self.pool(self.hidden(input_ids, attention_mask, backbone), attention_mask, u)
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Hidden states (B, L, D) of the layer that is pooled."""
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor, backbone: Any | None = None) -> Tensor:
+        """Hidden states (B, L, D) of the layer that is pooled; arguments as for :meth:`embed`."""
         last = self.config.hidden_layer in (-1, self.backbone.config.num_hidden_layers)
         output = (self.backbone if backbone is None else backbone)(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=not last

@@ -1,79 +1,131 @@
-"""A whole encode with the shipped student: LLM and pooling, with and without padding."""
+"""A whole encode with the shipped student, beside the same weights without merging and under other libraries."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
 
 from benchmarks import backend, corpus
 from d2llm.student import D2LLM
 from d2llm.texts import batches_by_length, pad, tokenize
-from d2llm_kernels.measure.case import Case, Prepared
+from d2llm_kernels.measure.case import Call, Case, Prepared
 from d2llm_kernels.measure.contract import Verdict, agreement
 
-_BATCH = 16
-_TITLES = {
-    "in order": "batches as texts come, padded",
-    "by length": "batches of like length, padded",
-    "packed": "batches of like length, pooling packed",
-}
+_TRANSFORMERS, _SENTENCE_TRANSFORMERS = "transformers", "sentence-transformers"
+#: Texts at once where tokens do not decide.
+_BATCH = 32
 
 
 def cases(full: bool) -> Iterator[Case]:
     """The rows."""
-    for how, title in _TITLES.items():
-        yield _encode(how, title, 64 if full else 32)
+    for texts in (16, 64, 256) if full else (64,):
+        yield _encode(texts)
 
 
-def _encode(how: str, title: str, texts: int) -> Case:
+def _encode(texts: int) -> Case:
     def prepare(device: torch.device) -> Prepared:
         student = corpus.student()
         passages = [pair.positive for pair in corpus.pairs()[:texts]]
         ids = tokenize(student.tokenizer, passages, student.config.passage_length)
-        lengths = [len(tokens) for tokens in ids]
-        in_order = [list(range(start, min(start + _BATCH, texts))) for start in range(0, texts, _BATCH)]
-        plan = in_order if how == "in order" else list(batches_by_length(lengths, _BATCH))
-        batches = [pad([ids[row] for row in rows], student.tokenizer.pad_token_id) for rows in plan]
-        embed = _packed if how == "packed" else D2LLM.embed
-        places = torch.tensor([row for rows in plan for row in rows])
-
-        @torch.inference_mode()
-        def run() -> Tensor:
-            return torch.cat([embed(student, *batch) for batch in batches])[places.argsort()]
+        encode = partial(student.encode, passages, show_progress=False, convert_to="torch")
+        folder = tempfile.TemporaryDirectory()
+        student.save_pretrained(folder.name, merged=True)
+        peers = {_TRANSFORMERS: _transformers(folder, ids, student.tokenizer.pad_token_id)}
+        if find_spec("sentence_transformers"):
+            peers[_SENTENCE_TRANSFORMERS] = _sentence_transformers(folder, passages, student)
 
         def check(name: str) -> Verdict:
-            got, exact = (backend.under(each, run) for each in (name, "reference"))
-            # The LLM's own bfloat16 moves with the padding of a batch, and is the same for both here.
-            return agreement(got, exact, torch.bfloat16)
+            if name in peers:
+                return agreement(peers[name](), _mean_pooled(student, ids), torch.bfloat16)
+            return agreement(backend.under(name, encode), _unmerged(student, ids), torch.bfloat16)
 
-        tokens = sum(lengths)
         return Prepared(
-            # Padding is no work that the result needs: the operations of a text of mean length, for each.
-            _flops(lambda: student.backbone(torch.ones(1, tokens // texts, dtype=torch.int64))) * texts,
+            # Padding is no work that the result needs: the operations of each text by itself.
+            sum(map(partial(_flops, student), map(len, ids))),
             sum(p.numel() * p.element_size() for p in student.backbone.parameters()),
-            backend.kernel(run),
-            backend.literal(run),
+            backend.kernel(encode),
+            backend.literal(partial(_unmerged, student, ids)),
             check,
-            items=("tokens", tokens),
-            facts={"padded_tokens": sum(batch.numel() for batch, _ in batches), "tokens": tokens},
+            peers={name: partial(Call, run) for name, run in peers.items()},
+            items=("tokens", sum(map(len, ids))),
         )
 
-    return Case("encode", f"{texts} passages, {title}", torch.bfloat16, 1, prepare)
+    found = (_TRANSFORMERS, *([_SENTENCE_TRANSFORMERS] if find_spec("sentence_transformers") else []))
+    return Case("encode", f"{texts} passages", torch.bfloat16, 1, prepare, peers=found)
 
 
-def _packed(student: D2LLM, tokens: Tensor, mask: Tensor) -> Tensor:
-    """``student.embed`` with the padding gone before pooling."""
-    hidden = student.backbone(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
-    offsets = F.pad(mask.sum(1).cumsum(0), (1, 0))
-    return student.pma(hidden[mask.bool()].to(student.pma.S.dtype), cu_seqlens=offsets).float()
+def _batches(ids: list[list[int]], pad_id: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    for rows in batches_by_length([len(tokens) for tokens in ids], _BATCH):
+        yield rows, *pad([ids[row] for row in rows], pad_id)
 
 
 @torch.inference_mode()
-def _flops(run: Callable[[], object]) -> int:
+def _unmerged(student: D2LLM, ids: list[list[int]]) -> Tensor:
+    """The student as it is trained, LoRA beside its base."""
+    found = torch.empty(len(ids), student.dim)
+    for rows, tokens, mask in _batches(ids, student.tokenizer.pad_token_id):
+        found[rows] = student.embed(tokens, mask)
+    return found
+
+
+@torch.inference_mode()
+def _mean_pooled(student: D2LLM, ids: list[list[int]], backbone: Any = None) -> Tensor:
+    """Mean hidden states, which is what libraries make of an LLM that they know nothing else of."""
+    found = torch.empty(len(ids), student.dim)
+    for rows, tokens, mask in _batches(ids, student.tokenizer.pad_token_id):
+        found[rows] = _mean(student.hidden(tokens, mask, backbone), mask)
+    return found
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    return (hidden.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def _transformers(
+    folder: "tempfile.TemporaryDirectory[str]", ids: list[list[int]], pad_id: int
+) -> Callable[[], Tensor]:
+    """The merged base in plain transformers, in batches of like length."""
+    model = AutoModel.from_pretrained(Path(folder.name) / "base", dtype=torch.bfloat16).eval()
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        found = torch.empty(len(ids), model.config.hidden_size)
+        for rows, tokens, mask in _batches(ids, pad_id):
+            found[rows] = _mean(model(input_ids=tokens, attention_mask=mask, use_cache=False)[0], mask)
+        return found
+
+    return run
+
+
+def _sentence_transformers(
+    folder: "tempfile.TemporaryDirectory[str]", passages: list[str], student: D2LLM
+) -> Callable[[], Tensor]:
+    """The merged base in sentence-transformers, which sorts by length too."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    path = Path(folder.name) / "base"
+    # It would put every text into a chat.
+    (path / "chat_template.jinja").unlink(missing_ok=True)
+    base = Transformer(str(path), max_seq_length=student.config.passage_length, model_kwargs={"dtype": torch.bfloat16})
+    model = SentenceTransformer(modules=[base, Pooling(student.dim, "mean")], device="cpu")
+    options = {"batch_size": _BATCH, "show_progress_bar": False, "convert_to_tensor": True}
+    return lambda: model.encode(passages, **options).float()
+
+
+@torch.inference_mode()
+def _flops(student: D2LLM, length: int) -> int:
+    """Operations of the merged LLM on one text."""
     with FlopCounterMode(display=False) as counter:
-        run()
+        backbone = student.inference.of(student.backbone, torch.bfloat16)
+        backbone(torch.ones(1, length, dtype=torch.int64))
     return counter.get_total_flops()
 
 

@@ -24,7 +24,9 @@ def index(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index of other content.")] = False,
     dtype: Annotated[str, typer.Option(help="Stored number type: bfloat16, float16, float32 or int8.")] = "bfloat16",
     keep_vectors: Annotated[bool, typer.Option(help="Also store what search --mode cosine needs.")] = True,
-    batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Most texts encoded at a time; by default their tokens decide.")
+    ] = None,
 ) -> None:
     """Make a corpus searchable, or change an index.
 

@@ -71,7 +71,7 @@ class Index:
         dtype: str = "bfloat16",
         keep_vectors: bool = True,
         shard_size: int = 16384,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         progress: bool = True,
         overwrite: bool = False,
     ) -> "Index":
@@ -91,7 +91,7 @@ class Index:
                 the exact 100 best are found.
             keep_vectors: store unit vectors too (D float16 a passage), for ``mode="cosine"``.
             shard_size: passages a segment, the most that a kill can lose.
-            batch_size: texts encoded at a time.
+            batch_size: most texts encoded at a time; None leaves it to their tokens.
             progress: show a progress bar.
             overwrite: replace an index of other content at ``path``; readers see the old one until the end.
 
@@ -103,7 +103,8 @@ class Index:
         root, head = Path(path), head_of(model)
         corpus = check_corpus(passages, ids, vectors, width(head), first=0)
         check_count("shard_size", shard_size, 1)
-        check_count("batch_size", batch_size, 1)
+        if batch_size is not None:
+            check_count("batch_size", batch_size, 1)
         layout = _layout(model, dtype, texts=corpus.texts is not None, unit=keep_vectors)
         parts = shards(corpus, shard_size, layout)
         with write_lock(root):
@@ -198,7 +199,7 @@ class Index:
         *,
         vectors: Any | None = None,
         shard_size: int = 16384,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         progress: bool = True,
     ) -> None:
         """Add passages after all others, all or none of them. Arguments and resumption as in :meth:`build`.
@@ -210,7 +211,8 @@ class Index:
                 others have them, or given where they have none.
         """
         check_count("shard_size", shard_size, 1)
-        check_count("batch_size", batch_size, 1)
+        if batch_size is not None:
+            check_count("batch_size", batch_size, 1)
         with write_lock(self.path):
             self._refresh()
             manifest = self._snapshot.manifest
@@ -348,7 +350,9 @@ def _layout(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
     )
 
 
-def _add(root: Path, layout: Manifest, model: Model, parts: dict[str, Corpus], batch_size: int, progress: bool) -> None:
+def _add(
+    root: Path, layout: Manifest, model: Model, parts: dict[str, Corpus], batch_size: int | None, progress: bool
+) -> None:
     """Write shards behind the segments that ``layout`` has, then make it the state of the index."""
     added = write_shards(root, layout, model, parts, batch_size=batch_size, progress=progress)
     manifest = replace(layout, segments=layout.segments + added)

@@ -21,7 +21,7 @@ class Encoder(Protocol):
 
     iem: IEM
 
-    def encode(self, texts: Sequence[str], *, kind: str, batch_size: int, show_progress: bool) -> Any: ...
+    def encode(self, texts: Sequence[str], *, kind: str, batch_size: int | None, show_progress: bool) -> Any: ...
 
     def fingerprint(self) -> str: ...
 
@@ -93,7 +93,7 @@ def project(head: IEM, vectors: Tensor, side: str) -> Tensor:
     return head.project_queries(inputs) if side == "query" else head.project_passages(inputs)
 
 
-def encode(model: Model | None, texts: Sequence[str], kind: str, batch_size: int) -> Any:
+def encode(model: Model | None, texts: Sequence[str], kind: str, batch_size: int | None) -> Any:
     """Vectors (N, D) of texts, as the model gives them.
 
     Raises:

@@ -66,7 +66,7 @@ def shards(corpus: Corpus, shard_size: int, manifest: Manifest) -> dict[str, Cor
 
 
 def write_shards(
-    root: Path, manifest: Manifest, model: Model, parts: dict[str, Corpus], *, batch_size: int, progress: bool
+    root: Path, manifest: Manifest, model: Model, parts: dict[str, Corpus], *, batch_size: int | None, progress: bool
 ) -> tuple[SegmentRecord, ...]:
     """Write the segments of all shards, those of an earlier run excepted, and return their records.
 
@@ -75,7 +75,7 @@ def write_shards(
         manifest: the model's sizes and the options.
         model: encodes the shards that come without vectors, projects all.
         parts: shards by the names of their segments.
-        batch_size: texts encoded at a time.
+        batch_size: most texts encoded at a time; None leaves it to their tokens.
         progress: show a bar.
 
     Raises:
@@ -111,7 +111,7 @@ def collect(root: Path, manifest: Manifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def _vectors(part: Corpus, model: Model, dim: int, batch_size: int, bar: Any) -> Tensor:
+def _vectors(part: Corpus, model: Model, dim: int, batch_size: int | None, bar: Any) -> Tensor:
     """The vectors (n, D) float32 of one shard, given or encoded."""
     if part.vectors is not None:
         bar.update(len(part))

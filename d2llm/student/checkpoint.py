@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from typing_extensions import Unpack
 
+from d2llm import merging
 from d2llm.compact import restore, shrink
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path, read_json, write_json
@@ -38,6 +39,7 @@ def save(
     *,
     head_dtype: torch.dtype | None = None,
     save_base: bool = False,
+    merged: bool = False,
 ) -> None:
     """Write a student's folder: config.json and model.safetensors with LoRA, or the trained base, and heads.
 
@@ -54,10 +56,14 @@ def save(
         head_dtype: number type on disk: ``torch.float16`` for a folder half the size, ``torch.int8`` for a quarter (see
             :mod:`d2llm.compact`); None keeps every bit.
         save_base: also copy the base model and its tokenizer, so that the folder needs nothing else.
+        merged: copy the base with LoRA merged into it: for use without training, where the weights are too large for
+            the copy that encoding makes. What is loaded has no LoRA, and another fingerprint.
 
     Raises:
-        InputError: for another number type.
+        InputError: for another number type, or for ``merged`` beside ``state_dict`` or of a model that is sharded.
     """
+    if merged and (state_dict is not None or merging.is_sharded(model)):
+        raise InputError("merged: expected a model whose weights are all its own and here; gather them first")
     if head_dtype is not None and head_dtype not in _HEAD_DTYPES:
         raise InputError(f"head_dtype: expected one of {_HEAD_DTYPES}, got {head_dtype}")
     own = model.trainable_state() if state_dict is None else own_weights(state_dict.items(), model.config.train_base)
@@ -67,6 +73,8 @@ def save(
         return
     path = Path(save_directory)
     path.mkdir(parents=True, exist_ok=True)
+    if merged:
+        own = {name: value for name, value in own.items() if ".lora_" not in name}
     if head_dtype == torch.int8:
         weights = shrink(own)
     else:
@@ -74,9 +82,11 @@ def save(
     with atomic_path(path / WEIGHTS) as target:
         save_file(weights, target, metadata={"format": "pt"})
     config = {**model.config.to_dict(), "architectures": ["D2LLM"]}
-    if save_base or model.config.train_base:
-        _save_base(model, path / BASE)
-    if save_base:
+    if merged:
+        config["lora_r"] = 0
+    if save_base or merged or model.config.train_base:
+        _save_base(model, path / BASE, merged)
+    if save_base or merged:
         config["base_model"] = BASE
     write_json(path / CONFIG, config)
 
@@ -91,18 +101,21 @@ def is_own(name: str, train_base: bool) -> bool:
     return train_base or not name.startswith("backbone.") or ".lora_" in name
 
 
-def _save_base(model: "D2LLM", path: Path) -> None:
-    """The base as a plain transformers folder, without LoRA, and without weights that are the student's own."""
+def _save_base(model: "D2LLM", path: Path, merged: bool) -> None:
+    """The base as a plain transformers folder, LoRA merged or without it, and no weights that are the student's own."""
+    backbone = model.backbone
+    if merged:
+        backbone = merging.merged(backbone, backbone.get_input_embeddings().weight.dtype)
     with atomic_path(path) as target:
         if model.config.train_base:
-            model.backbone.config.save_pretrained(target)
+            backbone.config.save_pretrained(target)
         else:
             state = {
                 name.replace(".base_layer.", "."): value
-                for name, value in model.backbone.state_dict().items()
+                for name, value in backbone.state_dict().items()
                 if ".lora_" not in name
             }
-            model.backbone.save_pretrained(target, state_dict=state)
+            backbone.save_pretrained(target, state_dict=state)
         model.tokenizer.save_pretrained(target)
 
 

@@ -1,10 +1,13 @@
 """The copy that encoding computes with has LoRA merged, follows the weights, and shows nowhere else."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
+from d2llm.errors import InputError
 from d2llm.merging import inference_dtype, merged
 from d2llm.student import D2LLM
 
@@ -90,6 +93,17 @@ def test_encoding_leaves_weights_names_and_fingerprint_alone(base_model: str) ->
     assert list(student.state_dict()) == names and student.fingerprint() == fingerprint
     for name, value in student.named_parameters():
         assert torch.equal(value, before[name][0]) and value.requires_grad == before[name][1], name
+
+
+@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16"])
+def test_a_merged_folder_needs_no_lora_and_encodes_the_same(base_model: str, tmp_path: Path, base_dtype: str) -> None:
+    student = learned(base_model, base_dtype=base_dtype)
+    student.save_pretrained(tmp_path, merged=True)
+    loaded = D2LLM.from_pretrained(tmp_path)
+    assert loaded.config.lora_r == 0 and not any(".lora_" in name for name in loaded.state_dict())
+    np.testing.assert_array_equal(loaded.encode(TEXTS), student.encode(TEXTS))
+    with pytest.raises(InputError, match="merged"):
+        student.save_pretrained(tmp_path, merged=True, state_dict=student.state_dict())
 
 
 @pytest.mark.parametrize(

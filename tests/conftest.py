@@ -3,11 +3,16 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Where a test asks for several threads, they wait for each other asleep: other tests want the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from d2llm.data.docstrings import standard_library_pairs
+from d2llm.data.example import Example
 
 TEXTS = [
     f"{verb} the {noun} of {thing}"
@@ -40,3 +45,9 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def library_pairs() -> tuple[Example, ...]:
+    """The pairs of the standard library, whose files take seconds to read."""
+    return tuple(standard_library_pairs())

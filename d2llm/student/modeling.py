@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 import d2llm_kernels as dk
 from d2llm.backbone import empty_encoder, load_encoder, load_tokenizer
 from d2llm.errors import FormatError, InputError
+from d2llm.merging import InferenceCopy
 from d2llm.student import checkpoint, encoding
 from d2llm.student.cached_gradients import cached
 from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
@@ -79,6 +80,7 @@ class D2LLM(PreTrainedModel):
         self.iem = dk.IEM(
             dim, hidden=config.iem_hidden, num_tasks=len(TASKS), backend=config.kernels_backend, init=config.init
         )
+        self.inference = InferenceCopy()
 
     @classmethod
     def create(cls, base_model: str | os.PathLike[str], seed: int = 0, **fields: Unpack[Architecture]) -> "D2LLM":
@@ -156,6 +158,7 @@ class D2LLM(PreTrainedModel):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights by name; frozen weights of the base may be absent, since a student's file has none of them."""
+        self.inference.drop()
         frozen = self.state_dict().keys() - self.trainable_state().keys()
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = [name for name in result.missing_keys if name not in frozen]
@@ -164,18 +167,29 @@ class D2LLM(PreTrainedModel):
             raise FormatError(f"state_dict: missing weights {missing}, unexpected weights {result.unexpected_keys}")
         return result
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor, u: Tensor | None = None) -> Tensor:
+    def train(self, mode: bool = True) -> "D2LLM":
+        """As of any module; training frees the merged copy that :meth:`encode` computes with."""
+        if mode:
+            self.inference.drop()
+        return super().train(mode)
+
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor, u: Tensor | None = None, backbone: Any | None = None
+    ) -> Tensor:
         """Embeddings (B, D) float32 of right-padded token ids (B, L) int64 with mask (B, L).
 
         Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, L), 1 for real tokens.
             u: ``pma.folded_queries()``, for whoever embeds many batches.
+            backbone: a copy to compute with (:class:`d2llm.merging.InferenceCopy`); None takes the student's own.
         """
-        return self.pool(self.hidden(input_ids, attention_mask), attention_mask, u)
+        return self.pool(self.hidden(input_ids, attention_mask, backbone), attention_mask, u)
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Hidden states (B, L, D) of the layer that is pooled."""
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor, backbone: Any | None = None) -> Tensor:
+        """Hidden states (B, L, D) of the layer that is pooled; arguments as for :meth:`embed`."""
         last = self.config.hidden_layer in (-1, self.backbone.config.num_hidden_layers)
-        output = self.backbone(
+        output = (self.backbone if backbone is None else backbone)(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=not last
         )
         hidden: Tensor = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
@@ -293,7 +307,7 @@ class D2LLM(PreTrainedModel):
         passages: Sequence[str],
         task: str | int | Sequence[str | int] = ASYM,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         show_progress: bool | None = None,
         dtype: torch.dtype | None = None,
     ) -> np.ndarray:
@@ -325,7 +339,7 @@ class D2LLM(PreTrainedModel):
         top_k: int | None = None,
         task: str | int = ASYM,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         show_progress: bool | None = None,
         dtype: torch.dtype | None = None,
     ) -> list[dict[str, Any]]:
@@ -359,7 +373,12 @@ class D2LLM(PreTrainedModel):
         return [{"corpus_id": int(i), "score": float(scores[i]), "text": passages[i]} for i in best]
 
     def _encode_distinct(
-        self, texts: Sequence[str], kind: str, batch_size: int, show_progress: bool | None, dtype: torch.dtype | None
+        self,
+        texts: Sequence[str],
+        kind: str,
+        batch_size: int | None,
+        show_progress: bool | None,
+        dtype: torch.dtype | None,
     ) -> Tensor:
         """Embeddings of every text, each distinct one encoded once."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}

@@ -144,8 +144,14 @@ class Int8(Protocol):
 class Search(Protocol):
     """A branch made ready once; see ``rough.search``."""
 
-    def topk(self, a: Tensor, b: Tensor, scale: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-        """The best k passages as in ``iem_topk``; by rough scores where ``scale`` belongs to passages in int8."""
+    def topk(
+        self, a: Tensor, b: Tensor, scale: Tensor | None, k: int, values: Tensor, indices: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """The best k of what was found so far, (Nq, at most k), and the passages b, which count from ``first``.
+
+        Results as in ``iem_topk``, fewer than k columns where there are no more; by rough scores where ``scale``
+        belongs to passages in int8.
+        """
 
 
 class Formulas(Protocol):

@@ -13,7 +13,6 @@ from d2llm.data.docstrings import (
     first_sentence,
     hold_out,
     package_pairs,
-    standard_library_pairs,
     without,
 )
 from d2llm.data.example import Example, text_id
@@ -187,8 +186,8 @@ def test_an_installed_package():
     assert all(pair.task == "asym" and len(pair.positive) <= PASSAGE_CHARACTERS for pair in found)
 
 
-def test_the_standard_library_holds_out_what_it_does_not_train_on():
-    found = standard_library_pairs()
+def test_the_standard_library_holds_out_what_it_does_not_train_on(library_pairs):
+    found = list(library_pairs)
     assert len(found) > 4000
     for pair in found:
         assert QUERY_CHARACTERS[0] <= len(pair.query) <= QUERY_CHARACTERS[1]

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from d2llm.compact import restore
-from d2llm.data.docstrings import hold_out, standard_library_pairs
+from d2llm.data.docstrings import hold_out
 from d2llm.data.example import Example, text_id
 from d2llm.data.jsonl import write_examples
 from d2llm.demo.library import open_library
@@ -64,7 +64,9 @@ def test_demo_runs_on_another_model_and_other_data(
     assert [shard.stat().st_mtime_ns for shard in shards] == before, "scores that were there were made again"
 
 
-def test_shipped_scores_name_their_teacher_and_cover_the_held_out_candidates() -> None:
+def test_shipped_scores_name_their_teacher_and_cover_the_held_out_candidates(
+    library_pairs: tuple[Example, ...],
+) -> None:
     table = ScoreTable.load(SCORES)
     assert table.header["model"] == BASE_MODEL
     settings = read_json(TEACHER / "teacher.json")
@@ -75,8 +77,7 @@ def test_shipped_scores_name_their_teacher_and_cover_the_held_out_candidates() -
     assert [table.header["templates"][each["task"]] for each in settings["templates"]] == [
         each["text"] for each in settings["templates"]
     ]
-    pairs = standard_library_pairs()
-    _, held_out = hold_out(pairs)
+    _, held_out = hold_out(list(library_pairs))
     judged = [
         s for pair in held_out if (s := table.probability(text_id(pair.query), text_id(pair.positive))) is not None
     ]
@@ -92,11 +93,11 @@ def test_shipped_student_answers_over_the_standard_library() -> None:
     assert any("def basename" in (hit.text or "") for hit in hits)
 
 
-def test_shipped_vectors_are_those_of_the_shipped_student() -> None:
+def test_shipped_vectors_are_those_of_the_shipped_student(library_pairs: tuple[Example, ...]) -> None:
     student = D2LLM.from_pretrained(STUDENT)
     shipped = {name: value.numpy() for name, value in restore(load_file(VECTORS)).items()}
     rows = {row.tobytes().hex(): i for i, row in enumerate(shipped["ids"])}
-    passages = [pair.positive for pair in standard_library_pairs() if text_id(pair.positive) in rows][::400]
+    passages = [pair.positive for pair in library_pairs if text_id(pair.positive) in rows][::400]
     assert passages
     live = student.encode(passages, kind="passage")
     kept = shipped["vectors"][[rows[text_id(passage)] for passage in passages]]

@@ -150,6 +150,28 @@ def test_gradcheck(make_tokens):
     assert torch.autograd.gradcheck(lambda x, u: pool(x, u, cu_seqlens=cu)[0], (packed, u), fast_mode=True)
 
 
+@pytest.mark.parametrize("packed", (False, True))
+def test_opcheck(device, backend, packed):
+    u = torch.randn(2, 16, device=device, requires_grad=True)
+    if packed:
+        x = torch.randn(9, 16, device=device, requires_grad=True)
+        args = (x, u, None, torch.tensor([0, 4, 4, 9], device=device), backend)
+    else:
+        x = torch.randn(3, 5, 16, device=device, requires_grad=True)
+        args = (x, u, torch.rand(3, 5, device=device) < 0.7, None, backend)
+    torch.library.opcheck(torch.ops.d2llm.attn_pool, args)
+
+
+@pytest.mark.float64
+def test_float64_is_for_the_interpreter_alone(device, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    x, u = torch.randn(1, 3, 16), torch.randn(2, 16)
+    with pytest.raises(
+        dk.BackendError, match=r"backend='triton' cannot serve attn_pool: Triton kernels take CUDA or ROCm tensors"
+    ):
+        dk.functional.attn_pool(x, u, backend="triton")
+
+
 @pytest.mark.parametrize("batch,length", [(0, 5), (3, 0)])
 def test_no_rows_or_no_tokens(make_tokens, batch, length):
     x, u, _ = make_tokens(batch, length, 64, 4, torch.float32)

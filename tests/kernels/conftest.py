@@ -1,5 +1,15 @@
+"""Fixtures of the kernels' tests, and the mark of those that are about the C++ kernels alone."""
+
 import pytest
 import torch
+from torch import Tensor
+
+import d2llm_kernels as dk
+from d2llm.data.example import Example
+from d2llm.demo.library import library_vectors
+from d2llm.shipped import STUDENT
+from d2llm.student import D2LLM
+from d2llm_kernels import backends
 
 
 @pytest.fixture
@@ -9,3 +19,26 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(request.param or before)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def trained(library_pairs: tuple[Example, ...]) -> tuple[dk.IEM, Tensor, Tensor]:
+    """The shipped student's interaction module, 16 projected queries and all projected functions of the library."""
+    student = D2LLM.from_pretrained(STUDENT)
+    passages = list(dict.fromkeys(pair.positive for pair in library_pairs))
+    asked = library_pairs[:: len(library_pairs) // 16][:16]
+    queries = student.encode([pair.query for pair in asked], kind="query")
+    iem = student.iem.float().requires_grad_(False)
+    vectors = torch.from_numpy(library_vectors(student, passages))
+    return iem, iem.project_queries(torch.as_tensor(queries)), iem.project_passages(vectors)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu: about the C++ kernels alone; `tools/sanitize` runs it")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = backends.missing("cpu")
+    for item in items:
+        if reason and item.get_closest_marker("cpu"):
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,4 +1,4 @@
-"""Attention pooling: parity, masks, packed batches, gradients, memory."""
+"""Attention pooling: parity, masks, packed batches, gradients, memory, the operator."""
 
 import math
 from functools import partial
@@ -13,7 +13,14 @@ import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests import adversarial
 from tests.contract import assert_parity, run
-from tests.kernels.cases import BACKENDS, CASES, PARITY
+from tests.kernels.cases import (
+    BACKENDS,
+    CASES,
+    PARITY,
+    assert_same_on_any_threads,
+    opcheck_backward,
+    saved_for_backward,
+)
 
 
 def inputs(batch: int, length: int, dim: int, heads: int, seed: int = 0, scale: float = 1.0):
@@ -170,12 +177,9 @@ def test_non_contiguous_inputs_and_expanded_gradients(backend, dtype):
 def test_only_the_inputs_are_saved_for_backward(backend):
     x, u, mask = (t for t in inputs(4, 50, 64, 4))
     x, u = x.float().requires_grad_(), u.float().requires_grad_()
-    kept = {}
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t, lambda t: t
-    ):
-        pooled, lse = pool(x, u, backend, mask=mask)
-    allowed = sum(t.untyped_storage().nbytes() for t in (x, u, mask, pooled, lse))
+    outputs = []
+    kept = saved_for_backward(lambda: outputs.extend(pool(x, u, backend, mask=mask)))
+    allowed = sum(t.untyped_storage().nbytes() for t in (x, u, mask, *outputs))
     assert 0 < sum(kept.values()) <= allowed
 
 
@@ -184,6 +188,71 @@ def test_repeated_runs_are_bit_equal(backend):
     x, u, mask = inputs(4, 63, 64, 4)
     one, two = (run(lambda x, u: pool(x, u, backend, mask=mask), (x.float(), u.float())) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip((*one[0], *one[1]), (*two[0], *two[1]), strict=True))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("batch,length,dim,heads", [(5, 150, 100, 5), (1, 700, 130, 3)])
+def test_bit_equal_for_any_number_of_threads(batch, length, dim, heads, dtype):
+    """Of shapes that divide by no block, of several sequences and one long one."""
+    x, u, mask = inputs(batch, length, dim, heads)
+    assert_same_on_any_threads(lambda: pool(x.to(dtype), u.to(dtype), "cpu", mask=mask))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mixed_dtypes_are_promoted_and_gradients_come_in_the_inputs_dtypes(backend):
+    x, u = torch.randn(2, 5, 8).bfloat16().requires_grad_(), torch.randn(3, 8, requires_grad=True)
+    pooled, lse = pool(x, u, backend)
+    wide = pool(x.detach().float(), u.detach(), backend)
+    assert torch.equal(pooled, wide[0]) and torch.equal(lse, wide[1])
+    assert [g.dtype for g in torch.autograd.grad(pooled.sum(), (x, u))] == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("backend,dtype", CASES)
+@pytest.mark.parametrize("packed", (False, True))
+def test_a_gradient_that_is_not_wanted_changes_nothing_about_the_other(backend, dtype, packed):
+    x, u, mask = inputs(3, 20, 32, 4)
+    where = {"cu_seqlens": torch.tensor([0, 7, 7, 60])} if packed else {"mask": mask}
+    x, u = (x.flatten(0, 1) if packed else x).to(dtype), u.to(dtype)
+    both = gradients(backend, x, u, (True, True), where)
+    for wanted in ((True, False), (False, True)):
+        for one, two, want in zip(gradients(backend, x, u, wanted, where), both, wanted, strict=True):
+            assert torch.equal(one, two) if want else one is None
+
+
+def gradients(backend, x, u, wanted, where):
+    leaves = [tensor.clone().requires_grad_(want) for tensor, want in zip((x, u), wanted, strict=True)]
+    pool(*leaves, backend, **where)[0].square().sum().backward()
+    return [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("packed", (False, True))
+def test_opcheck(packed, backend):
+    u = torch.randn(2, 8, requires_grad=True)
+    if packed:
+        args = (torch.randn(9, 8, requires_grad=True), u, None, torch.tensor([0, 4, 4, 9]), backend)
+    else:
+        args = (torch.randn(3, 5, 8, requires_grad=True), u, torch.rand(3, 5) < 0.7, None, backend)
+    torch.library.opcheck(torch.ops.d2llm.attn_pool, args)
+    plain = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in args)
+    dpooled, dlse = (torch.randn_like(t) for t in torch.ops.d2llm.attn_pool(*plain))
+    opcheck_backward(torch.ops.d2llm.attn_pool_backward, dpooled, dlse, *plain)
+
+
+def test_the_operator_returns_nothing_where_nothing_is_wanted():
+    x, u, _ = inputs(2, 5, 8, 2)
+    pooled, _ = torch.ops.d2llm.attn_pool(x, u, None, None, "folded")
+    dx, du = torch.ops.d2llm.attn_pool_backward(pooled, None, x, u, None, None, "folded", (False, True))
+    assert dx.shape == (0,) and du.shape == u.shape
+
+
+def test_a_second_derivative_is_refused():
+    x, u = torch.randn(1, 3, 4, requires_grad=True), torch.randn(2, 4)
+    pooled, _ = pool(x, u)
+    (gradient,) = torch.autograd.grad(pooled.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.sum(), x)
 
 
 @pytest.mark.parametrize(
@@ -206,28 +275,3 @@ def test_bad_arguments_are_named(change, name):
     arguments = {"x": torch.zeros(2, 3, 4), "u": torch.zeros(2, 4), **change}
     with pytest.raises(dk.ArgumentError, match=f"^{name}: expected"):
         dk.functional.attn_pool(**arguments)
-
-
-@pytest.mark.parametrize("backend,dtype", CASES)
-@pytest.mark.parametrize("packed", (False, True))
-def test_a_gradient_that_is_not_wanted_changes_nothing_about_the_other(backend, dtype, packed):
-    x, u, mask = inputs(3, 20, 32, 4)
-    where = {"cu_seqlens": torch.tensor([0, 7, 7, 60])} if packed else {"mask": mask}
-    x, u = (x.flatten(0, 1) if packed else x).to(dtype), u.to(dtype)
-    both = gradients(backend, x, u, (True, True), where)
-    for wanted in ((True, False), (False, True)):
-        for one, two, want in zip(gradients(backend, x, u, wanted, where), both, wanted, strict=True):
-            assert torch.equal(one, two) if want else one is None
-
-
-def gradients(backend, x, u, wanted, where):
-    leaves = [tensor.clone().requires_grad_(want) for tensor, want in zip((x, u), wanted, strict=True)]
-    pool(*leaves, backend, **where)[0].square().sum().backward()
-    return [leaf.grad for leaf in leaves]
-
-
-def test_the_operator_returns_nothing_where_nothing_is_wanted():
-    x, u, _ = inputs(2, 5, 8, 2)
-    pooled, _ = torch.ops.d2llm.attn_pool(x, u, None, None, "folded")
-    dx, du = torch.ops.d2llm.attn_pool_backward(pooled, None, x, u, None, None, "folded", (False, True))
-    assert dx.shape == (0,) and du.shape == u.shape

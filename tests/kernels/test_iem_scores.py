@@ -1,48 +1,52 @@
-"""Interaction scores of all pairs and of given pairs: parity, gradients, memory."""
+"""Interaction scores of all pairs: parity, a task for each query, gradients, memory, the operator."""
 
 from functools import partial
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests import adversarial
 from tests.contract import assert_parity
-from tests.kernels.cases import BACKENDS, CASES, PARITY, apart, needs_even_products, with_gradients
+from tests.kernels.cases import (
+    BACKENDS,
+    CASES,
+    NAMES,
+    PARITY,
+    TASKS,
+    apart,
+    assert_same_on_any_threads,
+    by_rows,
+    gradients_but,
+    largest_allocation,
+    needs_even_products,
+    opcheck_backward,
+    pair_inputs,
+    saved_for_backward,
+    task_inputs,
+    with_gradients,
+)
 
 
-def inputs(queries: int, passages: int, hidden: int, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, scale: float = 1.0):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
-
-    projections = (normal(queries, hidden), normal(passages, hidden))
-    weights = (normal(hidden, hidden, scale=hidden**-0.5), normal(hidden), normal(1, hidden), normal(1))
-    return (*projections, *weights)
+def scores(*tensors, backend="folded", task=None):
+    return (dk.functional.iem_scores(*tensors, backend=backend, task=task),)
 
 
-def scores(*tensors, backend="folded"):
-    return (dk.functional.iem_scores(*tensors, backend=backend),)
-
-
-def pairs(*tensors, backend="folded"):
-    return dk.functional.iem_pairs(*tensors, return_features=True, backend=backend)
+def literal(*tensors):
+    return (reference.iem_scores(*tensors),)
 
 
 @pytest.mark.parametrize("backend,dtype,threads", PARITY, indirect=["threads"])
 @pytest.mark.parametrize("queries,passages,hidden", [(1, 1, 64), (3, 63, 50), (5, 257, 33), (300, 2, 16), (2, 700, 8)])
-def test_scores_parity(queries, passages, hidden, backend, dtype, threads):
-    tensors = inputs(queries, passages, hidden)
-    assert_parity(partial(scores, backend=backend), lambda *t: (reference.iem_scores(*t),), tensors, dtype)
+def test_parity(queries, passages, hidden, backend, dtype, threads):
+    assert_parity(partial(scores, backend=backend), literal, pair_inputs(queries, passages, hidden), dtype)
 
 
 @pytest.mark.parametrize("backend,dtype,threads", PARITY, indirect=["threads"])
-@pytest.mark.parametrize("rows,hidden", [(1, 64), (63, 50), (600, 16)])
-def test_pairs_parity(rows, hidden, backend, dtype, threads):
-    assert_parity(partial(pairs, backend=backend), reference.iem_pairs, inputs(rows, rows, hidden), dtype)
+def test_parity_of_tasks(backend, dtype, threads):
+    kernel = partial(scores, backend=backend, task=TASKS)
+    assert_parity(kernel, by_rows(literal, given=False), task_inputs(), dtype)
 
 
 @pytest.mark.parametrize("backend,dtype", CASES)
@@ -50,39 +54,23 @@ def test_pairs_parity(rows, hidden, backend, dtype, threads):
 def test_whole_numbers_are_exact(queries, passages, hidden, backend, dtype):
     """Every sum is, in any order; gradients too where the relu's argument is exactly 0."""
     tensors = adversarial.pairs(queries, passages, hidden)
-    got = scores(*(t.to(dtype) for t in tensors), backend=backend)[0]
+    (got,) = scores(*(t.to(dtype) for t in tensors), backend=backend)
     assert torch.equal(got.double(), reference.iem_scores(*tensors))
-    assert_parity(partial(scores, backend=backend), lambda *t: (reference.iem_scores(*t),), tensors, dtype)
-    rows = min(queries, passages)
-    tensors = (tensors[0][:rows], tensors[1][:rows], *tensors[2:])
-    got, exact = pairs(*(t.to(dtype) for t in tensors), backend=backend), reference.iem_pairs(*tensors)
-    assert all(torch.equal(one.double(), other) for one, other in zip(got, exact, strict=True))
-    assert_parity(partial(pairs, backend=backend), reference.iem_pairs, tensors, dtype)
+    assert_parity(partial(scores, backend=backend), literal, tensors, dtype)
 
 
 def test_gradcheck():
-    tensors = tuple(t.requires_grad_() for t in inputs(3, 4, 6))
-    assert torch.autograd.gradcheck(scores, tensors)
-    rows = tuple(t.detach().requires_grad_() for t in inputs(5, 5, 6, seed=1))
-    assert torch.autograd.gradcheck(pairs, rows)
+    assert torch.autograd.gradcheck(scores, tuple(t.requires_grad_() for t in pair_inputs(3, 4, 6)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("queries,passages", [(0, 4), (4, 0), (0, 0)])
 def test_no_queries_or_no_passages(queries, passages, backend):
-    tensors = [t.float().requires_grad_() for t in inputs(queries, passages, 8)]
-    out = scores(*tensors, backend=backend)[0]
+    tensors = [t.float().requires_grad_() for t in pair_inputs(queries, passages, 8)]
+    (out,) = scores(*tensors, backend=backend)
     assert out.shape == (queries, passages)
     out.sum().backward()
     assert all((t.grad == 0).all() for t in tensors)
-
-
-def test_pairs_equal_the_diagonal_of_scores_and_broadcast():
-    a, b, *weights = inputs(6, 6, 16)
-    z = dk.functional.iem_pairs(a, b, *weights)
-    full = dk.functional.iem_scores(a, b, *weights)
-    torch.testing.assert_close(z, full.diagonal(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(dk.functional.iem_pairs(a[:, None], b, *weights), full, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend,dtype", CASES)
@@ -91,29 +79,45 @@ def test_pairs_equal_the_diagonal_of_scores_and_broadcast():
 def test_a_score_does_not_depend_on_place_or_neighbours(passages, hidden, backend, dtype):
     needs_even_products(backend, dtype, hidden)
     score = partial(scores, backend=backend)
-    a, b, *weights = (t.to(dtype) for t in inputs(3, 1, hidden))
+    a, b, *weights = (t.to(dtype) for t in pair_inputs(3, 1, hidden))
     alone = score(a, b, *weights)[0]
     crowd = torch.cat([b.expand(passages, -1), torch.randn(7, hidden).to(dtype)])
     assert torch.equal(score(a, crowd, *weights)[0][:, :passages], alone.expand(3, passages))
     assert torch.equal(score(a[1:2], b, *weights)[0], alone[1:2])
 
 
-def test_half_precision_scores_come_in_float32():
-    tensors = [t.bfloat16() for t in inputs(3, 4, 8)]
-    for backend in ("auto", "folded", "reference"):
-        assert dk.functional.iem_scores(*tensors, backend=backend).dtype == torch.float32
-        z, features = dk.functional.iem_pairs(tensors[0], *tensors[:1], *tensors[2:], True, backend)
-        assert z.dtype == torch.float32 and features.dtype == torch.bfloat16
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_bit_equal_for_any_number_of_threads(dtype):
+    tensors = [t.to(dtype) for t in pair_inputs(3, 131, 70)]
+    assert_same_on_any_threads(lambda: scores(*tensors, backend="cpu"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_changed_in_place_count_at_once(backend):
+    a, b, *branch = (t.float() for t in pair_inputs(2, 3, 20))
+    scores(a, b, *branch, backend=backend)
+    # No version counter sees a change through `.data`.
+    for tensor in branch:
+        tensor.data.add_(0.5)
+    changed = scores(a, b, *branch, backend=backend)[0]
+    assert torch.equal(changed, scores(a, b, *(t.clone() for t in branch), backend=backend)[0])
+
+
+@pytest.mark.parametrize("backend", ("auto", "folded", "reference"))
+def test_scores_of_half_precision_come_in_float32(backend):
+    tensors = [t.bfloat16() for t in pair_inputs(3, 4, 8)]
+    assert scores(*tensors, backend=backend)[0].dtype == torch.float32
 
 
 def test_half_precision_index_against_float32_weights():
-    a, b, *weights = (t.float() for t in inputs(3, 40, 16))
-    mixed = dk.functional.iem_scores(a, b.bfloat16(), *weights, backend="folded")
+    a, b, *weights = (t.float() for t in pair_inputs(3, 40, 16))
+    (mixed,) = scores(a, b.bfloat16(), *weights)
     torch.testing.assert_close(mixed, reference.iem_scores(a, b.bfloat16().float(), *weights), rtol=1e-5, atol=1e-5)
 
 
 def test_non_contiguous_inputs_and_expanded_gradients():
-    a, b, *weights = inputs(4, 6, 8)
+    a, b, *weights = pair_inputs(4, 6, 8)
     doubled = torch.stack([a, a], -1)[..., 0].requires_grad_()
     scores(doubled, b.T.contiguous().T, *weights)[0].sum().backward()
     plain = a.clone().requires_grad_()
@@ -123,35 +127,73 @@ def test_non_contiguous_inputs_and_expanded_gradients():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_weights(backend):
-    a, b, *weights = (t.float() for t in inputs(3, 5, 32))
-    for call, right in ((scores, b), (pairs, b[:3])):
-        call = partial(call, backend=backend)
-        plain, strided = (with_gradients(call, (a, right, *some)) for some in (weights, apart(weights)))
-        assert all(torch.equal(one, two) for one, two in zip(plain, strided, strict=True))
-    plain, strided = (dk.functional.iem_topk(a, b, *some, 3, backend=backend) for some in (weights, apart(weights)))
-    assert torch.equal(plain[0], strided[0]) and torch.equal(plain[1], strided[1])
+    a, b, *weights = (t.float() for t in pair_inputs(3, 5, 32))
+    call = partial(scores, backend=backend)
+    plain, strided = (with_gradients(call, (a, b, *some)) for some in (weights, apart(weights)))
+    assert all(torch.equal(one, two) for one, two in zip(plain, strided, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_the_inputs_are_saved_for_backward(backend):
-    tensors = [t.float().requires_grad_() for t in inputs(64, 64, 32)]
-    kept = {}
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t, lambda t: t
-    ):
-        scores(*tensors, backend=backend)
+    tensors = [t.float().requires_grad_() for t in pair_inputs(64, 64, 32)]
+    kept = saved_for_backward(lambda: scores(*tensors, backend=backend))
     assert 0 < sum(kept.values()) <= sum(t.untyped_storage().nbytes() for t in tensors)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_allocation_beyond_the_tiles_and_the_scores(backend):
-    tensors = [t.float().requires_grad_() for t in inputs(64, 256, 64)]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        scores(*tensors, backend=backend)[0].sum().backward()
-    largest = max(event.self_cpu_memory_usage for event in recorded.events())
+    tensors = [t.float().requires_grad_() for t in pair_inputs(64, 256, 64)]
+    largest = largest_allocation(lambda: scores(*tensors, backend=backend)[0].sum().backward())
     tile, matrix = 256 * torch.get_num_threads() * 64 * 4, 64 * 256 * 4
     assert 0 < largest <= max(tile, matrix)
     assert largest < 64 * 256 * 64 * 4 / 4, "of the order of Nq * Np * F"
+
+
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
+def test_tasks_apart_and_all_rows_by_every_branch_are_the_same(backend, monkeypatch):
+    call, tensors = partial(scores, backend=backend, task=TASKS), [t.float() for t in task_inputs(passages=7)]
+    apart = with_gradients(call, tensors)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for one, two in zip(apart, with_gradients(call, tensors), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
+@pytest.mark.parametrize("task", (0, 2))
+def test_equal_tasks_are_the_branch_alone(task, backend):
+    a, b, weight, bias, *out = (t.float() for t in task_inputs())
+    call, tasks = partial(dk.functional.iem_scores, a, b, backend=backend), torch.full((7,), task)
+    expected = call(weight[task], bias[task], *out)
+    assert torch.equal(call(weight, bias, *out, task=tasks), expected)
+    assert torch.equal(call(weight[task, None], bias[task, None], *out, task=tasks * 0), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_branch_without_rows_gets_gradients_of_zero(backend):
+    gradients = with_gradients(partial(scores, backend=backend, task=TASKS), [t.float() for t in task_inputs()])
+    dweight, dbias = gradients[3:5]
+    assert (dweight[1] == 0).all() and (dbias[1] == 0).all() and (dweight[2] != 0).any()
+
+
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
+@pytest.mark.parametrize("tasks", (False, True))
+@pytest.mark.parametrize("frozen", (NAMES[:2], NAMES[2:], ("a",), ("weight",), NAMES[:5]))
+def test_a_gradient_that_is_not_wanted_changes_nothing_about_the_others(frozen, tasks, backend):
+    a, b, weight, bias, *out = task_inputs(passages=7)
+    tensors = (a, b, weight, bias, *out) if tasks else (a, b, weight[0], bias[0], *out)
+    call = partial(scores, backend=backend, task=TASKS if tasks else None)
+    every, some = gradients_but((), call, tensors), gradients_but(frozen, call, tensors)
+    for name, one, two in zip(NAMES, every, some, strict=True):
+        assert two is None if name in frozen else torch.equal(one, two)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tasks", (False, True))
+def test_opcheck(tasks, backend):
+    leaves = [t.float().requires_grad_() for t in (task_inputs(4, 6, 8) if tasks else pair_inputs(4, 6, 8))]
+    plain, task = [t.detach() for t in leaves], TASKS[:4] if tasks else None
+    torch.library.opcheck(torch.ops.d2llm.iem_scores, (*leaves, task, backend))
+    opcheck_backward(torch.ops.d2llm.iem_scores_backward, torch.randn(4, 6), *plain, task, backend)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +209,29 @@ def test_no_allocation_beyond_the_tiles_and_the_scores(backend):
     ],
 )
 def test_bad_arguments_are_named(position, tensor, name):
-    tensors = list(inputs(2, 3, 8))
+    tensors = list(pair_inputs(2, 3, 8))
     tensors[position] = tensor
     with pytest.raises(dk.ArgumentError, match=f"^{name}: expected"):
-        dk.functional.iem_scores(*tensors)
+        scores(*tensors)
 
 
-def test_pairs_that_do_not_broadcast_are_named():
-    a, b, *weights = inputs(2, 3, 8)
-    with pytest.raises(dk.ArgumentError, match=r"^b: expected a shape that broadcasts"):
-        dk.functional.iem_pairs(a, b, *weights)
+@pytest.mark.parametrize(
+    "task,message",
+    [
+        (torch.tensor([0, 1, 2, 3, 0, 0, 0]), r"task: expected values in 0\.\.2, got 0\.\.3"),
+        (torch.tensor([0, -1, 2, 0, 0, 0, 0]), r"task: expected values in 0\.\.2, got -1\.\.2"),
+        (torch.zeros(6, dtype=torch.int64), r"task: expected a shape that broadcasts to \(7,\), got \(6,\)"),
+        (torch.zeros(7), "task: expected an integer tensor, got torch.float32"),
+    ],
+)
+def test_bad_tasks_are_named(task, message):
+    with pytest.raises(dk.ArgumentError, match=message):
+        scores(*task_inputs(), task=task)
+
+
+def test_branches_must_be_stacked():
+    a, b, weight, bias, *out = task_inputs()
+    with pytest.raises(dk.ArgumentError, match=r"weight: expected shape \(T, F, F\), got \(20, 20\)"):
+        scores(a, b, weight[0], bias[0], *out, task=TASKS)
+    with pytest.raises(dk.ArgumentError, match=r"weight: expected shape \(F, F\), got \(3, 20, 20\)"):
+        scores(a, b, weight, bias, *out)

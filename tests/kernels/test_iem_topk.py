@@ -1,4 +1,4 @@
-"""Streaming top-k: exact, ties by the lower index, NaN last, bad k refused."""
+"""Streaming top-k: exact, ties by the lower index, NaN last, a task for each query, bad k refused, the operator."""
 
 import math
 
@@ -11,7 +11,16 @@ import d2llm_kernels as dk
 from d2llm_kernels import reference
 from d2llm_kernels.backends.folded import interaction
 from tests import adversarial
-from tests.kernels.cases import BACKENDS, CASES, needs_even_products
+from tests.kernels.cases import (
+    BACKENDS,
+    CASES,
+    TASKS,
+    apart,
+    assert_same_on_any_threads,
+    needs_even_products,
+    pair_inputs,
+    task_inputs,
+)
 
 
 def weights(hidden: int, seed: int = 0):
@@ -78,11 +87,31 @@ def test_k_out_of_range_is_refused(k, backend):
         dk.functional.iem_topk(torch.zeros(2, 8), torch.zeros(4, 8), *weights(8), k, backend=backend)
 
 
-def test_module_topk_with_a_task_for_each_query():
-    iem = dk.IEM(16, 8, init="xavier")
-    q, p, task = torch.randn(5, 16), torch.randn(30, 16), torch.tensor([1, 0, 1, 1, 0])
-    with torch.no_grad():
-        values, indices = iem.topk(iem.project_queries(q), iem.project_passages(p), 4, task)
-        expected = reference.topk(iem.score_all(q, p, task), 4)
-    torch.testing.assert_close(values, expected[0])
-    assert torch.equal(indices, expected[1])
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_bit_equal_for_any_number_of_threads(dtype):
+    tensors = [t.to(dtype) for t in pair_inputs(3, 131, 70)]
+    assert_same_on_any_threads(lambda: dk.functional.iem_topk(*tensors, 9, backend="cpu"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_weights(backend):
+    a, b, *branch = (t.float() for t in pair_inputs(3, 5, 32))
+    plain, strided = (dk.functional.iem_topk(a, b, *some, 3, backend=backend) for some in (branch, apart(branch)))
+    assert torch.equal(plain[0], strided[0]) and torch.equal(plain[1], strided[1])
+
+
+@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
+@pytest.mark.parametrize("task", (0, 2))
+def test_equal_tasks_are_the_branch_alone(task, backend):
+    a, b, weight, bias, *out = (t.float() for t in task_inputs())
+    values, indices = dk.functional.iem_topk(a, b, weight, bias, *out, 5, backend, torch.full((7,), task))
+    expected = dk.functional.iem_topk(a, b, weight[task], bias[task], *out, 5, backend)
+    assert torch.equal(values, expected[0]) and torch.equal(indices, expected[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tasks", (False, True))
+def test_opcheck(tasks, backend):
+    tensors = [t.float() for t in (task_inputs(4, 6, 8) if tasks else pair_inputs(4, 6, 8))]
+    torch.library.opcheck(torch.ops.d2llm.iem_topk, (*tensors, TASKS[:4] if tasks else None, 3, backend))

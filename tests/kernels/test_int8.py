@@ -7,27 +7,16 @@ rest, as near a warm start, the error of the rest is no noise. They are held to 
 """
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 import d2llm_kernels as dk
-from d2llm.data.docstrings import standard_library_pairs
-from d2llm.demo.library import library_vectors
-from d2llm.shipped import STUDENT
-from d2llm.student import D2LLM
 from d2llm_kernels import int8, reference
-from d2llm_kernels.backends.cpu import library
 from d2llm_kernels.rough import search
 from tests.contract import guarded
-from tests.kernels.cases import BACKENDS, needs_even_products
-from tests.kernels.test_iem_scores import inputs as wide_inputs
-
-needs_library = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+from tests.kernels.cases import BACKENDS, assert_same_on_any_threads, branch_of, needs_even_products, pair_inputs
 
 # Rounded passages are many independent draws: their mean square is near the yardstick, and the largest of a
 # million normal draws is 4.9 deviations; sums of roundings are near normal.
@@ -38,24 +27,7 @@ SCORES_RMS, SCORES_MAXIMUM = 0.15, 0.75
 
 
 def inputs(queries: int, passages: int, hidden: int) -> list[Tensor]:
-    return [tensor.float() for tensor in wide_inputs(queries, passages, hidden)]
-
-
-def branch_of(iem: dk.IEM, task: int) -> list[Tensor]:
-    projection = iem.get_submodule(f"proj{task}")
-    return [projection.weight, projection.bias, iem.linear2.weight, iem.linear2.bias]
-
-
-@pytest.fixture(scope="module")
-def trained() -> tuple[dk.IEM, Tensor, Tensor]:
-    """The shipped student's interaction module, 64 projected queries and all projected functions of the library."""
-    student = D2LLM.from_pretrained(STUDENT)
-    pairs = standard_library_pairs()
-    passages = list(dict.fromkeys(pair.positive for pair in pairs))
-    queries = student.encode([pair.query for pair in pairs[:: len(pairs) // 64][:64]], kind="query")
-    iem = student.iem.float().requires_grad_(False)
-    vectors = torch.from_numpy(library_vectors(student, passages))
-    return iem, iem.project_queries(torch.as_tensor(queries)), iem.project_passages(vectors)
+    return [tensor.float() for tensor in pair_inputs(queries, passages, hidden)]
 
 
 def centred(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +92,7 @@ def test_recall_of_the_exact_best_hundred(trained, backend, task):
 
 
 @pytest.mark.parametrize("task", (0, 1))
-@needs_library
+@pytest.mark.cpu
 def test_candidates_hold_the_best_of_the_rounded_passages(trained, task):
     iem, a, b = trained
     branch = branch_of(iem, task)
@@ -153,7 +125,7 @@ def literal(a: Tensor, b: Tensor, scale: Tensor, branch: list[Tensor]) -> Tensor
     return z
 
 
-@needs_library
+@pytest.mark.cpu
 @pytest.mark.parametrize("size", ((3, 131, 70), (1, 1, 1), (2, 50, 512), (4, 97, 600)))
 def test_scores_equal_the_formula_to_the_last_bit(size):
     a, b, *branch = inputs(*size)
@@ -164,28 +136,11 @@ def test_scores_equal_the_formula_to_the_last_bit(size):
     assert torch.equal(got, literal(a, values, scale, branch))
 
 
-@needs_library
-@pytest.mark.parametrize("name", library.module().build_info()["available"] if library.missing() is None else ())
-def test_every_instruction_set_gives_the_same_scores(name):
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "last_bit", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, "D2LLM_KERNELS_ISA": name}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
-@needs_library
+@pytest.mark.cpu
 def test_bit_equal_for_any_number_of_threads():
     a, b, *branch = inputs(3, 1031, 70)
-    values, scale = int8.quantize(b)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            scores = int8.iem_scores(a, values, scale, *branch, backend="cpu")
-            results.append((scores, *int8.iem_topk(a, values, scale, *branch, 9, backend="cpu")))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+    rows = (a, *int8.quantize(b), *branch)
+    assert_same_on_any_threads(lambda: (int8.iem_scores(*rows, backend="cpu"), *int8.iem_topk(*rows, 9, backend="cpu")))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

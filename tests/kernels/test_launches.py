@@ -1,4 +1,4 @@
-"""What a call of the interaction asks of a GPU: its kernels, and torch's between them. Counted on tensors without data.
+"""What a call asks of a GPU: its kernels, and torch's between them. Counted on tensors without data.
 
 On such tensors a value that the host reads raises, so that this shows too that no call waits for the device.
 """
@@ -147,3 +147,15 @@ def test_topk_of_tasks_waits_for_nothing(monkeypatch):
     with counted(monkeypatch) as found:
         triton_backend.iem_topk(meta(4, WIDTH), meta(1000, WIDTH), branch(2), meta(4, dtype=torch.int64), 10)
     assert found["scores_kernel"] == 1
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_a_gradient_of_pooling_that_is_not_wanted_costs_nothing(wanted):
+    x, u = (torch.empty(*shape, device="meta") for shape in ((4, 20, 64), (8, 64)))
+    launches = []
+    with recorded("sm_90", "", launches):
+        gradients = triton_backend.attn_pool_backward(x.new_empty(4, 8, 64), None, x, u, None, None, wanted)
+    assert [g.shape for g in gradients] == [t.shape if want else (0,) for t, want in zip((x, u), wanted, strict=True)]
+    _, softmax, last = (launch.arguments for launch in launches)
+    assert [last[name] is not None for name in ("dx", "du")] == list(wanted)
+    assert (softmax["a"] is None) == (last["a"] is None) == (not wanted[0])

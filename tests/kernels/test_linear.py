@@ -5,12 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import d2llm_kernels as dk
-from d2llm_kernels.backends.cpu import library
 from d2llm_kernels.operators.linear import LINEAR_ROWS, linear
 from tests.contract import assert_parity
-from tests.kernels.test_operators import TESTS
-
-needs_library = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+from tests.kernels.cases import assert_same_on_any_threads
 
 
 def inputs(*shapes: tuple[int, ...]):
@@ -22,7 +19,7 @@ def grouped(x, weight, bias=None):
     return (torch.einsum("gnk,gmk->gnm", x, weight) + (0 if bias is None else bias[:, None]),)
 
 
-@needs_library
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     "groups,rows,depth,outputs", [(1, 16, 1, 1), (3, 50, 70, 9), (1, 131, 1030, 70), (2, 33, 2100, 8)]
 )
@@ -33,24 +30,19 @@ def test_parity(groups, rows, depth, outputs):
     assert_parity(kernel, grouped, (x, weight), torch.float32)
 
 
-@needs_library
+@pytest.mark.cpu
 def test_rows_do_not_depend_on_each_other_or_on_threads():
     x, weight, bias = (t.float() for t in inputs((100, 300), (700, 300), (700,)))
-    whole, threads = linear(x, weight, bias), torch.get_num_threads()
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            assert torch.equal(linear(x, weight, bias), whole)
-            assert torch.equal(linear(x[:17], weight, bias), whole[:17])
-    finally:
-        torch.set_num_threads(threads)
+    assert_same_on_any_threads(lambda: (linear(x, weight, bias),))
+    assert_same_on_any_threads(lambda: (linear(x[:17], weight, bias),))
+    assert torch.equal(linear(x[:17], weight, bias), linear(x, weight, bias)[:17])
 
 
-@needs_library
+@pytest.mark.cpu
 def test_opcheck():
     x, weight, bias = (t.float().requires_grad_() for t in inputs((2, 5, 6), (2, 4, 6), (2, 4)))
-    torch.library.opcheck(torch.ops.d2llm.linear, (x, weight, bias, "cpu"), test_utils=TESTS)
-    torch.library.opcheck(torch.ops.d2llm.linear, (x, weight.detach(), None, "cpu"), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.linear, (x, weight, bias, "cpu"))
+    torch.library.opcheck(torch.ops.d2llm.linear, (x, weight.detach(), None, "cpu"))
 
 
 @pytest.mark.parametrize("rows", (1, LINEAR_ROWS, 40))

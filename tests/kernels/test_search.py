@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import d2llm_kernels as dk
-from d2llm_kernels import int8
+from d2llm_kernels import backends, int8
 from d2llm_kernels.rough import search
 from d2llm_kernels.rough.candidates import Best, candidates
 from tests.kernels.cases import BACKENDS, needs_even_products
@@ -53,7 +53,7 @@ def test_chunks_give_what_one_block_gives(backend, dtype, k, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_passages_keep_their_order_over_chunks(dtype):
-    needs_even_products("cpu" if "cpu" in BACKENDS else "folded", torch.float32, 32)
+    needs_even_products("folded" if backends.missing("cpu") else "cpu", torch.float32, 32)
     head = iem()
     a, rows = head.project_queries(torch.randn(2, 16)), head.project_passages(torch.randn(1, 16)).expand(900, -1)
     _, indices = head.prepare(0, dtype).topk(a, cut(stored(rows, dtype), 10, 500), 30)
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused():
         iem("cpu").double().prepare(0, torch.float64)
 
 
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ kernels are not built")
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_candidates_are_chosen_by_rounded_scores_and_ranked_once(dtype, monkeypatch):
     """However many chunks there are, as many candidates as one block has are scored again."""
@@ -134,7 +134,7 @@ def test_the_best_so_far_are_those_of_all():
     # Few values: many are equal.
     scores = torch.randint(5, (3, 40), generator=generator).float()
     for k in (1, 6, 40):
-        best = Best(k)
+        best = Best.of_none(scores, k)
         for start in range(0, 40, 7):
             values, order = scores[:, start : start + 7].sort(dim=1, descending=True, stable=True)
             best.add(values[:, :k], order[:, :k] + start)

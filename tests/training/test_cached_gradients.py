@@ -166,7 +166,7 @@ def test_groups_keep_their_results_only(base_model: str) -> None:
 
 
 def finished(base_model: str, folder: Path, **run: Any) -> dict[str, Tensor]:
-    config = make_config(base_model, folder, texts_per_chunk=3, accumulation_steps=3, save_steps=8, **run)
+    config = make_config(base_model, folder, texts_per_chunk=3, accumulation_steps=3, max_steps=4, save_steps=4, **run)
     student = D2LLM.create(base_model, **config.student)
     DistillationTrainer(student, config, make_examples()).train()
     return student.trainable_state()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2llm.data.docstrings import hold_out, standard_library_pairs
+from d2llm.data.docstrings import hold_out
 from d2llm.data.example import Example, text_id
 from d2llm.data.validation import Validation
 from d2llm.demo.library import library_vectors
@@ -22,7 +22,7 @@ from d2llm.training.vectors import TextVectors
 from d2llm.training.watching import Outcome
 
 #: Queries to train on and to be measured on; neither are the demonstration's.
-TRAIN, HELD_OUT = 160, 200
+TRAIN, HELD_OUT = 96, 100
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def student() -> D2LLM:
 
 
 @pytest.fixture(scope="module")
-def data() -> tuple[list[Example], list[Example], ScoreTable]:
+def data(library_pairs: tuple[Example, ...]) -> tuple[list[Example], list[Example], ScoreTable]:
     """Training pairs that the teacher has judged, each with two negatives that it has too, and held-out pairs."""
     table = ScoreTable.load(SCORES)
-    rest, _ = hold_out(standard_library_pairs())
+    rest, _ = hold_out(list(library_pairs))
     train, held_out = hold_out(rest, HELD_OUT, seed=1)
     passages = {text_id(pair.positive): pair.positive for pair in train}
     judged: dict[str, list[str]] = {}

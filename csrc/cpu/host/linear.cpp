@@ -1,6 +1,7 @@
-#include "linear.h"
+// Linear layers in float32: shapes and semantics as in d2llm_kernels/operators/linear.py.
 
 #include <ATen/Parallel.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <memory>
@@ -22,6 +23,7 @@ at::Tensor lines_of(const at::Tensor& tensor) {
 
 }  // namespace
 
+// x (G, N, K), weight (G, M, K), bias (G, M) or none -> (G, N, M).
 at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight_, const std::optional<at::Tensor>& bias_) {
     const at::Tensor x = lines_of(x_), weight = lines_of(weight_);
     const at::Tensor bias = bias_ ? bias_->contiguous() : at::Tensor();
@@ -51,3 +53,8 @@ at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight_, const std::op
 }
 
 }  // namespace d2llm
+
+TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
+    m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+          torch::dispatch(c10::DispatchKey::CPU, d2llm::linear));
+}

@@ -1,11 +1,13 @@
-"""The library of the CUDA kernels: which GPUs it fits, what is said where it cannot be used."""
+"""Libraries of kernels: which torch and which GPUs they fit, what is said where one cannot be used."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import d2llm_kernels as dk
 from d2llm_kernels import backends
+from d2llm_kernels.backends.cpu import library as cpu
 from d2llm_kernels.backends.cuda import library
 from d2llm_kernels.errors import BackendError
 from d2llm_kernels.functional import attn_pool
@@ -33,24 +35,36 @@ def test_code_runs_on_later_minor_versions_and_ptx_on_all_later_ones(built, capa
 
 @pytest.fixture
 def named(monkeypatch, tmp_path):
-    """Has the library read from a file with this content."""
+    """Has a backend's library read from a file with this content."""
 
-    def write(content: bytes):
-        path = tmp_path / "_cuda.so"
+    def write(backend, content: bytes):
+        path = tmp_path / f"_{backend}.so"
         path.write_bytes(content)
-        monkeypatch.setenv(library.LIBRARY, str(path))
-        library.missing.cache_clear()
+        monkeypatch.setenv({"cpu": cpu, "cuda": library}[backend].LIBRARY, str(path))
+        forget()
+
+    def forget():
+        for module in (cpu, library):
+            module.missing.cache_clear()
 
     yield write
-    library.missing.cache_clear()
+    monkeypatch.undo()
+    forget()
 
 
-def test_a_library_for_another_torch_is_not_loaded_and_says_so(named):
-    named(b"...d2llm_kernels built for torch 1.0.0\n...")
-    expected = f"_cuda.so was built for torch 1.0.0, found {torch.__version__}"
-    assert expected in str(backends.missing("cuda"))
-    with pytest.raises(BackendError, match="backend='cuda' cannot serve attn_pool: _cuda.so was built for torch 1.0.0"):
-        attn_pool(torch.randn(1, 2, 16), torch.randn(2, 16), backend="cuda")
+@pytest.mark.parametrize("backend", ("cpu", "cuda"))
+def test_one_for_another_torch_is_not_loaded_and_says_so(backend, named):
+    named(backend, b"\x7fELF...d2llm_kernels built for torch 1.0.0\n\0...")
+    expected = f"_{backend}.so was built for torch 1.0.0, found {torch.__version__}"
+    assert expected in str(backends.missing(backend)) and expected in dk.explain()
+    with pytest.raises(BackendError, match=f"backend='{backend}' cannot serve attn_pool: _{backend}.so was built for"):
+        attn_pool(torch.randn(1, 2, 16), torch.randn(2, 16), backend=backend)
+    assert backends.select("attn_pool", "auto", "cpu", torch.float32) != backend
+
+
+def test_the_folded_form_serves_where_the_library_of_the_cpu_does_not(named):
+    named("cpu", b"d2llm_kernels built for torch 1.0.0\n")
+    assert backends.select("attn_pool", "auto", "cpu", torch.float32) == "folded"
 
 
 @pytest.fixture
@@ -92,5 +106,5 @@ def test_a_library_that_no_gpu_runs_is_missing(gpus):
 
 
 def test_what_is_no_library_says_so(named):
-    named(f"d2llm_kernels built for torch {torch.__version__}\n".encode())
+    named("cuda", f"d2llm_kernels built for torch {torch.__version__}\n".encode())
     assert "_cuda.so cannot be loaded" in str(backends.missing("cuda"))

@@ -9,7 +9,6 @@ from d2llm_kernels import backends, reference
 from d2llm_kernels.functional import lora_linear
 from tests.contract import assert_parity
 from tests.kernels.cases import BACKENDS, CASES, apart, with_gradients
-from tests.kernels.test_operators import TESTS
 
 SCALING = 0.75
 # Rows, K, N, R.
@@ -61,9 +60,9 @@ def test_gradcheck_and_opcheck(backend):
         call = lambda x, w, c, a, b, d: lora_linear(x, w, c, a, b, SCALING, d, backend)  # noqa: E731
         assert torch.autograd.gradcheck(call, leaves)
     some = [tensor.detach().float().requires_grad_() for tensor in (x, weight, bias, a, b)]
-    torch.library.opcheck(torch.ops.d2llm.lora_linear, (*some, SCALING, None, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.lora_linear, (*some, SCALING, None, backend))
     frozen = (some[0], some[1].detach(), None, *some[3:], SCALING, dropped.detach().float(), backend)
-    torch.library.opcheck(torch.ops.d2llm.lora_linear, frozen, test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.lora_linear, frozen)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -6,18 +6,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.profiler import ProfilerActivity, profile
 
 import d2llm_kernels as dk
 from d2llm_kernels.backends.folded import in_batch
 from d2llm_kernels.measure.in_batch import ROWS
 from tests import adversarial
 from tests.contract import assert_parity
-from tests.kernels.cases import BACKENDS, CASES, PARITY
+from tests.kernels.cases import (
+    BACKENDS,
+    CASES,
+    PARITY,
+    assert_same_on_any_threads,
+    largest_allocation,
+    saved_for_backward,
+    with_gradients,
+)
 
 # Roundings of a float32 logarithm and of what leads to it: two exponentials, a quotient, a product.
 ROUNDINGS = 4
-TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 def inputs(batch: int, hard: int, seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0):
@@ -267,15 +273,33 @@ def test_non_contiguous_inputs_expanded_gradients_and_bit_equal_repeats(backend)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(strided, plain, strict=True))
 
 
+@pytest.mark.cpu
+def test_bit_equal_for_any_number_of_threads():
+    """Gradients too: a row is the work of one thread, whoever that is."""
+    (z_in_batch, z_hard), teacher = inputs(301, 5, dtype=torch.float32)
+    leaves = (z_in_batch.requires_grad_(), z_hard.requires_grad_())
+    assert_same_on_any_threads(lambda: with_gradients(terms(teacher, backend="cpu"), leaves))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mixed_dtypes_are_those_of_float32(backend):
+    (z_in_batch, z_hard), (s_hard, s_in_batch, duplicates) = inputs(9, 3, dtype=torch.float32)
+    leaves = (z_in_batch.bfloat16().requires_grad_(), z_hard.requires_grad_())
+    got = dk.functional.in_batch_terms(*leaves, s_hard.half(), s_in_batch, duplicates.long(), backend=backend)
+    wide = (leaves[0].float(), z_hard, s_hard.half().float(), s_in_batch, duplicates)
+    expected = dk.functional.in_batch_terms(*wide, backend=backend)
+    assert all(torch.equal(one, two) for one, two in zip(got, expected, strict=True))
+    gradients = torch.autograd.grad(got[0].sum() + got[1].sum(), leaves)
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_the_inputs_are_saved_for_backward(backend):
     student, teacher = inputs(64, 4, dtype=torch.float32)
     leaves = [t.requires_grad_() for t in student]
     allowed = {t.untyped_storage().data_ptr() for t in (*leaves, *teacher)}
-    kept = set()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.untyped_storage().data_ptr()) or t, lambda t: t):
-        terms(teacher, backend=backend)(*leaves)
-    assert kept and kept <= allowed
+    kept = saved_for_backward(lambda: terms(teacher, backend=backend)(*leaves))
+    assert kept and kept.keys() <= allowed
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -284,9 +308,7 @@ def test_no_allocation_beyond_the_matrix_and_a_chunk(backend, monkeypatch):
     monkeypatch.setattr(in_batch, "chunk_elements", lambda device: elements)
     student, teacher = inputs(batch, hard, dtype=torch.float32)
     leaves = [t.requires_grad_() for t in student]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        sum(t.sum() for t in terms(teacher, backend=backend)(*leaves)).backward()
-    largest = max(event.self_cpu_memory_usage for event in recorded.events())
+    largest = largest_allocation(lambda: sum(t.sum() for t in terms(teacher, backend=backend)(*leaves)).backward())
     assert 0 < largest <= max(batch * batch, elements) * 4
     assert largest < batch * hard * batch * 4 / 4, "of the order of B * K * B"
 
@@ -295,12 +317,12 @@ def test_no_allocation_beyond_the_matrix_and_a_chunk(backend, monkeypatch):
 def test_opcheck(backend):
     (z_in_batch, z_hard), teacher = inputs(5, 3, dtype=torch.float32)
     leaves = (z_in_batch.requires_grad_(), z_hard.requires_grad_())
-    torch.library.opcheck(torch.ops.d2llm.in_batch_terms, (*leaves, *teacher, 0.5, backend), test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.in_batch_terms, (*leaves, *teacher, 0.5, backend))
     none = (*leaves, teacher[0], None, None, 1.0, backend)
-    torch.library.opcheck(torch.ops.d2llm.in_batch_terms, none, test_utils=TESTS)
+    torch.library.opcheck(torch.ops.d2llm.in_batch_terms, none)
     plain = (z_in_batch.detach(), z_hard.detach(), *teacher, 0.5, backend)
     for slopes in ((torch.randn(5), torch.randn(5)), (None, torch.randn(5)), (torch.randn(5), None)):
-        torch.library.opcheck(torch.ops.d2llm.in_batch_terms_backward, (*slopes, *plain), test_utils=TESTS)
+        torch.library.opcheck(torch.ops.d2llm.in_batch_terms_backward, (*slopes, *plain))
 
 
 def test_compiles_without_graph_breaks_for_any_batch():

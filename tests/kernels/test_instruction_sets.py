@@ -1,0 +1,34 @@
+"""The C++ kernels by each set of instructions that the CPU has: every operation keeps its contract."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from d2llm_kernels.backends.cpu import library
+
+FOLDER = Path(__file__).parent
+TESTS = (
+    "test_attn_pool.py::test_parity",
+    "test_iem_scores.py::test_parity",
+    "test_in_batch_terms.py",
+    "test_int8.py::test_scores_equal_the_formula_to_the_last_bit",
+)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", library.module().build_info()["available"] if library.missing() is None else ())
+def test_every_one_keeps_the_contract(name):
+    options = [
+        "-q",
+        "--capture=sys",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "cpu and (2threads or not threads) and not opcheck",
+    ]
+    command = [sys.executable, "-m", "pytest", *options, *(str(FOLDER / test) for test in TESTS)]
+    done = subprocess.run(command, env={**os.environ, "D2LLM_KERNELS_ISA": name}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

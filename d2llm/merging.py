@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 #: Instructions of x86 CPUs, any of which multiplies bfloat16.
@@ -29,8 +30,9 @@ def inference_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a process holds only parts of the weights, so that no copy can be computed with."""
-    return any(isinstance(weight, DTensor) for weight in module.parameters())
+    """Whether weights are shared out over processes, gathered for a while or not, so that no copy can be made."""
+    managed = any(isinstance(part, FSDPModule) for part in module.modules())
+    return managed or any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
 class InferenceCopy:

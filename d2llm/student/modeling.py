@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -22,6 +21,7 @@ from d2llm.merging import InferenceCopy
 from d2llm.student import checkpoint, encoding
 from d2llm.student.cached_gradients import cached
 from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
+from d2llm.student.lora import with_lora
 from d2llm.tasks import ASYM, TASKS, task_index
 
 
@@ -66,7 +66,7 @@ class D2LLM(PreTrainedModel):
             InputError: if the configuration does not fit the backbone.
         """
         super().__init__(config)
-        self.backbone = _with_lora(backbone, config)
+        self.backbone = with_lora(backbone, config)
         self.tokenizer = tokenizer
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         dim = backbone.config.hidden_size
@@ -392,22 +392,3 @@ _ESSENTIAL = ("hidden_layer", "lora_alpha", "pma_heads", "pma_ln", "pma_residual
 _BASE_SAMPLE = 64
 #: Pairs of a query and a passage scored at once where gradients are cached.
 _PAIRS_AT_ONCE = 8192
-
-
-def _with_lora(backbone: Any, config: D2LLMConfig) -> Any:
-    """Freeze the base, unless it is to be trained, and put float32 LoRA beside its projections."""
-    backbone.requires_grad_(config.train_base)
-    if config.lora_r == 0:
-        return backbone
-    lora = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.lora_targets,
-    )
-    model = inject_adapter_in_model(lora, backbone)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            # Updates of 1e-4 vanish in the eight bits of a bfloat16 mantissa.
-            parameter.data = parameter.data.float()
-    return dk.accelerate(model)

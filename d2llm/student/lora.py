@@ -1,0 +1,27 @@
+"""LoRA beside the projections of a student's base."""
+
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+
+import d2llm_kernels as dk
+from d2llm.student.configuration import D2LLMConfig
+
+
+def with_lora(backbone: Any, config: D2LLMConfig) -> Any:
+    """Freeze the base, unless it is to be trained, and put float32 LoRA beside its projections."""
+    backbone.requires_grad_(config.train_base)
+    if config.lora_r == 0:
+        return backbone
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.lora_targets,
+    )
+    model = inject_adapter_in_model(lora, backbone)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # Updates of 1e-4 vanish in the eight bits of a bfloat16 mantissa.
+            parameter.data = parameter.data.float()
+    return dk.accelerate(model)

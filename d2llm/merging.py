@@ -30,10 +30,9 @@ def inference_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether weights lie in parts on several processes, or come together for a while, so that none can be copied."""
-    return any(isinstance(part, FSDPModule) for part in module.modules()) or any(
-        isinstance(weight, DTensor) for weight in module.parameters()
-    )
+    """Whether weights are shared out over processes, gathered for a while or not, so that no copy can be made."""
+    managed = any(isinstance(part, FSDPModule) for part in module.modules())
+    return managed or any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
 class InferenceCopy:

@@ -1,4 +1,4 @@
-"""LoRA in a student's base."""
+"""LoRA beside the projections of a student's base."""
 
 from typing import Any
 

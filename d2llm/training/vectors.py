@@ -16,8 +16,10 @@ from d2llm.student import D2LLM
 
 
 class Computed(Protocol):
-    """What was computed of a run's texts before it, once; :class:`TextVectors` and
-    :class:`~d2llm.training.states.TokenStates` are such."""
+    """What was computed once of a run's texts: embeddings (:class:`TextVectors`) or hidden states.
+
+    :class:`d2llm.training.states.TokenStates` has the states.
+    """
 
     def inputs(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, Tensor]:
         """What stands in a batch in place of tokens, under the names of :meth:`D2LLM.forward`."""

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "iem.h"
 #include "pack.h"
 
@@ -143,11 +144,17 @@ Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const
 }  // namespace
 
 Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const Branch& branch) {
+    check_interaction(a, b, branch);
+    expect_shape(dz, "dz", {a.size(0), b.size(0)});
     return differentiate(dz, {}, a, b, branch, true);
 }
 
 Gradients iem_pairs_backward(const at::Tensor& dz, const std::optional<at::Tensor>& dfeatures, const at::Tensor& a,
                              const at::Tensor& b, const Branch& branch) {
+    check_interaction(a, b, branch);
+    check_given(a, b);
+    expect_shape(dz, "dz", {a.size(0)});
+    if (dfeatures) expect_shape(*dfeatures, "dfeatures", a.sizes());
     return differentiate(dz, dfeatures.value_or(at::Tensor()), a, b, branch, false);
 }
 

@@ -3,7 +3,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <utility>
+
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "memory.h"
 
 namespace d2llm {
@@ -64,6 +67,7 @@ class Batch {
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> in_batch_terms(const InBatch& inputs) {
+    check_in_batch(inputs);
     const Batch batch(inputs);
     const Kernels& table = kernels();
     at::Tensor cross_entropy = at::empty({batch.size()}, inputs.z.options());
@@ -76,6 +80,9 @@ std::tuple<at::Tensor, at::Tensor> in_batch_terms(const InBatch& inputs) {
 std::tuple<at::Tensor, at::Tensor> in_batch_terms_backward(const std::optional<at::Tensor>& dcross_entropy,
                                                            const std::optional<at::Tensor>& dpairwise,
                                                            const InBatch& inputs) {
+    check_in_batch(inputs);
+    for (const auto& [slopes, name] : {std::pair{&dcross_entropy, "dcross_entropy"}, {&dpairwise, "dpairwise"}})
+        if (*slopes) expect(**slopes, name, at::kFloat, {inputs.z.size(0)});
     const Batch batch(inputs);
     const Kernels& table = kernels();
     at::Tensor dz = fresh(inputs.z.sizes(), inputs.z.options());

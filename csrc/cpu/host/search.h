@@ -23,7 +23,8 @@ class Search : public torch::CustomClassHolder {
 
   private:
     const Kernels& table_;
-    bool bytes_;
+    at::ScalarType passages_;
+    int64_t width_;
     PackedBranch packed_;
 };
 

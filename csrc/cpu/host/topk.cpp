@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "scorer.h"
 #include "scorer_int8.h"
 #include "search.h"
@@ -98,21 +99,37 @@ std::tuple<at::Tensor, at::Tensor> tensors_of(const std::vector<std::vector<Foun
     return {values, indices};
 }
 
+// F of a branch that fits passages of a dtype.
+int64_t width_of(const Branch& branch, at::ScalarType passages) {
+    check_branch(branch, passages == at::kChar ? at::kFloat : passages);
+    return branch.weight.size(0);
+}
+
+PackedBranch packed(const Kernels& table, const Branch& branch, at::ScalarType passages) {
+    if (passages == at::kChar) return pack_int8(table, branch);
+    return pack(table, passages == at::kFloat ? Rows::f32 : Rows::bf16, branch);
+}
+
 }  // namespace
 
 Search::Search(const Branch& branch, at::ScalarType passages)
     : table_(kernels()),
-      bytes_(passages == at::kChar),
-      packed_(bytes_ ? pack_int8(table_, branch)
-                     : pack(table_, passages == at::kFloat ? Rows::f32 : Rows::bf16, branch)) {}
+      passages_(passages),
+      width_(width_of(branch, passages)),
+      packed_(packed(table_, branch, passages)) {}
 
 std::tuple<at::Tensor, at::Tensor> Search::topk(const at::Tensor& a, const at::Tensor& b,
                                                 const std::optional<at::Tensor>& scale, int64_t k) const {
+    TORCH_CHECK(k > 0 && k <= b.size(0), "k: expected between 1 and the number of passages, ", b.size(0), ", got ", k);
     const auto best = [&](auto make) { return tensors_of(best_of(a.size(0), b.size(0), table_.strip, k, make), k); };
-    if (bytes_) {
+    if (passages_ == at::kChar) {
+        TORCH_CHECK(scale, "scale: expected one for passages in int8");
+        check_int8(a, b, *scale, width_);
         const ByteOperands operands = byte_operands(a, b, *scale);
         return best([&] { return ByteScorer(table_, packed_.view, operands); });
     }
+    expect(a, "a", passages_, {-1, width_});
+    expect(b, "b", passages_, {-1, width_});
     const Operands operands{rows_of(a), rows_of(b)};
     return best([&] { return Scorer(table_, packed_.view, operands); });
 }

@@ -17,7 +17,7 @@ from d2llm_kernels.measure.timing import Function, Timer
 REPORT = pytest.StashKey[Report]()
 _CPU = torch.device("cpu")
 _FEWEST, _MOST = 3, 100
-_ORDER = ("pooling", "interaction", "in_batch", "training", "encode", "index", "growth", "cost")
+_ORDER = ("pooling", "interaction", "in_batch", "lora", "training", "encode", "index", "growth", "cost")
 
 
 class BenchmarkTimer(Timer):

@@ -18,8 +18,9 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from d2llm import attention
 from d2llm.cache import cache_folder
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
@@ -126,6 +127,20 @@ def load_encoder(
     return _load(AutoModel, name, dtype, num_layers, None)
 
 
+def empty_encoder(folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Any:
+    """The model that a folder's configuration describes, its weights yet to come.
+
+    Raises:
+        MissingError: if there is no such configuration.
+    """
+    try:
+        model = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    except OSError as error:
+        raise MissingError(f"model {os.fspath(folder)!r}: {error}") from error
+    attention.use(model)
+    return model
+
+
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """16 hex digits of SHA-256 over the names of a model's weights and a sample of each.
 
@@ -149,6 +164,7 @@ def _load(
         # A hub's files are worth a bar.
         with quiet() if local else nullcontext():
             model = loader.from_pretrained(path, dtype=dtype, **_options(revision))
+            attention.use(model)
     except OSError as error:
         raise MissingError(f"model {os.fspath(name)!r}: {error}") from error
     except SafetensorError as error:

@@ -1,6 +1,6 @@
 """Where a run of transformers' Trainer stopped, how it ended, and whether it is the same run."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from d2llm.files import read_json
 _PREFIX = "checkpoint-"
 #: A checkpoint's file of what the trainer knew; written last of all.
 STATE = "trainer_state.json"
+#: What a run is watched by, in its trainer's log.
+METRIC = "eval_mrr"
 #: Characters of a setting that an error shows.
 _SHOWN = 200
 
@@ -48,13 +50,17 @@ def result(checkpoint: Path, max_steps: int, patience: int | None = None) -> Pat
         MissingError, FormatError: for a checkpoint without its state.
     """
     state = read_json(checkpoint / STATE)
-    stopping = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
-    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    if state["global_step"] < max_steps and (patience is None or waited < patience):
+    ended_early = patience is not None and waited(state["log_history"], state.get("best_global_step")) >= patience
+    if state["global_step"] < max_steps and not ended_early:
         return None
     # The best step that was saved, which may be the start. By its name: the folder may have moved since.
     best = state.get("best_model_checkpoint")
     return checkpoint.with_name(Path(best).name) if best else checkpoint
+
+
+def waited(history: Iterable[Mapping[str, Any]], best: int | None) -> int:
+    """Evaluations of a run since its best step, by the log of its trainer."""
+    return sum(METRIC in entry and entry["step"] > (best or 0) for entry in history)
 
 
 def check_settings(file: Path, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:

@@ -11,69 +11,17 @@ exactly the published denominator when nothing is masked.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from d2llm.errors import InputError
+from d2llm.loss_weights import DEFAULTS, LossWeights, check_form
 from d2llm_kernels import functional
 
 # Below this length a feature vector counts as zero: it has no direction, hence no gradient.
 _ZERO_LENGTH = 1e-12
-IN_BATCH_FORMS = ("mean", "paper")
-
-
-def _form(name: str, form: str) -> None:
-    if form not in IN_BATCH_FORMS:
-        raise InputError(f"{name}: expected one of {IN_BATCH_FORMS}, got {form!r}")
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights and temperatures of the total loss (the published run's, but for ``in_batch_form``).
-
-    Raises:
-        InputError: for a negative or non-finite weight, a share above 1, a temperature or scale that is not above 0, or
-            an unknown form.
-    """
-
-    #: Weight of the in-batch cross-entropy.
-    in_batch: float = 1.0
-    #: ``mean``: cross-entropy of a query, whatever the batch size; ``paper``: the literal 1/B² Σ, B times weaker.
-    in_batch_form: str = "mean"
-    #: Weight of contrastive imitation.
-    alpha: float = 1.0
-    #: Weight of rank imitation by correlation.
-    beta: float = 1.0
-    #: Weight of pairwise rank imitation (hard against in-batch negatives).
-    gamma: float = 0.01
-    #: Weight of feature imitation.
-    eta: float = 0.001
-    #: Weight of the contrastive loss on labels, which hard negatives without a teacher's judgement get.
-    labels: float = 1.0
-    #: From 0 to 1: how far labels stand in for the teacher where it has judged.
-    label_share: float = 0.0
-    #: Temperature of contrastive imitation and of the contrastive loss on labels.
-    temperature: float = 1.0
-    #: Temperature of the in-batch cross-entropy.
-    in_batch_temperature: float = 1.0
-    #: Divisor of the teacher's score gaps in pairwise rank imitation.
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        positive = ("temperature", "in_batch_temperature", "scale")
-        _form("in_batch_form", self.in_batch_form)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "in_batch_form":
-                continue
-            if not 0 <= value < float("inf") or (field.name in positive and value == 0):
-                expected = "a positive number" if field.name in positive else "a number of at least 0"
-                raise InputError(f"{field.name}: expected {expected}, got {value!r}")
-        if self.label_share > 1:
-            raise InputError(f"label_share: expected a number from 0 to 1, got {self.label_share!r}")
 
 
 def false_negative_mask(scores: Tensor, margin: float = 0.0) -> Tensor:
@@ -299,7 +247,7 @@ def d2llm_loss(
     teacher_relation: Tensor | None = None,
     valid: Tensor | None = None,
     duplicates: Tensor | None = None,
-    weights: LossWeights = LossWeights(),
+    weights: LossWeights = DEFAULTS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The total loss of a batch and its weighted parts.
 
@@ -388,7 +336,7 @@ def _in_batch_parts(
 
 def _over_queries(cross_entropy: Tensor, form: str) -> Tensor:
     """The in-batch loss of the cross-entropies (B,) of a batch's queries."""
-    _form("form", form)
+    check_form("form", form)
     size = len(cross_entropy)
     return cross_entropy.sum() / (size if form == "mean" else size**2)
 

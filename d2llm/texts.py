@@ -1,6 +1,7 @@
 """Texts on their way into a model: checked, as token ids, in batches of like length, padded."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 from d2llm.errors import InputError
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
 
 #: Padded tokens in a batch, whatever number of texts it may have: bounds the memory of long ones.
 TOKEN_BUDGET = 8192
+#: The same for encoding without gradients on a CPU: what a layer makes of them stays in its caches.
+CPU_TOKENS = 768
 #: Texts tokenized at once.
 _TOKENIZE_CHUNK = 4096
 
@@ -36,10 +39,17 @@ def check_texts(texts: Sequence[str], name: str = "texts", *, none: bool = False
     Raises:
         InputError: naming the first one that is not such a text; for a lone string; for none at all.
     """
+    return list(check_sequence(texts, name, none=none, blank=blank))
+
+
+def check_sequence(
+    texts: Sequence[str], name: str = "texts", *, none: bool = False, blank: bool = False
+) -> Sequence[str]:
+    """As :func:`check_texts`, but a sequence comes back as it is, so that one on a disk stays there."""
     if isinstance(texts, str):
         raise InputError(f"{name}: expected a list of texts, got one text; put it in a list")
-    checked = list(texts)
-    if not (checked or none):
+    checked = texts if isinstance(texts, Sequence) else list(texts)
+    if not (len(checked) or none):
         raise InputError(f"{name}: expected at least one text, got none")
     for i, text in enumerate(checked):
         check_text(text, f"{name}[{i}]", blank)
@@ -62,6 +72,28 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list
         if not tokens:
             raise InputError(f"texts: the tokenizer makes no token of {text!r}")
     return ids
+
+
+def tokenize_ahead(
+    tokenizer: Any, texts: Sequence[str], max_length: int, start: int = 0
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """Some thousand texts at a time from number ``start`` on: the number of the first, and :func:`tokenize` of all.
+
+    While a caller works on some, the next are tokenized in another thread.
+    """
+
+    def part(first: int) -> list[list[int]]:
+        return tokenize(
+            tokenizer, [texts[i] for i in range(first, min(first + _TOKENIZE_CHUNK, len(texts)))], max_length
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(part, start)
+        for first in range(start, len(texts), _TOKENIZE_CHUNK):
+            ids = ahead.result()
+            if first + _TOKENIZE_CHUNK < len(texts):
+                ahead = pool.submit(part, first + _TOKENIZE_CHUNK)
+            yield first, ids
 
 
 def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:

@@ -232,3 +232,28 @@ def _logsumexp(scores: Tensor) -> Tensor:
         return scores.new_full(scores.shape[:-1], -math.inf)
     empty = (scores == -math.inf).all(-1, keepdim=True)
     return torch.logsumexp(scores.masked_fill(empty, 0.0), -1).masked_fill(empty.squeeze(-1), -math.inf)
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scaling: float = 1.0,
+    dropped: Tensor | None = None,
+) -> Tensor:
+    """A linear layer and the low-rank adapter beside it (arXiv 2106.09685, section 4.1).
+
+    Args:
+        x: (..., K).
+        weight: (N, K). bias: (N,), or None.
+        a: (R, K). b: (N, R).
+        scaling: factor of the adapter.
+        dropped: (..., K) x as the adapter sees it, after dropout; None for x.
+
+    Returns:
+        (..., N).
+    """
+    adapter = F.linear(F.linear(x if dropped is None else dropped, a), b)
+    return F.linear(x, weight, bias) + scaling * adapter

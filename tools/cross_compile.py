@@ -167,13 +167,15 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     float16 takes the rows of bfloat16 and differs in the letters of its instructions alone.
     """
     for dtype in (torch.bfloat16, torch.float32):
-        widths = sorted({(w["D"], w["H"]) for w in _widths("D")})
+        widths = sorted({(w["D"], w["H"]) for w in _widths("H")})
         for width, heads in widths:
             yield from _pooling(dtype, width, heads, every=(width, heads) == widths[-1])
         for width in sorted({w["F"] for w in _widths("F")}):
             yield from _interaction(dtype, width)
         for hard in sorted({0, *(w["K"] for w in _widths("K"))}):
             yield from _in_batch(dtype, hard, every=hard == 8 and dtype == torch.float32)
+        for width, rank in sorted({(w["D"], w["R"]) for w in _widths("R")}):
+            yield from _lora(dtype, width, rank)
 
 
 def _widths(letter: str) -> list[dict[str, int]]:
@@ -232,6 +234,19 @@ def _in_batch(dtype: torch.dtype, hard: int, every: bool) -> Iterator[tuple[str,
         yield label, partial(triton_backend.in_batch_terms, inputs)
         for name, given in slopes.items() if every else [("both", slopes["both"])]:
             yield f"{label} {name}", partial(triton_backend.in_batch_terms_backward, *given, inputs)
+
+
+def _lora(dtype: torch.dtype, width: int, rank: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    x, weight, a, b = (_meta(*s, dtype=dtype) for s in ((8192, width), (width, width), (rank, width), (width, rank)))
+    bias, inner = _meta(width, dtype=dtype), _meta(8192, rank, dtype=dtype)
+    label = f"{str(dtype).removeprefix('torch.')} D={width} R={rank}"
+    yield label, partial(triton_backend.lora_linear, x, weight, None, a, b, 2.0, None)
+    yield f"{label} dropout", partial(triton_backend.lora_linear, x, weight, bias, a, b, 2.0, x)
+    wanted = (True, False, True, True, False)
+    yield (
+        f"{label} backward",
+        partial(triton_backend.lora_linear_backward, x, x, weight, a, b, inner, 2.0, None, wanted),
+    )
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from d2llm_kernels.backends.triton import interpreted, table
 from d2llm_kernels.measure.contract import Verdict
+from d2llm_kernels.measure.lora import Layer
 from d2llm_kernels.measure.problems import Interaction, Pool
 from d2llm_kernels.measure.timing import GpuTimer, Timer
 from tools.tried import FAILED, RIGHT, SLOWER, STARTED, WRONG, Tried
@@ -35,6 +36,7 @@ HALF, SINGLE = (torch.bfloat16, ["float16", "bfloat16"]), (torch.float32, ["floa
 
 POOLING: tuple[Widths, ...] = ({"D": 576, "H": 9}, {"D": 1024, "H": 16}, {"D": 4096, "H": 32}, {"D": 8192, "H": 64})
 INTERACTION: tuple[Widths, ...] = ({"F": 256}, {"F": 512}, {"F": 1024})
+ADAPTED: tuple[Widths, ...] = ({"D": 4096, "R": 8},)
 _WARPS, _STAGES = (4, 8), (2, 3, 4)
 _PRODUCT = {"BLOCK_M": (64, 128), "BLOCK_N": (64, 128, 256), "BLOCK_K": (32, 64)}
 
@@ -49,7 +51,7 @@ CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
     "pool_gradients": {"BLOCK_L": (32, 64), "SLICE": (64, 128, 256), "num_warps": _WARPS, "num_stages": _STAGES},
     **{
         kernel: {**_PRODUCT, "num_warps": _WARPS, "num_stages": _STAGES}
-        for kernel in ("scores", "features", "slopes", "slopes_features", "inputs", "weights")
+        for kernel in ("scores", "features", "slopes", "slopes_features", "inputs", "weights", "lora")
     },
 }  # fmt: skip
 
@@ -110,6 +112,9 @@ class Trial:
 
 def trial(kernel: str, widths: Widths, dtype: torch.dtype, device: torch.device, sizes: Sizes) -> Trial:
     """The call that launches ``kernel``."""
+    if "R" in widths:
+        layer = Layer(device, dtype, sizes.batch * sizes.length, widths["D"], widths["D"], widths["R"])
+        return Trial(partial(layer.both, "triton"), partial(layer.check, "triton", True))
     gradients = kernel not in ("pool_forward", "scores", "features")
     if "D" in widths:
         problem = Pool(device, dtype, sizes.batch, sizes.length, widths["D"], widths["H"], "whole")
@@ -238,7 +243,7 @@ def replaced(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, 
 def wanted(kernel: str, widths: str) -> Iterator[Row]:
     """Rows to fill: kernels whose name contains ``kernel``, of the widths written as ``widths`` ("" for all)."""
     for (dtype, dtypes), name in itertools.product((HALF, SINGLE), CANDIDATES):
-        for found in POOLING if name.startswith("pool") else INTERACTION:
+        for found in POOLING if name.startswith("pool") else ADAPTED if name == "lora" else INTERACTION:
             if kernel in name and widths in ("", ",".join(f"{k}={v}" for k, v in found.items())):
                 yield Row(name, found, dtype, dtypes)
 

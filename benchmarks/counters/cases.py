@@ -49,8 +49,9 @@ def native() -> Iterator[Counted]:
         yield Counted(f"iem_topk {name}", partial(ops.iem_topk, *texts, 4))
     a, b, branch = _texts(2, 32, _F // 2)
     values, scale = int8.quantize(b)
+    none = torch.empty(2, 0), torch.empty(2, 0, dtype=torch.int64)
     search = torch.classes.d2llm_cpu.Search(*branch, torch.int8)
-    yield Counted("iem_topk int8", partial(search.topk, a, values, scale, 32))
+    yield Counted("iem_topk int8", partial(search.topk, a, values, scale, 32, *none, 0))
     z, z_hard, s, s_hard = torch.randn(16, 16), torch.randn(16, 4), torch.rand(16, 16), torch.rand(16, 4)
     yield Counted("in_batch_terms float32", partial(ops.in_batch_terms, z, z_hard, s_hard, s, None, 1.0))
     slopes = torch.ones(16), torch.ones(16)
@@ -97,6 +98,14 @@ def allocated(backend: str) -> Iterator[Counted]:
         (cross_entropy.sum() + pairwise.sum()).backward()
 
     yield Counted("in_batch_terms", losses)
+    rows, factors = torch.randn(2048, _D, requires_grad=True), (torch.randn(8, _D), torch.randn(_F, 8))
+    weight = torch.randn(_F, _D)
+    for factor in factors:
+        factor.requires_grad_()
+    yield Counted(
+        "lora_linear",
+        lambda: functional.lora_linear(rows, weight, None, *factors, 2.0, backend=backend).sum().backward(),
+    )
 
 
 class Issuing(NamedTuple):
@@ -138,6 +147,13 @@ def issuing(backend: str) -> Iterator[Issuing]:
     s, s_hard = z.detach(), z_hard.detach()
     yield Issuing(
         "in_batch_terms", (z, z_hard), lambda: functional.in_batch_terms(z, z_hard, s_hard, s, backend=backend)
+    )
+    rows, factors = _without_data(2048, _D), (_without_data(8, _D), _without_data(_F, 8))
+    weight = _without_data(_F, _D).detach()
+    yield Issuing(
+        "lora_linear",
+        (rows, *factors),
+        lambda: (functional.lora_linear(rows, weight, None, *factors, 2.0, backend=backend),),
     )
 
 

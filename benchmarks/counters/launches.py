@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2llm_kernels import backends, functional
-from d2llm_kernels.operators import in_batch, interaction, pooling
+from d2llm_kernels.operators import in_batch, interaction, lora, pooling
 
 DEVICE = torch.device("meta")
 _ARCHITECTURE = "sm_90"
@@ -60,7 +60,7 @@ def issued() -> Iterator[Issued]:
 
     found = Issued()
     # An operator of a library would show its fake in place of its work.
-    plain = {name: function for module in (pooling, interaction, in_batch) for name, function in _plain(module)}
+    plain = {name: function for module in (pooling, interaction, in_batch, lora) for name, function in _plain(module)}
     unwrapped, takes_all = mock.patch.multiple(functional, **plain), {"triton": None}
     supported = mock.patch.object(
         backends, "unsupported", lambda name, *tensors: takes_all.get(name, "takes no tensors without data")

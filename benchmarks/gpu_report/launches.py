@@ -18,6 +18,7 @@ from d2llm_kernels.backends import unsupported
 from d2llm_kernels.backends.cuda import library
 from d2llm_kernels.measure.contract import Verdict, worst
 from d2llm_kernels.measure.in_batch import losses
+from d2llm_kernels.measure.lora import Layer
 from d2llm_kernels.measure.problems import Interaction, Pool, TopK
 
 _DTYPE = torch.bfloat16
@@ -59,6 +60,7 @@ def _of(backend: str, device: torch.device) -> Iterator[Launch]:
     yield Launch(f"{backend} iem_topk", partial(_selected, backend, device))
     if backend == "triton":
         yield Launch(f"{backend} in_batch_terms", lambda: losses(18, 2).prepare(device).check(backend))
+        yield Launch(f"{backend} lora_linear", lambda: Layer(device, _DTYPE, 18, 20, 24, 4).check(backend, True))
 
 
 def _hopper(device: torch.device) -> Iterator[Launch]:

@@ -7,6 +7,7 @@ import torch
 from d2llm_kernels.measure.case import Case, Target
 from d2llm_kernels.measure.in_batch import losses
 from d2llm_kernels.measure.interaction import pairs, scores, topk
+from d2llm_kernels.measure.lora import lora
 from d2llm_kernels.measure.pooling import Sizes, pma, pooling
 
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -23,6 +24,8 @@ def cases(smoke: bool) -> Iterator[Case]:
     yield from _interaction()
     yield losses(8192, 8, priority=2)
     yield losses(4096, 8, priority=3)
+    for passes in ("f", "fb"):
+        yield lora(passes, _BF16, 16384, 4096, 4096, priority=3)
 
 
 def _pooling() -> Iterator[Case]:
@@ -75,3 +78,4 @@ def _smoke() -> Iterator[Case]:
     yield pairs("fb", _FP32, 20, 16, 24)
     yield topk(_FP32, 2, 60, 16, 5, target=Target(milliseconds=2.5))
     yield losses(18, 2)
+    yield lora("fb", _FP32, 18, 20, 24, 4)

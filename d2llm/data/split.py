@@ -9,7 +9,7 @@ from d2llm.data.example import Example, text_id
 from d2llm.data.positives import text_key
 from d2llm.errors import InputError
 
-#: Examples held out at most: enough for an MRR to 0.02, few enough to evaluate often.
+#: Examples of a task held out at most: enough for an MRR to 0.02, few enough to evaluate often.
 MOST_HELD_OUT = 500
 
 
@@ -22,11 +22,12 @@ class Split:
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> Split:
-    """Hold out ``share`` of the examples, ``MOST_HELD_OUT`` at most, all of the task that most of them have.
+    """Hold out ``share`` of the examples of each task, ``MOST_HELD_OUT`` of it at most.
 
     Examples that share a query or a positive, up to white space, stay together, so that none is lost to keep the parts
     disjoint. What is held out leaves the hard negatives of the other part too. Hard negatives of held-out examples are
-    candidates to search, which training may have seen.
+    candidates to search, which training may have seen. A task that is small, or that hangs together, may have none
+    held out where another one has some.
 
     Args:
         examples: the whole set; its order does not decide what is held out.
@@ -36,14 +37,15 @@ def split(examples: Sequence[Example], share: float, seed: int) -> Split:
     Raises:
         InputError: where too few examples, or too many that hang together by shared texts, leave nothing to hold out.
     """
-    wanted = min(MOST_HELD_OUT, round(share * len(examples)))
-    groups = _connected(examples)
     tasks = Counter(example.task for example in examples)
+    room = Counter({task: min(MOST_HELD_OUT, round(share * count)) for task, count in tasks.items()})
+    groups = _connected(examples)
     chosen: set[int] = set()
     for group in sorted(groups, key=lambda group: _draw(seed, examples, group)):
-        alike = all(tasks[examples[i].task] == max(tasks.values()) for i in group)
-        if alike and len(chosen) + len(group) <= wanted:
+        asked = Counter(examples[i].task for i in group)
+        if asked <= room:
             chosen.update(group)
+            room -= asked
     if not chosen:
         raise InputError(
             f"data.validation_share: expected examples apart from the others to hold {share:g} of {len(examples)} out, "

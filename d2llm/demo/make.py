@@ -28,11 +28,12 @@ from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, VECTORS
 from d2llm.shipped import STUDENT as STUDENT_FOLDER
 from d2llm.shipped import TEACHER as TEACHER_FOLDER
 from d2llm.student import D2LLM
+from d2llm.teacher.adapter import save_adapter
 from d2llm.teacher.groups import make_groups
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
 from d2llm.teacher.scoring import collect, plan_groups, plan_pairs, score
-from d2llm.teacher.tuning import TuningConfig, save_adapter, tune
+from d2llm.teacher.tuning import TuningConfig, tune
 from d2llm.training.vectors import TextVectors
 
 #: Held-out groups that the teacher is judged on, and the negatives in each: BM25-hard and random.
@@ -67,7 +68,7 @@ def make_teacher(work: Path) -> None:
         passage_length=TEACHER.passage_length,
     )
     tune(teacher, tuning_groups(), work / "teacher", TuningConfig(steps=TEACHER.steps))
-    save_adapter(teacher, TEACHER_FOLDER, torch.float16)
+    save_adapter(teacher.decoder, teacher.settings(), TEACHER_FOLDER, torch.float16)
 
 
 def judge_teacher(work: Path, teacher: Teacher) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from d2llm.losses import LossWeights
+from d2llm.loss_weights import LossWeights
 from d2llm.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 
 

@@ -25,7 +25,7 @@ def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> Tensor:
         first among equals.
     """
     directions = torch.nn.functional.normalize(queries, dim=1)
-    best, first = Best(k), 0
+    best, first = Best.of_none(queries, k), 0
     for chunk in chunks:
         for unit in widened(chunk).split(_BLOCK):
             cosines = (directions @ unit.to(directions.device, directions.dtype).T).cpu()
@@ -33,5 +33,4 @@ def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> Tensor:
             rows = torch.stack([torch.from_numpy(top_indices(row, few)) for row in cosines.numpy()])
             best.add(cosines.gather(1, rows), rows + first)
             first += len(unit)
-    assert best.indices is not None
     return best.indices

@@ -1,4 +1,7 @@
-"""A student on disk: config.json and the trained weights; the base model is named, or copied on request."""
+"""A student on disk: config.json and the trained weights; the base model is named, or copied on request.
+
+Of a base that was trained, whose weights are the student's, configuration and tokenizer lie beside them.
+"""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -71,8 +74,9 @@ def save(
     with atomic_path(path / WEIGHTS) as target:
         save_file(weights, target, metadata={"format": "pt"})
     config = {**model.config.to_dict(), "architectures": ["D2LLM"]}
-    if save_base:
+    if save_base or model.config.train_base:
         _save_base(model, path / BASE)
+    if save_base:
         config["base_model"] = BASE
     write_json(path / CONFIG, config)
 
@@ -88,14 +92,17 @@ def is_own(name: str, train_base: bool) -> bool:
 
 
 def _save_base(model: "D2LLM", path: Path) -> None:
-    """The base as a plain transformers folder, without LoRA."""
-    state = {
-        name.replace(".base_layer.", "."): value
-        for name, value in model.backbone.state_dict().items()
-        if ".lora_" not in name
-    }
+    """The base as a plain transformers folder, without LoRA, and without weights that are the student's own."""
     with atomic_path(path) as target:
-        model.backbone.save_pretrained(target, state_dict=state)
+        if model.config.train_base:
+            model.backbone.config.save_pretrained(target)
+        else:
+            state = {
+                name.replace(".base_layer.", "."): value
+                for name, value in model.backbone.state_dict().items()
+                if ".lora_" not in name
+            }
+            model.backbone.save_pretrained(target, state_dict=state)
         model.tokenizer.save_pretrained(target)
 
 
@@ -134,9 +141,10 @@ def load(
         fields["base_dtype"] = str(dtype).removeprefix("torch.")
     weights = read_weights(path / WEIGHTS)
     config = D2LLMConfig.from_dict(fields)
-    if config.base_model == BASE and (path / BASE).is_dir():
-        config.base_model = str((path / BASE).resolve())
-    model = cls.assemble(config)
+    base = (path / BASE).resolve()
+    if config.base_model == BASE and base.is_dir():
+        config.base_model = str(base)
+    model = cls.assemble(config, frame=base if config.train_base and base_model is None and base.is_dir() else None)
     load_weights(model, weights, path / WEIGHTS)
     return model
 

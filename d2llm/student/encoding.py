@@ -1,7 +1,10 @@
 """Texts to embeddings, returned in the order given."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from d2llm.errors import InputError
-from d2llm.texts import batches_by_length, check_texts, pad, tokenize
+from d2llm.merging import inference_dtype, is_sharded
+from d2llm.student.vector_file import VectorFile
+from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET, batches_by_length, check_sequence, pad, tokenize_ahead
 
 if TYPE_CHECKING:
     from d2llm.student.modeling import D2LLM
@@ -25,55 +30,117 @@ def encode(
     model: "D2LLM",
     texts: Sequence[str],
     kind: str = "passage",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     show_progress: bool | None = None,
     convert_to: str = "numpy",
     normalize: bool = False,
     dtype: torch.dtype | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Embeddings (N, D) float32 of N texts, in their order, as an array or a tensor.
+
+    LoRA is merged into a copy of the weights that it adapts, which stays until the student is trained again. Texts of
+    like length share a batch, which holds as many of them as keep the device busy.
 
     Args:
         model: the student; it computes in evaluation mode and is put back as it was.
         texts: N non-empty texts; longer ones are cut.
         kind: ``passage`` or ``query``: which length limit of the configuration applies.
-        batch_size: most texts at once.
+        batch_size: most texts at once; None leaves it to their tokens.
         show_progress: None shows a bar for more than a few hundred texts.
         convert_to: ``numpy``, or ``torch`` for a tensor on the model's device.
         normalize: divide by the L2 norm (for cosine similarity; the interaction module wants it off).
-        dtype: autocast the computation to it, such as ``torch.bfloat16``; None computes as the weights are.
+        dtype: number type that the LLM computes in, such as ``torch.bfloat16``; None takes that of its weights, or
+            float32 on a CPU that does not multiply theirs.
+        out: file (.npy) to write the embeddings to some thousand at a time; what comes back is memory-mapped. The file
+            appears when it is whole. Called again after a stop with the same student, texts and options, it goes on.
 
     Raises:
-        InputError: for an empty list, an empty text, an unknown ``kind`` or ``convert_to``, a batch size below 1.
+        InputError: for an empty list, an empty text, an unknown ``kind`` or ``convert_to``, a batch size below 1, or an
+            ``out`` that is no .npy file or that another process is writing.
     """
     if kind not in KINDS:
         raise InputError(f"kind: expected one of {KINDS}, got {kind!r}")
     if convert_to not in _OUTPUTS:
         raise InputError(f"convert_to: expected one of {_OUTPUTS}, got {convert_to!r}")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-    texts = check_texts(texts)
-    limit = model.config.query_length if kind == "query" else model.config.passage_length
-    ids = tokenize(model.tokenizer, texts, limit)
-    device = model.device
-    autocast = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
-    result = torch.empty(len(ids), model.dim, device=device)
+    if out is not None and convert_to != "numpy":
+        raise InputError(f"convert_to: expected 'numpy' beside out, which is read as an array, got {convert_to!r}")
+    texts = check_sequence(texts)
     show = len(texts) >= _BAR_FROM if show_progress is None else show_progress
-    was_training = model.training
-    model.eval()
-    try:
-        bar = tqdm(total=len(ids), desc=f"encode {kind}", unit="text", disable=not show)
-        with torch.inference_mode(), autocast, bar:
-            u = model.pma.folded_queries()
-            for rows in batches_by_length([len(text) for text in ids], batch_size):
-                tokens, mask = pad([ids[row] for row in rows], model.tokenizer.pad_token_id)
-                result[torch.tensor(rows, device=device)] = model.embed(tokens.to(device), mask.to(device), u)
-                bar.update(len(rows))
-    finally:
-        model.train(was_training)
-    if normalize:
-        result = torch.nn.functional.normalize(result, dim=1)
-    return result if convert_to == "torch" else result.cpu().numpy()
+    dtype = dtype or inference_dtype(model.backbone.get_input_embeddings().weight.dtype, model.device)
+    encoder = _Encoder(model, kind, batch_size, normalize, dtype)
+    if out is not None:
+        with VectorFile(out, (len(texts), model.dim), encoder.key(texts)) as file:
+            if file.done < len(texts):
+                encoder.run(texts, file.write, show, start=file.done)
+        return file.read()
+    found = torch.empty(len(texts), model.dim, device=model.device if convert_to == "torch" else "cpu")
+
+    def keep(first: int, vectors: Tensor) -> None:
+        found[first : first + len(vectors)] = vectors
+
+    encoder.run(texts, keep, show)
+    return found if convert_to == "torch" else found.numpy()
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """What decides the embeddings of texts."""
+
+    model: "D2LLM"
+    kind: str
+    batch_size: int | None
+    normalize: bool
+    dtype: torch.dtype
+
+    def key(self, texts: Sequence[str]) -> str:
+        """32 hex digits over the student, the options and the texts."""
+        options = [self.model.fingerprint(), self.kind, self.normalize, str(self.dtype)]
+        digest = hashlib.sha256(json.dumps(options).encode())
+        for text in texts:
+            written = text.encode("utf-8", "surrogatepass")
+            digest.update(len(written).to_bytes(8, "little") + written)
+        return digest.hexdigest()[:32]
+
+    def run(
+        self, texts: Sequence[str], keep: Callable[[int, Tensor], None], show_progress: bool, start: int = 0
+    ) -> None:
+        """Hand the embeddings from number ``start`` on to ``keep``: the number of the first, (n, D) float32."""
+        model = self.model
+        limit = model.config.query_length if self.kind == "query" else model.config.passage_length
+        was_training = model.training
+        model.eval()
+        try:
+            bar = tqdm(
+                total=len(texts), initial=start, desc=f"encode {self.kind}", unit="text", disable=not show_progress
+            )
+            with torch.inference_mode(), bar:
+                embed = self._embed()
+                for first, ids in tokenize_ahead(model.tokenizer, texts, limit, start):
+                    keep(first, self._chunk(ids, embed, bar))
+        finally:
+            model.train(was_training)
+
+    def _embed(self) -> Callable[[Tensor, Tensor], Tensor]:
+        model, device = self.model, self.model.device
+        u = model.pma.folded_queries()
+        if is_sharded(model):
+            autocast = torch.autocast(device.type, self.dtype, self.dtype != torch.float32)
+            return autocast(lambda tokens, mask: model.embed(tokens, mask, u))
+        backbone = model.inference.of(model.backbone, self.dtype)
+        return lambda tokens, mask: model.embed(tokens, mask, u, backbone)
+
+    def _chunk(self, ids: list[list[int]], embed: Callable[[Tensor, Tensor], Tensor], bar: Any) -> Tensor:
+        device = self.model.device
+        found = torch.empty(len(ids), self.model.dim, device=device)
+        tokens_at_once = CPU_TOKENS if device.type == "cpu" else TOKEN_BUDGET
+        for rows in batches_by_length([len(text) for text in ids], self.batch_size, tokens_at_once):
+            tokens, mask = pad([ids[row] for row in rows], self.model.tokenizer.pad_token_id)
+            found[torch.tensor(rows, device=device)] = embed(tokens.to(device), mask.to(device))
+            bar.update(len(rows))
+        return torch.nn.functional.normalize(found, dim=1) if self.normalize else found
 
 
 def cosine_similarity(queries: np.ndarray | Tensor, passages: np.ndarray | Tensor) -> np.ndarray:

@@ -16,8 +16,9 @@ from transformers.utils import ModelOutput
 from typing_extensions import Unpack
 
 import d2llm_kernels as dk
-from d2llm.backbone import load_encoder, load_tokenizer
+from d2llm.backbone import empty_encoder, load_encoder, load_tokenizer
 from d2llm.errors import FormatError, InputError
+from d2llm.merging import InferenceCopy
 from d2llm.student import checkpoint, encoding
 from d2llm.student.cached_gradients import cached
 from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
@@ -79,6 +80,7 @@ class D2LLM(PreTrainedModel):
         self.iem = dk.IEM(
             dim, hidden=config.iem_hidden, num_tasks=len(TASKS), backend=config.kernels_backend, init=config.init
         )
+        self.inference = InferenceCopy()
 
     @classmethod
     def create(cls, base_model: str | os.PathLike[str], seed: int = 0, **fields: Unpack[Architecture]) -> "D2LLM":
@@ -97,11 +99,19 @@ class D2LLM(PreTrainedModel):
         return cls.assemble(D2LLMConfig(base_model=os.fspath(base_model), **fields), seed)
 
     @classmethod
-    def assemble(cls, config: D2LLMConfig, seed: int = 0) -> "D2LLM":
-        """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``."""
-        backbone = load_encoder(config.base_model, dtype=BASE_DTYPES[config.base_dtype], num_layers=config.num_layers)
-        tokenizer = load_tokenizer(config.base_model)
+    def assemble(cls, config: D2LLMConfig, seed: int = 0, frame: str | os.PathLike[str] | None = None) -> "D2LLM":
+        """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``.
+
+        ``frame`` is the folder of a base without its weights, to be used in its place where they come later.
+        """
+        dtype = BASE_DTYPES[config.base_dtype]
+        tokenizer = load_tokenizer(frame or config.base_model)
         with torch.random.fork_rng(devices=[]):
+            backbone = (
+                load_encoder(config.base_model, dtype, config.num_layers)
+                if frame is None
+                else empty_encoder(frame, dtype)
+            )
             torch.default_generator.manual_seed(seed)
             model = cls(config, backbone, tokenizer)
         return model.eval()
@@ -148,6 +158,7 @@ class D2LLM(PreTrainedModel):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights by name; frozen weights of the base may be absent, since a student's file has none of them."""
+        self.inference.drop()
         frozen = self.state_dict().keys() - self.trainable_state().keys()
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = [name for name in result.missing_keys if name not in frozen]
@@ -156,17 +167,36 @@ class D2LLM(PreTrainedModel):
             raise FormatError(f"state_dict: missing weights {missing}, unexpected weights {result.unexpected_keys}")
         return result
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor, u: Tensor | None = None) -> Tensor:
+    def train(self, mode: bool = True) -> "D2LLM":
+        """As of any module; training frees the merged copy that :meth:`encode` computes with."""
+        if mode:
+            self.inference.drop()
+        return super().train(mode)
+
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor, u: Tensor | None = None, backbone: Any | None = None
+    ) -> Tensor:
         """Embeddings (B, D) float32 of right-padded token ids (B, L) int64 with mask (B, L).
 
         Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, L), 1 for real tokens.
             u: ``pma.folded_queries()``, for whoever embeds many batches.
+            backbone: a copy to compute with (:class:`d2llm.merging.InferenceCopy`); None takes the student's own.
         """
+        return self.pool(self.hidden(input_ids, attention_mask, backbone), attention_mask, u)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor, backbone: Any | None = None) -> Tensor:
+        """Hidden states (B, L, D) of the layer that is pooled; arguments as for :meth:`embed`."""
         last = self.config.hidden_layer in (-1, self.backbone.config.num_hidden_layers)
-        output = self.backbone(
+        output = (self.backbone if backbone is None else backbone)(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=not last
         )
-        hidden = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
+        hidden: Tensor = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
+        return hidden
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor, u: Tensor | None = None) -> Tensor:
+        """Embeddings (B, D) float32 of hidden states (B, L, D); arguments as for :meth:`embed`."""
         if not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(self.head_dtype)
         return self.pma(hidden, attention_mask, u=u).float()
@@ -174,26 +204,28 @@ class D2LLM(PreTrainedModel):
     def _embeddings(
         self,
         vectors: Tensor | None,
+        states: Tensor | None,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         size: int | None,
         cache: bool,
     ) -> Tensor:
-        """The vectors given, or :meth:`embed` of the tokens, ``size`` texts of like length at a time."""
+        """The vectors given, or those of the states or tokens, ``size`` texts of like length at a time."""
         if vectors is not None:
             return vectors
-        if input_ids is None or attention_mask is None:
-            raise InputError("forward: expected token ids with their mask, or vectors")
+        texts, embed = (input_ids, self.embed) if states is None else (states, self.pool)
+        if texts is None or attention_mask is None:
+            raise InputError("forward: expected token ids or states with their mask, or vectors")
         if size is None:
-            return self.embed(input_ids, attention_mask)
+            return embed(texts, attention_mask)
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(stable=True)
         weights = [p for module in (self.backbone, self.pma) for p in module.parameters() if p.requires_grad]
         chunks = []
         for rows in order.split(size):
             longest = int(lengths[rows[-1]])
-            chunk = (input_ids[rows, :longest], attention_mask[rows, :longest])
-            chunks.append(cached(self.embed, chunk, weights) if cache else self.embed(*chunk))
+            chunk = (texts[rows, :longest], attention_mask[rows, :longest])
+            chunks.append(cached(embed, chunk, weights) if cache else embed(*chunk))
         return torch.cat(chunks)[order.argsort()]
 
     def _groups(self, queries: Tensor, passages: Tensor, groups: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,6 +253,8 @@ class D2LLM(PreTrainedModel):
         texts_per_chunk: int | None = None,
         query_vectors: Tensor | None = None,
         passage_vectors: Tensor | None = None,
+        query_states: Tensor | None = None,
+        passage_states: Tensor | None = None,
         cached_gradients: bool = False,
     ) -> StudentOutput:
         """Embed queries and, for training, embed passages and score them.
@@ -236,6 +270,8 @@ class D2LLM(PreTrainedModel):
                 checkpointing, and less padding. None encodes all at once.
             query_vectors: (B, D) embeddings in place of ``input_ids``.
             passage_vectors: (P, D) embeddings in place of ``passage_input_ids``.
+            query_states: (B, L, D) hidden states in place of ``input_ids``, which :meth:`hidden` returned.
+            passage_states: (P, Lp, D) hidden states in place of ``passage_input_ids``.
             cached_gradients: keep no activations of a chunk, and encode it once more when its gradient is there
                 (:mod:`d2llm.student.cached_gradients`).
 
@@ -246,12 +282,12 @@ class D2LLM(PreTrainedModel):
             InputError: for passages without groups and task.
         """
         how = (texts_per_chunk, cached_gradients)
-        queries = self._embeddings(query_vectors, input_ids, attention_mask, *how)
-        if passage_input_ids is None and passage_vectors is None:
+        queries = self._embeddings(query_vectors, query_states, input_ids, attention_mask, *how)
+        if passage_input_ids is None and passage_vectors is None and passage_states is None:
             return StudentOutput(embeddings=queries)
         if groups is None or task is None:
             raise InputError("forward: passages also need groups and task")
-        passages = self._embeddings(passage_vectors, passage_input_ids, passage_attention_mask, *how)
+        passages = self._embeddings(passage_vectors, passage_states, passage_input_ids, passage_attention_mask, *how)
         if not torch.is_autocast_enabled(queries.device.type):
             queries, passages = queries.to(self.head_dtype), passages.to(self.head_dtype)
         score = self._cached_groups if cached_gradients else self._groups
@@ -271,7 +307,7 @@ class D2LLM(PreTrainedModel):
         passages: Sequence[str],
         task: str | int | Sequence[str | int] = ASYM,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         show_progress: bool | None = None,
         dtype: torch.dtype | None = None,
     ) -> np.ndarray:
@@ -303,7 +339,7 @@ class D2LLM(PreTrainedModel):
         top_k: int | None = None,
         task: str | int = ASYM,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         show_progress: bool | None = None,
         dtype: torch.dtype | None = None,
     ) -> list[dict[str, Any]]:
@@ -337,7 +373,12 @@ class D2LLM(PreTrainedModel):
         return [{"corpus_id": int(i), "score": float(scores[i]), "text": passages[i]} for i in best]
 
     def _encode_distinct(
-        self, texts: Sequence[str], kind: str, batch_size: int, show_progress: bool | None, dtype: torch.dtype | None
+        self,
+        texts: Sequence[str],
+        kind: str,
+        batch_size: int | None,
+        show_progress: bool | None,
+        dtype: torch.dtype | None,
     ) -> Tensor:
         """Embeddings of every text, each distinct one encoded once."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -369,4 +410,4 @@ def _with_lora(backbone: Any, config: D2LLMConfig) -> Any:
         if parameter.requires_grad:
             # Updates of 1e-4 vanish in the eight bits of a bfloat16 mantissa.
             parameter.data = parameter.data.float()
-    return model
+    return dk.accelerate(model)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -14,9 +14,6 @@ from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.files import atomic_path, read_json, write_json
 from d2llm.quiet import quiet
 from d2llm.teacher.templates import Template
-
-if TYPE_CHECKING:
-    from d2llm.teacher.model import Teacher
 
 #: In an adapter's folder: the settings it was tuned with, and its weights as peft names them.
 SETTINGS = "teacher.json"
@@ -135,26 +132,24 @@ def with_adapter(decoder: Any, folder: Path) -> PeftModel:
     return model
 
 
-def save_adapter(teacher: "Teacher", folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
-    """Write a tuned teacher's LoRA adapter and its settings, atomically; float16 halves the file.
+def save_adapter(
+    decoder: Any, settings: AdapterSettings, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the LoRA adapter of a tuned decoder and what it was tuned with, atomically; float16 halves the file.
 
     Raises:
-        InputError: if the teacher has no adapter.
+        InputError: if the decoder has no adapter.
     """
-    if not isinstance(teacher.decoder, PeftModel):
-        raise InputError("teacher: expected one with an adapter")
-    weights = {name: value.to(dtype) for name, value in teacher.decoder.state_dict().items() if "lora_" in name}
-    for adapter in teacher.decoder.peft_config.values():
+    if not isinstance(decoder, PeftModel):
+        raise InputError("decoder: expected one with an adapter")
+    weights = {name: value.to(dtype) for name, value in decoder.state_dict().items() if "lora_" in name}
+    for adapter in decoder.peft_config.values():
         # By its name, not by where this machine keeps it.
-        adapter.base_model_name_or_path = teacher.origin["model"]
-        adapter.revision = teacher.origin["revision"]
+        adapter.base_model_name_or_path = settings.model
+        adapter.revision = settings.revision
+    kept = {name: value for name, value in asdict(settings).items() if name not in ("model", "revision")}
     with atomic_path(folder) as temporary:
-        teacher.decoder.save_pretrained(os.fspath(temporary), state_dict=weights, save_embedding_layers=False)
+        decoder.save_pretrained(os.fspath(temporary), state_dict=weights, save_embedding_layers=False)
         # peft adds a form of a model card that nobody has filled in.
         (temporary / "README.md").unlink(missing_ok=True)
-        settings = {name: teacher.origin[name] for name in ("base", "num_layers")}
-        templates = [asdict(builder.template) for builder in teacher.builders.values()]
-        write_json(
-            temporary / SETTINGS,
-            {**settings, **teacher.limits, "prompt": teacher.prompt_version, "templates": templates},
-        )
+        write_json(temporary / SETTINGS, kept)

@@ -1,12 +1,12 @@
 """Labelled groups for tuning and judging a teacher: one positive, BM25-hard negatives, random negatives."""
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from d2llm.bm25 import BM25
 from d2llm.data.example import Example, text_id
+from d2llm.data.positives import KnownPositives, text_key
 from d2llm.errors import InputError
 
 #: How many BM25 results the hard negatives are drawn from.
@@ -24,7 +24,7 @@ def make_groups(
 ) -> list[Example]:
     """Give every example ``hard`` negatives from BM25's first results and ``easy`` random ones, in that order.
 
-    Passages that answer the same query text, in ``examples`` or ``positives``, are never negatives.
+    Known positives of the query, by ``examples`` or ``positives``, are never negatives.
     The draw depends on ``seed`` and the query alone, not on the order of the examples. Examples
     whose corpus offers too few negatives are dropped.
 
@@ -33,22 +33,23 @@ def make_groups(
     """
     if hard < 0 or easy < 0 or hard + easy == 0:
         raise InputError(f"hard, easy: expected counts with a sum of at least 1, got {hard} and {easy}")
-    known: dict[str, set[str]] = defaultdict(set)
-    for example in (*examples, *positives):
-        known[example.query].add(example.positive)
+    known = KnownPositives((*examples, *positives))
+    keys = list(map(text_key, corpus))
     bm25 = BM25(corpus)
     depth = min(2 * HARD_POOL, len(corpus))
     _, found = bm25.search([example.query for example in examples], depth)
     groups = []
     for example, row in zip(examples, found, strict=True):
         draw = random.Random(f"{seed}:{text_id(example.query)}:{text_id(example.positive)}")
-        pool = list(dict.fromkeys(corpus[i] for i in row if corpus[i] not in known[example.query]))[:HARD_POOL]
+        excluded = set(known.of(example.query))
+        pool = list({keys[i]: i for i in reversed(row) if keys[i] not in excluded}.values())[::-1][:HARD_POOL]
         if len(pool) < hard:
             continue
-        negatives = draw.sample(pool, hard)
-        excluded = known[example.query] | set(negatives)
-        drawn = draw.sample(corpus, min(len(corpus), easy + len(excluded)))
-        others = [passage for passage in drawn if passage not in excluded]
+        chosen = draw.sample(pool, hard)
+        excluded.update(keys[i] for i in chosen)
+        drawn = draw.sample(range(len(corpus)), min(len(corpus), easy + len(excluded)))
+        others = [i for i in drawn if keys[i] not in excluded]
         if len(others) >= easy:
-            groups.append(replace(example, negatives=(*negatives, *others[:easy]), scores=None))
+            negatives = tuple(corpus[i] for i in (*chosen, *others[:easy]))
+            groups.append(replace(example, negatives=negatives, scores=None))
     return groups

@@ -13,10 +13,12 @@ from tqdm import tqdm
 from d2llm.backbone import load_causal_lm, load_tokenizer, weights_fingerprint
 from d2llm.errors import InputError, MismatchError
 from d2llm.files import sha256
-from d2llm.teacher.adapter import ADAPTER_WEIGHTS, find_adapter, read_settings, with_adapter
-from d2llm.teacher.prompt import PROMPT_VERSION, PromptBuilder, left_pad
+from d2llm.merging import InferenceCopy, inference_dtype, is_sharded
+from d2llm.teacher.adapter import ADAPTER_WEIGHTS, AdapterSettings, find_adapter, read_settings, with_adapter
+from d2llm.teacher.prompt import PROMPT_VERSION, PromptBuilder
+from d2llm.teacher.reader import PromptReader
 from d2llm.teacher.templates import TEMPLATES, Template
-from d2llm.texts import batches_by_length
+from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET
 
 #: Columns of a logits array.
 YES, NO = 0, 1
@@ -54,6 +56,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.head = head
+        self.inference = InferenceCopy()
         self.origin = dict(origin)
         self.limits = {"query_length": query_length, "passage_length": passage_length}
         self.tokenizer = tokenizer
@@ -154,6 +157,16 @@ class Teacher(nn.Module):
             "answers": {task: [builder.yes, builder.no] for task, builder in sorted(self.builders.items())},
         }
 
+    def settings(self) -> AdapterSettings:
+        """What an adapter that is tuned on this teacher has to remember."""
+        return AdapterSettings(
+            **{name: self.origin[name] for name in ("model", "revision", "base", "num_layers")},
+            query_length=self.limits["query_length"],
+            passage_length=self.limits["passage_length"],
+            templates=tuple(builder.template for builder in self.builders.values()),
+            prompt=self.prompt_version,
+        )
+
     def builder(self, task: str) -> PromptBuilder:
         """The prompt builder of a task.
 
@@ -166,6 +179,12 @@ class Teacher(nn.Module):
                 "or tune on examples of it too"
             )
         return self.builders[task]
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """As of any module; training frees the merged copy that :meth:`judge` computes with."""
+        if mode:
+            self.inference.drop()
+        return super().train(mode)
 
     def forward(self, inputs: dict[str, Tensor], task: str) -> tuple[Tensor, Tensor]:
         """Raw logits (B, 2) float32 of yes and no, and features (B, D): both at the last position.
@@ -202,36 +221,43 @@ class Teacher(nn.Module):
         passages: Sequence[str],
         task: str,
         *,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         show_progress: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Judge pairs: raw logits (N, 2) float32 [yes, no] and features (N, D) float32.
 
-        Pairs are run in batches of like length, at most ``batch_tokens`` tokens each. A pair's result
-        does not depend on the pairs beside it, but for rounding.
+        An adapter is merged into a copy of the weights that it adapts. What the prompts of a query begin with is read
+        once, where they are many and the LLM's cache allows it; the rest runs in batches of like length, at most
+        ``batch_tokens`` tokens each (None: as many as keep the device busy). A pair's result does not depend on the
+        pairs beside it, but for rounding.
 
         Raises:
             InputError: for a task without a template, lists of different lengths, an empty text or a
                 ``batch_tokens`` below 1.
         """
-        if batch_tokens < 1:
+        if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens: expected at least 1, got {batch_tokens}")
         prompts = self.builder(task).build(queries, passages)
-        device = self.head.weight.device
         logits = np.empty((len(prompts), 2), np.float32)
         features = np.empty((len(prompts), self.head.in_features), np.float32)
         training = self.decoder.training
         self.decoder.eval()
         try:
             with torch.inference_mode(), tqdm(total=len(prompts), desc="teacher", disable=not show_progress) as bar:
-                for rows in batches_by_length([len(prompt) for prompt in prompts], token_budget=batch_tokens):
-                    inputs = left_pad([prompts[i] for i in rows], self.tokenizer.pad_token_id)
-                    z, y = self({name: tensor.to(device) for name, tensor in inputs.items()}, task)
-                    logits[rows], features[rows] = z.cpu().numpy(), y.float().cpu().numpy()
+                for rows, hidden in self._reader(batch_tokens).read(prompts, queries):
+                    logits[rows] = self.answer_logits(hidden, task).cpu().numpy()
+                    features[rows] = hidden.float().cpu().numpy()
                     bar.update(len(rows))
         finally:
             self.decoder.train(training)
         return logits, features
+
+    def _reader(self, batch_tokens: int | None) -> PromptReader:
+        device = self.head.weight.device
+        dtype = inference_dtype(self.head.weight.dtype, device)
+        decoder = self.decoder if is_sharded(self.decoder) else self.inference.of(self.decoder, dtype)
+        batch_tokens = batch_tokens or (CPU_TOKENS if device.type == "cpu" else TOKEN_BUDGET)
+        return PromptReader(decoder, self.tokenizer.pad_token_id, batch_tokens, device)
 
     def score(
         self,

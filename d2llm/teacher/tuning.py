@@ -27,6 +27,7 @@ from d2llm.quiet import quiet
 from d2llm.teacher.adapter import ADAPTER, ADAPTER_WEIGHTS, save_adapter, with_adapter
 from d2llm.teacher.model import NO, YES, Teacher
 from d2llm.teacher.prompt import left_pad
+from d2llm_kernels import accelerate
 
 #: Chunks of like length that a step's prompts are run in.
 CHUNKS = 3
@@ -119,7 +120,7 @@ def tune(
     else:
         _train(teacher, groups, folder, config, callbacks, checkpoint)
     if done != adapter:
-        save_adapter(teacher, adapter)
+        save_adapter(teacher.decoder, teacher.settings(), adapter)
     teacher.origin["adapter"] = sha256(adapter / ADAPTER_WEIGHTS)
     return teacher.eval()
 
@@ -162,7 +163,7 @@ def _train(
         r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
     )
     with quiet():
-        teacher.decoder = get_peft_model(teacher.decoder, lora)
+        teacher.decoder = accelerate(get_peft_model(teacher.decoder, lora))
     arguments = _arguments(os.fspath(folder), config)
     # The trainer moves the decoder alone.
     teacher.head.to(arguments.device)

@@ -13,7 +13,7 @@ from d2llm.data.positives import KnownPositives
 from d2llm.errors import MismatchError
 from d2llm.tasks import task_index
 from d2llm.texts import pad, tokenize
-from d2llm.training.vectors import TextVectors
+from d2llm.training.vectors import Computed
 
 
 class Scores(Protocol):
@@ -61,7 +61,7 @@ class Collator:
         known: KnownPositives,
         teacher: Scores | Mapping[str, Scores] | None = None,
         temperature: float = 1.0,
-        vectors: TextVectors | None = None,
+        vectors: Computed | None = None,
     ) -> None:
         """Make the collator.
 
@@ -73,7 +73,7 @@ class Collator:
             teacher: scores by (query id, passage id), the same for both tasks or by task; without them, scores that
                 examples carry are used.
             temperature: T of the teacher's softmax over its two logits (paper section 3.1).
-            vectors: embeddings that stand in the batch in place of tokens, to train the interaction module alone.
+            vectors: embeddings or states that stand in the batch in place of tokens.
         """
         self.tokenizer = tokenizer
         self.query_length = query_length
@@ -116,9 +116,9 @@ class Collator:
         return batch
 
     def _texts(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, Tensor]:
-        """Tokens and masks of the texts, or their embeddings."""
+        """Tokens and masks of the texts, or what was computed of them."""
         if self.vectors is not None:
-            return {"query_vectors": self.vectors.queries(queries), "passage_vectors": self.vectors.passages(passages)}
+            return self.vectors.inputs(queries, passages)
         pad_id = self.tokenizer.pad_token_id
         query_tokens, query_mask = pad(tokenize(self.tokenizer, queries, self.query_length), pad_id)
         tokens, mask = pad(tokenize(self.tokenizer, passages, self.passage_length), pad_id)

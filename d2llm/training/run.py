@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from d2llm.checkpoints import check_settings, last_checkpoint
 from d2llm.data.jsonl import read_examples
 from d2llm.errors import InputError
@@ -11,10 +13,11 @@ from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, read_weights
 from d2llm.training.config import TrainConfig
 from d2llm.training.preflight import Report, preflight
-from d2llm.training.start import RunData, fit_warm_start, keep_held_out, run_data
+from d2llm.training.start import RunData, first_student, fit_warm_start, keep_held_out, run_data
+from d2llm.training.states import TokenStates
 from d2llm.training.teachers import load_teachers
 from d2llm.training.trainer import DistillationTrainer, training_arguments
-from d2llm.training.vectors import TextVectors
+from d2llm.training.vectors import Computed, TextVectors
 from d2llm.training.watching import Outcome
 
 #: What came of a run, in its folder.
@@ -59,7 +62,7 @@ def train(config: TrainConfig, resume: bool = False) -> D2LLM:
 
 
 def dry_run(config: TrainConfig) -> None:
-    """Print the pre-flight of a run and write nothing but its report.
+    """Print the pre-flight of a run and write nothing but its report, and the states that it asks to keep.
 
     Raises:
         D2LLMError: as :func:`train` does.
@@ -82,12 +85,12 @@ def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationT
     scores = config.data.teacher
     teacher = load_teachers(scores, config.data.teacher_header) if scores is not None else None
     data = run_data(read_examples(file), config.data, config.run.seed)
-    student = D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
+    student = first_student(config)
     # The decorated signature that transformers gives this method hides its own argument.
     student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
-    if fresh:
-        fit_warm_start(student, data.train, config.run.seed)
-    vectors = _vectors(student, data) if config.run.interaction_only else None
+    vectors = _computed(student, data, config)
+    if fresh and config.init_from is None:
+        fit_warm_start(student, data.train, config.run.seed, vectors)
     trainer = DistillationTrainer(student, config, data.train, data.validation, teacher, vectors=vectors)
     report = preflight(trainer, data.train)
     if trainer.is_world_process_zero():
@@ -97,9 +100,18 @@ def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationT
     return trainer, data, report
 
 
-def _vectors(student: D2LLM, data: RunData) -> TextVectors:
-    """Embeddings of every text of a run whose encoder stays as it is."""
-    return TextVectors.encode(student, [*data.train, *(data.held_out or ())])
+def _computed(student: D2LLM, data: RunData, config: TrainConfig) -> Computed | None:
+    """What an encoder that stays as it is, or its base, makes of every text of a run."""
+    examples = [*data.train, *(data.held_out or ())]
+    if config.run.interaction_only:
+        return TextVectors.encode(student, examples)
+    if not config.run.cache_states:
+        return None
+    arguments = training_arguments(config, evaluates=False)
+    # The first process computes them, the others find them.
+    with arguments.main_process_first(desc="hidden states"):
+        dtype = torch.bfloat16 if config.run.bf16 else None
+        return TokenStates.kept(student, examples, Path(config.output_dir), dtype)
 
 
 def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:

@@ -1,19 +1,26 @@
 """What a run has before its first step: the split of its data, and a start that is fitted to it."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples, write_examples
+from d2llm.data.positives import text_key
 from d2llm.data.split import Split, split
 from d2llm.data.validation import Validation
+from d2llm.errors import MismatchError
 from d2llm.student import D2LLM
-from d2llm.training.config import DataConfig
+from d2llm.training.config import DataConfig, TrainConfig
+from d2llm.training.vectors import Computed
 
+#: Fields of a student that change neither its weights nor what they mean.
+_MAY_DIFFER = {"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend"}
 #: The held-out examples of a run that was given none, in its folder.
 HELD_OUT = "validation.jsonl"
 
@@ -44,13 +51,20 @@ def run_data(examples: Sequence[Example], data: DataConfig, seed: int) -> RunDat
     parts = parted(examples, data, seed)
     if data.validation is not None:
         held_out = read_examples(data.validation)
-        return RunData(parts.train, held_out, f"validation: {len(held_out)} examples of {data.validation}")
+        told = f"validation: {len(held_out)} examples of {data.validation}"
+        trained = {text_key(example.query) for example in parts.train}
+        if shared := sum(text_key(example.query) in trained for example in held_out):
+            told += f"; {shared} of their queries are trained on too, so that what is measured flatters the student"
+        return RunData(parts.train, held_out, told)
     if not parts.held_out:
         return RunData(parts.train, None, "validation: none, so that no best step is chosen and nothing stops early")
+    held, given = (Counter(example.task for example in some) for some in (parts.held_out, examples))
+    counts = ", ".join(f"{held[task]} of {count} {task}" for task, count in sorted(given.items()))
     told = (
-        f"validation: {len(parts.held_out)} of {len(examples)} examples, held out by seed {seed}; they share no query "
-        "and no positive with the others"
+        f"validation: {counts} examples, held out by seed {seed}; they share no query and no positive with the others"
     )
+    for task in given.keys() - held.keys():
+        told += f"; too few of {task} stand apart, so that it is not watched"
     return RunData(parts.train, parts.held_out, told)
 
 
@@ -71,10 +85,35 @@ def keep_held_out(data: RunData, config: DataConfig, folder: Path) -> None:
         write_examples(folder / HELD_OUT, data.held_out)
 
 
-def fit_warm_start(student: D2LLM, examples: Sequence[Example], seed: int) -> None:
+def first_student(config: TrainConfig) -> D2LLM:
+    """The student that a run starts from: a fresh one, or the one that ``init_from`` names.
+
+    Raises:
+        MismatchError: where the run asks for another architecture, or another base, than that student has.
+        D2LLMError: if student or base are missing or malformed, or a field is unfit.
+    """
+    if config.init_from is None:
+        assert config.base_model is not None
+        return D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
+    asked: dict[str, Any] = dict(config.student)
+    student = D2LLM.from_pretrained(config.init_from, **{name: asked[name] for name in asked.keys() & _MAY_DIFFER})
+    if config.base_model is not None:
+        asked["base_model"] = config.base_model
+    for name, value in asked.items():
+        if value != (found := getattr(student.config, name)):
+            field = name if name == "base_model" else f"student.{name}"
+            raise MismatchError(
+                f"{field}: expected {found!r}, which the student {config.init_from} was made with, got {value!r}; "
+                "leave it out, or train a fresh student without init_from"
+            )
+    return student
+
+
+def fit_warm_start(student: D2LLM, examples: Sequence[Example], seed: int, computed: Computed | None = None) -> None:
     """Let the interaction module start from the directions in which the embeddings of some texts vary most.
 
-    Nothing is done where it starts otherwise, or keeps every direction anyway.
+    Nothing is done where it starts otherwise, or keeps every direction anyway. What is ``computed`` of the examples
+    spares their encoding.
     """
     iem = student.iem
     if student.config.init != "warm" or iem.dim < iem.hidden:
@@ -83,9 +122,11 @@ def fit_warm_start(student: D2LLM, examples: Sequence[Example], seed: int) -> No
     chosen = random.Random(seed).sample(examples, min(len(examples), iem.hidden))
     queries = list(dict.fromkeys(example.query for example in chosen))
     passages = list(dict.fromkeys(example.positive for example in chosen))
-    sample = torch.cat(
-        [student.encode(texts, kind, convert_to="torch") for texts, kind in ((queries, "query"), (passages, "passage"))]
-    )
+    if computed is None:
+        kinds = (queries, "query"), (passages, "passage")
+        sample = [student.encode(texts, kind, convert_to="torch") for texts, kind in kinds]
+    else:
+        sample = list(computed.embeddings(student, queries, passages))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        iem.reset_parameters("warm", sample=sample)
+        iem.reset_parameters("warm", sample=torch.cat(sample).to(student.device))

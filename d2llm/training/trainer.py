@@ -4,7 +4,6 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from d2llm.checkpoints import STATE, result
@@ -28,8 +27,9 @@ from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import OptimizerConfig, TrainConfig
 from d2llm.training.mined import MineAfresh, MinedExamples
 from d2llm.training.plan import EpochExamples, Plan, PlannedBatches
-from d2llm.training.vectors import TextVectors
-from d2llm.training.watching import WatchBothEnds
+from d2llm.training.shards import check_sharding, whole_weights
+from d2llm.training.vectors import Computed
+from d2llm.training.watching import Watch
 
 _TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
 
@@ -71,7 +71,6 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
         load_best_model_at_end=evaluates,
         metric_for_best_model="mrr" if evaluates else None,
         greater_is_better=True if evaluates else None,
-        restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         report_to=["tensorboard"] if importlib.util.find_spec("tensorboard") else [],
     )
@@ -100,7 +99,7 @@ class DistillationTrainer(Trainer):
         validation: Validation | Mapping[str, Validation] | None = None,
         teacher: Scores | Mapping[str, Scores] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        vectors: TextVectors | None = None,
+        vectors: Computed | None = None,
     ) -> None:
         """Make the trainer.
 
@@ -113,13 +112,13 @@ class DistillationTrainer(Trainer):
             teacher: teacher scores, for both tasks or by task; None trains on scores that examples carry, or on labels
                 alone.
             callbacks: further callbacks.
-            vectors: embeddings of every text of the examples and of ``validation``; the interaction module alone is
-                then trained, on them.
+            vectors: embeddings of every text of the examples and of ``validation``, on which the interaction module
+                alone is then trained; or their states, on which it is trained with the pooling.
 
         Raises:
-            InputError: as :func:`training_arguments` does, if the examples do not fill a batch, several GPUs are to be
-                driven by one process, a base is to be trained in half precision, or false negatives are to be filtered
-                by a teacher whose scores are not given.
+            InputError: as :func:`training_arguments` and :func:`~d2llm.training.shards.check_sharding` do, if the
+                examples do not fill a batch, several GPUs are to be driven by one process, a base is to be trained in
+                half precision, or false negatives are to be filtered by a teacher whose scores are not given.
         """
         if student.config.train_base and student.config.base_dtype != "float32":
             raise InputError(
@@ -157,12 +156,7 @@ class DistillationTrainer(Trainer):
             config.data.teacher_temperature,
             vectors,
         )
-        watching: list[TrainerCallback] = []
-        if validation is not None and config.run.patience:
-            watching.append(EarlyStoppingCallback(config.run.patience))
-        if validation is not None:
-            # After what may stop the run.
-            watching.append(WatchBothEnds(self))
+        watching = [] if validation is None else [Watch(self, config.run.patience)]
         super().__init__(
             model=student,
             args=arguments,
@@ -172,11 +166,7 @@ class DistillationTrainer(Trainer):
             data_collator=self.collator,
             callbacks=[*(callbacks or []), *watching],
         )
-        if config.run.cached_gradients and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise InputError(
-                "run.cached_gradients: expected whole weights in every process, since each chunk reads them anew, got "
-                "shards (FSDP or DeepSpeed); train with DDP (torchrun) or set it to false"
-            )
+        check_sharding(self, config.run)
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
@@ -291,10 +281,11 @@ class DistillationTrainer(Trainer):
         from d2llm.evaluation.systems import student_mrr
 
         dtype = torch.bfloat16 if self.args.bf16 else None
-        found = {
-            task: student_mrr(self.student, held_out, dtype, self._validation_vectors.get(task))
-            for task, held_out in self._held_out.items()
-        }
+        with whole_weights(self.student):
+            found = {
+                task: student_mrr(self.student, held_out, dtype, self._computed(held_out, dtype))
+                for task, held_out in self._held_out.items()
+            }
         metrics = {
             f"{metric_key_prefix}_{name}": float(np.mean([each[name] for each in found.values()]))
             for name in next(iter(found.values()))
@@ -313,23 +304,15 @@ class DistillationTrainer(Trainer):
             return self.validation or {}
         return {self.validation.task: self.validation}
 
-    @cached_property
-    def _validation_vectors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """What each task's held-out texts are embedded as where no encoder learns."""
-        vectors = self.vectors
-        if vectors is None:
-            return {}
-        return {
-            task: (vectors.queries(each.queries), vectors.passages(each.passages))
-            for task, each in self._held_out.items()
-        }
+    def _computed(self, held_out: Validation, dtype: torch.dtype | None) -> tuple[Tensor, Tensor] | None:
+        """Embeddings of held-out queries and passages, where the base need not be asked for them."""
+        if self.vectors is None:
+            return None
+        return self.vectors.embeddings(self.student, held_out.queries, held_out.passages, dtype)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student's folder, each file atomically; weights that are sharded over processes are gathered."""
-        wrapped = (self.is_fsdp_enabled and not self.accelerator.is_fsdp2) or self.is_deepspeed_enabled
-        # Gathering takes every process, writing one. What FSDP 2 shards in place the student gathers itself.
-        weights = self.accelerator.get_state_dict(self.model_wrapped) if wrapped else None
-        self.student.save_pretrained(output_dir or self.config.output_dir, self.args.should_save, weights)
+        self.student.save_pretrained(output_dir or self.config.output_dir, self.args.should_save)
 
 
 def parameter_groups(model: nn.Module, options: OptimizerConfig) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ every hard negative that the teacher has scored.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ from torch import Tensor
 from d2llm.data.example import Example
 from d2llm.errors import InputError
 from d2llm.student import D2LLM
+
+
+class Computed(Protocol):
+    """What was computed of a run's texts before it, once; :class:`TextVectors` and
+    :class:`~d2llm.training.states.TokenStates` are such."""
+
+    def inputs(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, Tensor]:
+        """What stands in a batch in place of tokens, under the names of :meth:`D2LLM.forward`."""
+
+    def embeddings(
+        self, student: D2LLM, queries: Sequence[str], passages: Sequence[str], dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(N, D) embeddings of queries and passages by the student as it is now."""
 
 
 class TextVectors:
@@ -50,6 +64,16 @@ class TextVectors:
             (asked, student.encode(asked, kind="query", convert_to="torch").cpu()),
             (held, student.encode(held, kind="passage", convert_to="torch").cpu()),
         )
+
+    def inputs(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, Tensor]:
+        """What stands in a batch in place of tokens: the embeddings."""
+        return {"query_vectors": self.queries(queries), "passage_vectors": self.passages(passages)}
+
+    def embeddings(
+        self, student: D2LLM, queries: Sequence[str], passages: Sequence[str], dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The embeddings as they are, whatever the student."""
+        return self.queries(queries), self.passages(passages)
 
     def queries(self, texts: Sequence[str]) -> Tensor:
         """(N, D) embeddings of queries."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from d2llm_kernels.branch import Branch, InBatch
 from d2llm_kernels.errors import BackendError
 
-Operation = Literal["attn_pool", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms", "linear"]
+Operation = Literal["attn_pool", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms", "linear", "lora_linear"]
 
 
 class Pooling(Protocol):
@@ -105,6 +105,36 @@ class Linear(Protocol):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
 
+class Lora(Protocol):
+    """``functional.lora_linear`` on rows, x and dropped (T, K), all of one dtype."""
+
+    def lora_linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+        dropped: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """y (T, N) and the adapter's inner values (T, R)."""
+
+    def lora_linear_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        a: Tensor,
+        b: Tensor,
+        inner: Tensor,
+        scaling: float,
+        dropped: Tensor | None,
+        wanted: Sequence[bool],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x, weight, a, b and dropped, each empty, (0,), unless it is wanted."""
+
+
 class Int8(Protocol):
     """Scores of passages in whole numbers, all other tensors float32; see ``rough.int8``."""
 
@@ -114,8 +144,14 @@ class Int8(Protocol):
 class Search(Protocol):
     """A branch made ready once; see ``rough.search``."""
 
-    def topk(self, a: Tensor, b: Tensor, scale: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-        """The best k passages as in ``iem_topk``; by rough scores where ``scale`` belongs to passages in int8."""
+    def topk(
+        self, a: Tensor, b: Tensor, scale: Tensor | None, k: int, values: Tensor, indices: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """The best k of what was found so far, (Nq, at most k), and the passages b, which count from ``first``.
+
+        Results as in ``iem_topk``, fewer than k columns where there are no more; by rough scores where ``scale``
+        belongs to passages in int8.
+        """
 
 
 class Formulas(Protocol):
@@ -134,6 +170,17 @@ class Formulas(Protocol):
     def iem_topk(self, a: Tensor, b: Tensor, branch: Branch, task: Tensor | None, k: int) -> tuple[Tensor, Tensor]: ...
 
     def in_batch_terms(self, batch: InBatch) -> tuple[Tensor, Tensor]: ...
+
+    def lora_linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+        dropped: Tensor | None,
+    ) -> Tensor: ...
 
 
 class Backend(Protocol):
@@ -173,6 +220,10 @@ class Backend(Protocol):
     def linear(self) -> Linear | None:
         """A matrix product of its own; None where torch's serves best."""
         return None
+
+    def lora(self) -> Lora:
+        """The functions of ``lora_linear``."""
+        raise self._without("lora_linear")
 
     def int8(self) -> Int8 | None:
         """Kernels that multiply whole numbers; None where there are none."""

@@ -53,3 +53,15 @@ class _Formulas:
         z, z_hard, s_hard = (scores.to(wide) for scores in batch[:3])
         s = None if batch.s_in_batch is None else batch.s_in_batch.to(wide)
         return reference.in_batch_terms(z, z_hard, s_hard, s, batch.duplicates, batch.temperature)
+
+    def lora_linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+        dropped: Tensor | None,
+    ) -> Tensor:
+        return reference.lora_linear(x, weight, bias, a, b, scaling, dropped)

@@ -1,4 +1,4 @@
-"""Putting this package's PMA and IEM in the place of a model's own, recognised by names and shapes."""
+"""Putting this package's PMA, IEM and LoRA in the place of a model's own, recognised by names and shapes."""
 
 import re
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from d2llm_kernels.errors import require
+from d2llm_kernels.modules import lora
 from d2llm_kernels.modules.iem import IEM
 from d2llm_kernels.modules.pma import PMA
 
@@ -13,12 +14,14 @@ _PMA_LINEARS = ("fc_q", "fc_k", "fc_v", "fc_o")
 
 
 def accelerate(model: nn.Module, residual: str = "seed", backend: str = "auto") -> nn.Module:
-    """Swap every PMA and IEM of a model for this package's, in place; the parameters are shared, not copied.
+    """Swap every PMA, IEM and LoRA layer of a model for this package's, in place; parameters are shared, not copied.
 
     A PMA is a module with a parameter ``S`` (1, M, E) and a child ``mab`` with linear layers ``fc_q, fc_k, fc_v,
     fc_o`` (and perhaps ``ln0, ln1``), and an attribute ``num_heads`` on either. An IEM has linear layers
     ``linear1`` (2D -> F), ``proj0, proj1, ...`` (F -> F) and ``linear2`` (F -> 1). Afterwards they are called as
-    ``PMA`` and ``IEM`` are.
+    ``PMA`` and ``IEM`` are. A LoRA layer is one of peft's over a plain linear layer. It stays the object and of the
+    class that it was, with the same state dict, merging and all, and computes by ``functional.lora_linear`` while one
+    plain adapter is at work. Its factors are rounded to the dtype of its input; peft widens the input to theirs.
 
     Args:
         residual: what the model's PMA adds to its attention, "seed" or "projected"; names cannot tell.
@@ -41,6 +44,8 @@ def accelerate(model: nn.Module, residual: str = "seed", backend: str = "auto") 
 def _replacement(module: nn.Module, residual: str, backend: str) -> nn.Module | None:
     if isinstance(module, (PMA, IEM)):
         return module
+    if lora.is_lora(module):
+        return lora.fuse(module, backend)
     new: nn.Module | None = None
     if _is_pma(module):
         new = _make_pma(module, residual, backend)

@@ -1,6 +1,7 @@
 """From rough scores to exact ones: how many candidates to keep, the best so far, ranking candidates again."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ def candidates(k: int) -> int:
     return max(4 * k, k + 128)
 
 
+@dataclass
 class Best:
     """The k best passages of each query so far, while passages come in the order of their numbers.
 
@@ -28,19 +30,22 @@ class Best:
     equals.
     """
 
-    def __init__(self, k: int) -> None:
-        self.k = k
-        self.values: Tensor | None = None
-        self.indices: Tensor | None = None
+    k: int
+    values: Tensor
+    indices: Tensor
+
+    @classmethod
+    def of_none(cls, a: Tensor, k: int) -> "Best":
+        """Before the first passage, for queries (Nq, F)."""
+        values = a.new_empty(len(a), 0, dtype=accumulate_dtype(a.dtype))
+        return cls(k, values, torch.empty_like(values, dtype=torch.int64))
 
     def add(self, values: Tensor, indices: Tensor) -> None:
         """Take part of the passages into account, of each query the best k, both (Nq, k) and ordered as above."""
-        if self.values is not None and self.indices is not None:
-            # What was kept has lower indices than what comes, so a stable sort keeps equals in order.
-            values, indices = torch.cat([self.values, values], 1), torch.cat([self.indices, indices], 1)
-            values, order = values.sort(dim=1, descending=True, stable=True)
-            indices = indices.gather(1, order)
-        self.values, self.indices = values[:, : self.k], indices[:, : self.k]
+        # What was kept has lower indices than what comes, so a stable sort keeps equals in order.
+        values, indices = torch.cat([self.values, values], 1), torch.cat([self.indices, indices], 1)
+        values, order = values.sort(dim=1, descending=True, stable=True)
+        self.values, self.indices = values[:, : self.k], indices.gather(1, order)[:, : self.k]
 
 
 def rerank(

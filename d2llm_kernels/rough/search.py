@@ -82,7 +82,6 @@ class Search:
         else:
             best = self._best(chunks, sizes, a, self._rough, candidates(k))
         require(k <= sum(sizes), "k", f"between 1 and the number of passages, {sum(sizes)}", k)
-        assert best.values is not None and best.indices is not None
         if self._rough is None:
             return best.values, best.indices
         return self.rerank(a, best.indices, lambda indices: _gather(chunks, sizes, indices), k)
@@ -103,22 +102,22 @@ class Search:
 
     def _best(self, chunks: Iterable[Rows], sizes: list[int], a: Tensor, scorer: "_Scorer", k: int) -> Best:
         """The best over all chunks, whose sizes are noted."""
-        best, first, width = Best(k), 0, self._branch.weight.shape[1]
+        first, width = 0, self._branch.weight.shape[1]
         a = a.detach().to(scorer.branch.weight.dtype)
+        best = Best.of_none(a, k)
         for number, rows in enumerate(chunks):
             name = f"chunks[{number}]"
             require(rows.dtype == self._dtype, name, backends.type_name(self._dtype), backends.type_name(rows.dtype))
             require(rows.shape[1:] == (width,), name, f"shape (N, {width})", tuple(rows.shape))
             for block in scorer.blocks(rows):
-                values, indices = scorer.topk(a, block, min(k, len(block)))
-                best.add(values, indices + first)
+                scorer.add(best, a, block, first)
                 first += len(block)
             sizes.append(len(rows))
         return best
 
 
 class _Scorer:
-    """The best passages of a block by scores in one dtype."""
+    """Scores in one dtype, and the best passages by them."""
 
     def __init__(self, branch: Branch, dtype: torch.dtype, backend: str) -> None:
         self.branch, self.dtype, self._requested = branch, dtype, backend
@@ -136,13 +135,18 @@ class _Scorer:
             block = rows[start : start + _BLOCK].to(device)
             yield block if block.dtype == self.dtype else widened(block).to(self.dtype)
 
-    def topk(self, a: Tensor, rows: Rows, k: int) -> tuple[Tensor, Tensor]:
+    def add(self, best: Best, a: Tensor, rows: Rows, first: int) -> None:
+        """Take a block into account, whose passages count from ``first``."""
+        if self.own is None:
+            assert isinstance(rows, Tensor)
+            values, indices = functional.iem_topk(a, rows, *self.branch, min(best.k, len(rows)), self._requested)
+            best.add(values, indices + first)
+            return
+        found = best.k, best.values, best.indices, first
         if isinstance(rows, Int8Rows):
-            assert self.own is not None
-            return self.own.topk(a + rows.centre, rows.values, rows.scale, k)
-        if self.own is not None:
-            return self.own.topk(a, rows, None, k)
-        return functional.iem_topk(a, rows, *self.branch, k, self._requested)
+            best.values, best.indices = self.own.topk(a + rows.centre, rows.values, rows.scale, *found)
+        else:
+            best.values, best.indices = self.own.topk(a, rows, None, *found)
 
 
 def _gather(chunks: Sequence[Rows], sizes: Sequence[int], indices: Tensor) -> Tensor:

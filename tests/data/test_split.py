@@ -1,5 +1,7 @@
 """What is held out shares no text with what is trained on, whatever hangs together, and depends on the seed alone."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,8 @@ from d2llm.data import split as module
 from d2llm.data.example import Example
 from d2llm.data.split import split
 from d2llm.errors import InputError
+from d2llm.training.config import DataConfig
+from d2llm.training.start import run_data
 
 TEXTS = st.integers(0, 40).map(lambda i: f"t{i}")
 ROWS = st.tuples(TEXTS, TEXTS, st.lists(TEXTS, max_size=3).map(tuple)).filter(lambda row: row[1] not in row[2])
@@ -51,11 +55,25 @@ def holds(query: str, examples: list[Example], seed: int) -> bool:
     return split([*examples, Example(query, "y")], 0.1, seed).held_out[0].query == query
 
 
-def test_one_task_is_held_out_and_no_more_than_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_HELD_OUT", 7)
+def test_a_part_of_each_task_is_held_out_and_no_more_than_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     examples = [Example(f"q{i}", f"p{i}", task=("asym", "asym", "sym")[i % 3]) for i in range(90)]
-    held = split(examples, 0.5, 0).held_out
-    assert len(held) == 7 and {example.task for example in held} == {"asym"}
+    assert Counter(example.task for example in split(examples, 0.1, 0).held_out) == {"asym": 6, "sym": 3}
+    monkeypatch.setattr(module, "MOST_HELD_OUT", 7)
+    assert Counter(example.task for example in split(examples, 0.5, 0).held_out) == {"asym": 7, "sym": 7}
+
+
+def test_examples_of_two_tasks_that_share_a_text_stay_together() -> None:
+    pairs = [Example(f"q{i // 2}", f"p{i}", task=("asym", "sym")[i % 2]) for i in range(40)]
+    parts = split(pairs, 0.2, 0)
+    assert Counter(example.task for example in parts.held_out) == {"asym": 4, "sym": 4}
+    assert not texts(parts.train) & texts(parts.held_out)
+
+
+def test_a_task_that_is_too_small_is_left_whole() -> None:
+    examples = [Example(f"q{i}", f"p{i}", task="asym" if i else "sym") for i in range(40)]
+    data = run_data(examples, DataConfig(), 0)
+    assert {example.task for example in data.held_out} == {"asym"}
+    assert "4 of 39 asym, 0 of 1 sym" in data.told and "too few of sym stand apart" in data.told
 
 
 def test_too_few_or_one_tangle_are_refused() -> None:

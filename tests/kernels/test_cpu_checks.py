@@ -81,9 +81,23 @@ def test_offsets_that_leave_the_batch_are_refused(offsets):
 def test_k_outside_the_passages_is_refused(k):
     with pytest.raises(RuntimeError, match="k: expected between 1 and the number of passages, 4, got"):
         call("iem_topk", SCORES | {"k": k})
+
+
+NOTHING = (torch.empty(3, 0), torch.empty(3, 0, dtype=torch.int64))
+
+
+def topk(search, a, b, scale, k, kept=NOTHING):
+    return search.topk(a, b, scale, k, *kept, 0)
+
+
+def test_a_search_keeps_what_there_is_and_checks_what_was_kept():
     search = library.classes().Search(*list(SCORES.values())[2:], torch.float32)
-    with pytest.raises(RuntimeError, match="k: expected between 1 and the number of passages, 4, got"):
-        search.topk(SCORES["a"], SCORES["b"], None, k)
+    values, indices = topk(search, SCORES["a"], SCORES["b"], None, 1 << 62)
+    assert values.shape == indices.shape == (3, 4)
+    assert topk(search, SCORES["a"], SCORES["b"][:0], None, 5)[0].shape == (3, 0)
+    for k, kept in ((0, (values, indices)), (3, (values, indices)), (9, (values[:2], indices)), (9, (values, values))):
+        with pytest.raises(RuntimeError, match="(k|values|indices): expected"):
+            topk(search, SCORES["a"], SCORES["b"], None, k, kept)
 
 
 def test_a_prepared_branch_takes_its_own_width_and_dtype_alone():
@@ -94,11 +108,11 @@ def test_a_prepared_branch_takes_its_own_width_and_dtype_alone():
     plain, rough = (library.classes().Search(*weights, dtype) for dtype in (torch.float32, torch.int8))
     for a, b in ((SCORES["a"][:, 1:], SCORES["b"]), (SCORES["a"], SCORES["b"][:, 1:]), (SCORES["a"], BYTES["b"])):
         with pytest.raises(RuntimeError, match="^[ab]: expected"):
-            plain.topk(a, b, None, 2)
+            topk(plain, a, b, None, 2)
     with pytest.raises(RuntimeError, match="scale: expected"):
-        rough.topk(SCORES["a"], BYTES["b"], None, 2)
+        topk(rough, SCORES["a"], BYTES["b"], None, 2)
     with pytest.raises(RuntimeError, match="scale: expected"):
-        rough.topk(SCORES["a"], BYTES["b"], BYTES["scale"][1:], 2)
+        topk(rough, SCORES["a"], BYTES["b"], BYTES["scale"][1:], 2)
 
 
 @pytest.mark.parametrize("wide", (16, 4096))

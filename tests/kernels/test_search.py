@@ -134,7 +134,7 @@ def test_the_best_so_far_are_those_of_all():
     # Few values: many are equal.
     scores = torch.randint(5, (3, 40), generator=generator).float()
     for k in (1, 6, 40):
-        best = Best(k)
+        best = Best.of_none(scores, k)
         for start in range(0, 40, 7):
             values, order = scores[:, start : start + 7].sort(dim=1, descending=True, stable=True)
             best.add(values[:, :k], order[:, :k] + start)

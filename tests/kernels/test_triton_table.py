@@ -18,6 +18,8 @@ ARCHS = ("interpreter", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 def widths(kernel):
     if kernel.startswith("in_batch"):
         return {"K": 8}
+    if kernel == "lora":
+        return {"D": 2048, "R": 12}
     return {"D": 2048, "H": 24} if kernel.startswith("pool") else {"F": 384}
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from d2llm import losses
 from d2llm.errors import InputError
-from d2llm.losses import LossWeights
+from d2llm.loss_weights import LossWeights
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
 from d2llm import losses
+from d2llm.loss_weights import LossWeights
 
 batches = st.tuples(st.integers(1, 6), st.integers(0, 5), st.integers(0, 2**31 - 1))
 
@@ -122,7 +123,7 @@ def test_feature_imitation(shape):
 
 def test_total_is_the_weighted_sum_of_all_parts():
     data = draw(4, 3, 0)
-    weights = losses.LossWeights(
+    weights = LossWeights(
         in_batch=2, alpha=3, beta=5, gamma=7, eta=11, labels=13, label_share=0.5, temperature=2, scale=3
     )
     total, parts = losses.d2llm_loss(**data, weights=weights)
@@ -151,13 +152,13 @@ def test_the_in_batch_loss_is_a_mean_over_queries_whatever_the_batch_size():
 
 def test_the_papers_form_is_there_by_name():
     data = draw(4, 3, 0)
-    mean, paper = (losses.LossWeights(alpha=0, beta=0, gamma=0, eta=0, in_batch_form=f) for f in ("mean", "paper"))
+    mean, paper = (LossWeights(alpha=0, beta=0, gamma=0, eta=0, in_batch_form=f) for f in ("mean", "paper"))
     mean, paper = (losses.d2llm_loss(**data, weights=weights)[0] for weights in (mean, paper))
     torch.testing.assert_close(paper, mean / 4)
 
 
 def test_published_weights_are_the_defaults():
-    weights = losses.LossWeights()
+    weights = LossWeights()
     assert (weights.in_batch, weights.alpha, weights.beta, weights.gamma, weights.eta) == (1, 1, 1, 0.01, 0.001)
     assert (weights.temperature, weights.in_batch_temperature, weights.scale) == (1, 1, 1)
 
@@ -175,7 +176,7 @@ def test_gradients_are_those_of_finite_differences():
 
     def total(z, z_in_batch, features):
         changed = data | {"z": z, "z_in_batch": z_in_batch, "features": features}
-        weights = losses.LossWeights(gamma=1, eta=1)
+        weights = LossWeights(gamma=1, eta=1)
         return losses.d2llm_loss(**changed, valid=valid, weights=weights)[0]
 
     inputs = [data[name].requires_grad_() for name in ("z", "z_in_batch", "features")]

@@ -1,6 +1,7 @@
 """A saved student comes back bit for bit, and a damaged one says what is wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,21 @@ def test_everything_comes_back_bit_for_bit(student: D2LLM, saved: Path) -> None:
     loaded.save_pretrained(saved.parent / "again")
     for name in ("config.json", "model.safetensors"):
         assert (saved / name).read_bytes() == (saved.parent / "again" / name).read_bytes()
+
+
+def test_a_trained_base_needs_no_other(base_model: str, tmp_path: Path) -> None:
+    base = shutil.copytree(base_model, tmp_path / "base")
+    student = D2LLM.create(base, lora_r=0, train_base=True, iem_hidden=8, num_layers=2)
+    student.backbone.embed_tokens.weight.data += 0.1
+    student.save_pretrained(tmp_path / "student", save_base=True)
+    assert not list((tmp_path / "student" / "base").glob("*.safetensors"))
+    student.save_pretrained(tmp_path / "student")
+    shutil.rmtree(base)
+    state = torch.get_rng_state()
+    loaded = D2LLM.from_pretrained(tmp_path / "student")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.fingerprint() == student.fingerprint() and loaded.config.base_model == str(base)
+    np.testing.assert_array_equal(student.encode(TEXTS), loaded.encode(TEXTS))
 
 
 def test_the_fingerprint_sees_own_weights_base_and_limits(student: D2LLM, saved: Path) -> None:

@@ -37,6 +37,15 @@ def test_other_answers_to_the_query_are_no_negatives():
         assert set(group.negatives).isdisjoint(CORPUS[:9])
 
 
+def test_positives_count_whatever_their_white_space_and_either_way_round():
+    sym = Example("open the file", "open a file", task="sym")
+    corpus = [" open  the file", "open a\tfile", "open the file now", "close the file", "read the file"]
+    for seed in range(5):
+        forth, back = make_groups([sym, Example(corpus[2], "open the file", task="sym")], corpus, hard=1, seed=seed)
+        assert set(forth.negatives) == set(corpus[3:])
+        assert not {corpus[0], corpus[2]} & set(back.negatives)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 4), st.integers(0, 4), st.integers(0, 9))
 def test_groups_are_full_or_left_out(size, hard, easy, seed):

@@ -96,7 +96,7 @@ def test_loading_a_tuned_teacher_says_nothing(tuned, tiny_lm, tmp_path, capfd):
 
 def test_float16_adapters_are_half_the_size_and_nearly_the_same(tuned, tiny_lm, tmp_path):
     teacher, folder = tuned
-    save_adapter(teacher, tmp_path / "half", torch.float16)
+    save_adapter(teacher.decoder, teacher.settings(), tmp_path / "half", torch.float16)
     half, full = load_file(tmp_path / "half" / ADAPTER_WEIGHTS), load_file(folder / "adapter" / ADAPTER_WEIGHTS)
     assert half.keys() == full.keys() and all("lora_" in name for name in half)
     assert all(torch.equal(half[name], value.half()) for name, value in full.items())
@@ -204,7 +204,7 @@ def test_groups_must_be_alike_and_the_teacher_fresh(tuned, tiny_lm, tmp_path):
 
 def test_save_adapter_needs_one(shared_teacher, tmp_path):
     with pytest.raises(InputError, match="with an adapter"):
-        save_adapter(shared_teacher, tmp_path / "adapter")
+        save_adapter(shared_teacher.decoder, shared_teacher.settings(), tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 

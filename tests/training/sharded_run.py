@@ -8,16 +8,19 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from training_setup import make_config, make_examples
 
+from d2llm.data.validation import Validation
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import is_own
 from d2llm.training import DistillationTrainer
 
 
 def main(base_model: str, output: Path) -> None:
-    """Train two steps and save; every process leaves its shards beside the student that was written."""
-    config = make_config(base_model, output, max_steps=2, save_steps=4, eval_steps=4, gradient_checkpointing=False)
+    """Train two steps, evaluate and save at each; every process leaves its shards beside the written student."""
+    config = make_config(base_model, output, max_steps=2, save_steps=1, eval_steps=1, gradient_checkpointing=False)
     student = D2LLM.create(base_model, **config.student)
-    trainer = DistillationTrainer(student, config, make_examples())
+    examples = make_examples()
+    validation = Validation.by_task(examples)
+    trainer = DistillationTrainer(student, config, examples, validation)
     # accelerate shards on a CPU as on a GPU, but does not turn it on by itself there.
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
     trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(

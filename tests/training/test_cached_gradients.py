@@ -15,7 +15,6 @@ from d2llm.student import D2LLM, modeling
 from d2llm.student.cached_gradients import cached
 from d2llm.training import DistillationTrainer
 from d2llm.training.collator import Collator
-from d2llm.training.config import TrainConfig
 from d2llm_kernels.measure.memory import allocations, peak_bytes
 
 CHUNK = 4
@@ -182,16 +181,3 @@ def test_a_run_goes_as_it_would_without(base_model: str, tmp_path: Path) -> None
 def test_chunks_are_asked_for(base_model: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.texts_per_chunk: expected a number"):
         make_config(base_model, tmp_path, cached_gradients=True)
-
-
-def test_sharded_weights_are_refused(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config: TrainConfig = make_config(base_model, tmp_path, cached_gradients=True, texts_per_chunk=3)
-    make_accelerator = DistillationTrainer.create_accelerator_and_postprocess
-
-    def sharding(trainer: DistillationTrainer) -> None:
-        make_accelerator(trainer)
-        trainer.is_fsdp_enabled = True
-
-    monkeypatch.setattr(DistillationTrainer, "create_accelerator_and_postprocess", sharding)
-    with pytest.raises(InputError, match=r"run\.cached_gradients: expected whole weights"):
-        DistillationTrainer(D2LLM.create(base_model, **config.student), config, make_examples())

@@ -77,7 +77,7 @@ def test_a_fresh_start_is_the_cosine_and_defaults_do_not_end_below_it(
     start = student_mrr(student, validation, vectors=embedded)
     assert abs(start["mrr"] - start["mrr_cosine"]) < 0.01
 
-    config = TrainConfig(BASE_MODEL, str(tmp_path), data=DataConfig(negatives=2), run=RunConfig(epochs=4))
+    config = TrainConfig(str(tmp_path), BASE_MODEL, data=DataConfig(negatives=2), run=RunConfig(epochs=4))
     trainer = DistillationTrainer(student, config, train, validation, table, vectors=vectors)
     trainer.train()
     outcome, end = Outcome.of(trainer.state), student_mrr(student, validation, vectors=embedded)

@@ -5,10 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from training_setup import make_config, make_examples
 
+from d2llm.data.validation import Validation
+from d2llm.errors import InputError
+from d2llm.evaluation.systems import student_mrr
+from d2llm.files import read_json
 from d2llm.student import D2LLM
+from d2llm.training import DistillationTrainer, shards
 
 HERE = Path(__file__).parent
 
@@ -29,11 +37,45 @@ def test_two_processes_train_one_student(base_model: str, tmp_path: Path) -> Non
     assert fingerprints == [D2LLM.from_pretrained(tmp_path).fingerprint()] * 2
 
 
-def test_what_two_processes_hold_in_shards_is_written_whole(base_model: str, tmp_path: Path) -> None:
+def test_what_two_processes_hold_in_shards_is_measured_and_written_whole(base_model: str, tmp_path: Path) -> None:
     launch("sharded_run.py", base_model, str(tmp_path))
-    shards = [load_file(tmp_path / f"shards-{rank}.safetensors") for rank in (0, 1)]
-    for folder in (tmp_path, tmp_path / "checkpoint-2"):
-        written = load_file(folder / "model.safetensors")
-        assert written.keys() == shards[0].keys() == D2LLM.from_pretrained(folder).trainable_state().keys()
-        for name, value in written.items():
-            assert torch.equal(value, torch.cat([shard[name] for shard in shards])), name
+    found = {e["step"]: e for e in read_json(tmp_path / "checkpoint-2/trainer_state.json")["log_history"]}
+    validation = Validation.by_task(make_examples())
+    for step in range(3):
+        written = D2LLM.from_pretrained(tmp_path / f"checkpoint-{step}")
+        for task, held_out in validation.items():
+            measured = student_mrr(written, held_out)
+            assert found[step][f"eval_mrr_{task}"] == pytest.approx(measured["mrr"]), (step, task)
+    # What remains is the best step, in the shards as on the disk.
+    best = max(found, key=lambda step: found[step]["eval_mrr"])
+    kept, shards = load_file(tmp_path / "model.safetensors"), [*map(load_file, sorted(tmp_path.glob("shards-*")))]
+    assert kept.keys() == shards[0].keys() == written.trainable_state().keys()
+    for name, value in load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors").items():
+        assert torch.equal(value, kept[name]), name
+        assert torch.equal(value, torch.cat([shard[name] for shard in shards])), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("FSDP 1", "FSDP 1: expected whole weights in every process .* or FSDP 2"),
+        ("ZeRO-3", "ZeRO-3: expected whole weights in every process"),
+        ("FSDP 2", r"run\.cached_gradients: expected whole weights"),
+    ],
+)
+def test_shards_that_cannot_be_measured_are_refused(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
+) -> None:
+    config = make_config(base_model, tmp_path, cached_gradients=True, texts_per_chunk=3)
+    make_accelerator = DistillationTrainer.create_accelerator_and_postprocess
+
+    def sharding(trainer: DistillationTrainer) -> None:
+        make_accelerator(trainer)
+        trainer.is_fsdp_enabled = kind.startswith("FSDP")
+        trainer.is_deepspeed_enabled = kind == "ZeRO-3"
+
+    monkeypatch.setattr(DistillationTrainer, "create_accelerator_and_postprocess", sharding)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", kind == "FSDP 2")
+    monkeypatch.setattr(shards, "is_deepspeed_zero3_enabled", lambda: kind == "ZeRO-3")
+    with pytest.raises(InputError, match=reason):
+        DistillationTrainer(D2LLM.create(base_model, **config.student), config, make_examples())

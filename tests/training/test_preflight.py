@@ -20,7 +20,9 @@ from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, TrainConfig, train
 from d2llm.training.config import MiningConfig, build_config
 from d2llm.training.preflight import REPORT, Report, preflight
+from d2llm.training.preflight.findings import warnings
 from d2llm.training.preflight.survey import survey
+from d2llm.training.preflight.trial import StepCost
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,23 @@ def test_trials_leave_every_bit_as_it_was(base_model: str, tmp_path: Path) -> No
         trainer.train()
         weights.append(student.trainable_state())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_trials_end_when_they_have_taken_long(
+    student: D2LLM, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    step = DistillationTrainer.training_step
+
+    def counted(self: DistillationTrainer, *given: Any) -> torch.Tensor:
+        tried.append(1)
+        return step(self, *given)
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", counted)
+    examined(student, config, make_examples())
+    monkeypatch.setattr("d2llm.training.preflight.trial.ENOUGH", 0)
+    assert len(tried) == 3
+    assert examined(student, config, make_examples()).cost is not None and len(tried) == 4
 
 
 def test_coverage_counts_the_pairs_that_meet(student: D2LLM, config: TrainConfig) -> None:
@@ -200,6 +219,20 @@ def test_a_schedule_without_warm_up_has_none(student: D2LLM, config: TrainConfig
     constant = replace(config.optimizer, schedule="constant", warmup_steps=1000)
     report = examined(student, replace(config, optimizer=constant), unscored())
     assert report.facts.warmup_steps == 0 and not report.errors
+
+
+def test_a_run_of_hours_is_told_what_would_shorten_it(student: D2LLM, config: TrainConfig) -> None:
+    facts = examined(student, config, make_examples()).facts
+    (told,) = (text for text in warnings(facts, config, StepCost(1800.0, 1, 2)) if "hours" in text)
+    assert told.startswith("the run takes about 4 hours on this machine, without evaluation; less with fewer layers")
+    assert all(f"{name}=" in told for name in ("texts_per_chunk", "gradient_checkpointing", "cache_states"))
+    taken = replace(
+        config, run=replace(config.run, texts_per_chunk=16, gradient_checkpointing=False, cache_states=True)
+    )
+    assert next(text for text in warnings(facts, taken, StepCost(1800.0, 1, 2)) if "hours" in text).endswith(
+        "less with fewer layers (student.num_layers)"
+    )
+    assert not any("hours" in text for text in warnings(facts, config, StepCost(1.0, 1, 2)))
 
 
 def test_cut_texts_are_counted(base_model: str, config: TrainConfig) -> None:

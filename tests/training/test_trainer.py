@@ -186,6 +186,24 @@ def test_early_stopping_follows_the_metric(
     assert again.state.global_step == 4 and again.student.fingerprint() == best
 
 
+@pytest.mark.parametrize(("before", "after", "last"), [(2, 4, 8), (None, 3, 6)], ids=["raised", "set"])
+def test_a_resumed_run_has_the_patience_of_now(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int | None, after: int, last: int
+) -> None:
+    examples = make_examples()
+    validation = Validation.from_examples([e for e in examples if e.task == "sym"])
+    falling = iter(np.linspace(0.9, 0.1, 20))
+    monkeypatch.setattr("d2llm.evaluation.systems.student_mrr", lambda *_: {"mrr": float(next(falling))})
+    for patience, max_steps in ((before, 4), (after, 20)):
+        config = make_config(base_model, tmp_path, max_steps=max_steps, patience=patience)
+        student = D2LLM.create(base_model, **config.student)
+        trainer = DistillationTrainer(student, config, examples, validation)
+        checkpoint = last_whole(tmp_path)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # What was waited before counts.
+    assert trainer.state.global_step == last and last_whole(tmp_path).name == f"checkpoint-{last}"
+
+
 def test_each_task_has_its_figures_and_their_mean_is_watched(
     base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ REQUIRED = ["base_model=m", "output_dir=o"]
 
 def test_defaults() -> None:
     config = load_config(overrides=REQUIRED)
-    assert config == TrainConfig("m", "o")
+    assert config == TrainConfig("o", "m")
     # Those of the authors' run, but for what does damage: 1/B², a warm-up of 1000 steps, one rate for all.
     assert config.optimizer.betas == (0.8, 0.999) and config.optimizer.warmup == 0.1
     assert config.loss.in_batch_form == "mean" and config.data.validation_share == 0.1

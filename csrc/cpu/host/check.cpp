@@ -2,8 +2,6 @@
 
 #include <c10/util/Exception.h>
 
-#include <cmath>
-
 namespace d2llm {
 namespace {
 
@@ -73,18 +71,6 @@ void check_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scal
     expect(a, "a", at::kFloat, {-1, width});
     expect(b, "b", at::kChar, {-1, width});
     expect(scale, "scale", at::kFloat, {b.size(0)});
-}
-
-void check_in_batch(const InBatch& inputs) {
-    expect(inputs.z, "z_in_batch", at::kFloat, {-1, -1});
-    const int64_t batch = inputs.z.size(0);
-    expect_shape(inputs.z, "z_in_batch", {batch, batch});
-    expect(inputs.z_hard, "z_hard", at::kFloat, {batch, -1});
-    expect(inputs.s_hard, "s_hard", at::kFloat, inputs.z_hard.sizes());
-    if (inputs.s) expect(*inputs.s, "s_in_batch", at::kFloat, {batch, batch});
-    if (inputs.duplicates) expect(*inputs.duplicates, "duplicates", at::kBool, {batch, batch});
-    TORCH_CHECK(inputs.temperature > 0 && std::isfinite(static_cast<float>(1 / inputs.temperature)),
-                "temperature: expected a number above 0 whose inverse is finite in float32, got ", inputs.temperature);
 }
 
 void check_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {

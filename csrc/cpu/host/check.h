@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "arguments.h"
+#include "pack.h"
 
 namespace d2llm {
 
@@ -29,8 +29,6 @@ void check_given(const at::Tensor& a, const at::Tensor& b);
 
 // Rows a (Nq, F) float, b (Np, F) int8 and scale (Np,) float.
 void check_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, int64_t width);
-
-void check_in_batch(const InBatch& inputs);
 
 void check_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias);
 

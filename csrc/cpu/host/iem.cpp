@@ -1,7 +1,9 @@
-#include "iem.h"
+// Interaction scores, forward: shapes and semantics as in d2llm_kernels/operators/interaction.py. Tensors are float or
+// bfloat16, all of one dtype, on the CPU.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -35,35 +37,13 @@ at::Tensor all_pairs(const Kernels& kernels, const PackedBranch& branch, const O
     return z;
 }
 
-}  // namespace
-
 at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const Branch& branch) {
     check_interaction(a, b, branch);
     const Operands operands{rows_of(a), rows_of(b)};
     return all_pairs<Scorer>(kernels(), pack(kernels(), rows_kind(a), branch), operands);
 }
 
-ByteOperands byte_operands(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale) {
-    const at::Tensor wide = a.contiguous();
-    const int64_t queries = a.size(0), features = a.size(1);
-    ByteOperands operands{at::empty({queries, features}, at::kShort), at::empty({queries}, at::kFloat), rows_of(b),
-                          scale.contiguous()};
-    const float* from = wide.const_data_ptr<float>();
-    int16_t* to = operands.a.mutable_data_ptr<int16_t>();
-    for (int64_t i = 0; i < queries; ++i, from += features, to += features) {
-        float top = 0, poison = 0;
-        for (int64_t k = 0; k < features; ++k) {
-            top = std::max(top, std::abs(from[k]));
-            poison += from[k] * 0;
-        }
-        operands.top.mutable_data_ptr<float>()[i] = top + poison;
-        const float step = top / 32767 + poison;
-        for (int64_t k = 0; k < features; ++k)
-            to[k] = step > 0 && std::isfinite(step) ? std::nearbyint(from[k] / step) : 0;
-    }
-    return operands;
-}
-
+// Passages b (Np, F) int8 with scale (Np,) float; all other tensors are float.
 at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const Branch& branch) {
     check_branch(branch, at::kFloat);
     check_int8(a, b, scale, branch.weight.size(0));
@@ -95,4 +75,49 @@ std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tens
     return {z, kept};
 }
 
+}  // namespace
+
+ByteOperands byte_operands(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale) {
+    const at::Tensor wide = a.contiguous();
+    const int64_t queries = a.size(0), features = a.size(1);
+    ByteOperands operands{at::empty({queries, features}, at::kShort), at::empty({queries}, at::kFloat), rows_of(b),
+                          scale.contiguous()};
+    const float* from = wide.const_data_ptr<float>();
+    int16_t* to = operands.a.mutable_data_ptr<int16_t>();
+    for (int64_t i = 0; i < queries; ++i, from += features, to += features) {
+        float top = 0, poison = 0;
+        for (int64_t k = 0; k < features; ++k) {
+            top = std::max(top, std::abs(from[k]));
+            poison += from[k] * 0;
+        }
+        operands.top.mutable_data_ptr<float>()[i] = top + poison;
+        const float step = top / 32767 + poison;
+        for (int64_t k = 0; k < features; ++k)
+            to[k] = step > 0 && std::isfinite(step) ? std::nearbyint(from[k] / step) : 0;
+    }
+    return operands;
+}
+
 }  // namespace d2llm
+
+TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
+    using In = const at::Tensor&;
+    m.def("iem_scores(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias) -> Tensor",
+          torch::dispatch(c10::DispatchKey::CPU, [](In a, In b, In weight, In bias, In out_weight, In out_bias) {
+              return d2llm::iem_scores(a, b, {weight, bias, out_weight, out_bias});
+          }));
+    m.def(
+        "iem_scores_int8(Tensor a, Tensor b, Tensor scale, Tensor weight, Tensor bias, Tensor out_weight,"
+        " Tensor out_bias) -> Tensor",
+        torch::dispatch(c10::DispatchKey::CPU,
+                        [](In a, In b, In scale, In weight, In bias, In out_weight, In out_bias) {
+                            return d2llm::iem_scores_int8(a, b, scale, {weight, bias, out_weight, out_bias});
+                        }));
+    m.def(
+        "iem_pairs(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias,"
+        " bool return_features) -> (Tensor, Tensor)",
+        torch::dispatch(c10::DispatchKey::CPU,
+                        [](In a, In b, In weight, In bias, In out_weight, In out_bias, bool return_features) {
+                            return d2llm::iem_pairs(a, b, {weight, bias, out_weight, out_bias}, return_features);
+                        }));
+}

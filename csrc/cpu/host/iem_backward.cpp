@@ -5,12 +5,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include <algorithm>
 
 #include "../isa/dispatch.h"
 #include "check.h"
-#include "iem.h"
 #include "pack.h"
 
 namespace d2llm {
@@ -101,8 +101,18 @@ class Differentiator {
     int64_t strips_ = 0;
 };
 
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
 Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const at::Tensor& a, const at::Tensor& b,
                         const Branch& branch, bool grid) {
+    check_interaction(a, b, branch);
+    if (grid) {
+        expect_shape(dz, "dz", {a.size(0), b.size(0)});
+    } else {
+        check_given(a, b);
+        expect_shape(dz, "dz", {a.size(0)});
+    }
+    if (dfeatures.defined()) expect_shape(dfeatures, "dfeatures", a.sizes());
     const Kernels& table = kernels();
     const int64_t features = a.size(1), columns = b.size(0), lines = grid ? a.size(0) : 1;
     const int64_t parts = std::clamp<int64_t>(columns, 1, at::get_num_threads());
@@ -142,20 +152,22 @@ Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const
 }
 
 }  // namespace
-
-Gradients iem_scores_backward(const at::Tensor& dz, const at::Tensor& a, const at::Tensor& b, const Branch& branch) {
-    check_interaction(a, b, branch);
-    expect_shape(dz, "dz", {a.size(0), b.size(0)});
-    return differentiate(dz, {}, a, b, branch, true);
-}
-
-Gradients iem_pairs_backward(const at::Tensor& dz, const std::optional<at::Tensor>& dfeatures, const at::Tensor& a,
-                             const at::Tensor& b, const Branch& branch) {
-    check_interaction(a, b, branch);
-    check_given(a, b);
-    expect_shape(dz, "dz", {a.size(0)});
-    if (dfeatures) expect_shape(*dfeatures, "dfeatures", a.sizes());
-    return differentiate(dz, dfeatures.value_or(at::Tensor()), a, b, branch, false);
-}
-
 }  // namespace d2llm
+
+TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
+    using In = const at::Tensor&;
+    m.def(
+        "iem_scores_backward(Tensor dz, Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight,"
+        " Tensor out_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        torch::dispatch(c10::DispatchKey::CPU, [](In dz, In a, In b, In weight, In bias, In out_weight, In out_bias) {
+            return d2llm::differentiate(dz, {}, a, b, {weight, bias, out_weight, out_bias}, true);
+        }));
+    m.def(
+        "iem_pairs_backward(Tensor dz, Tensor? dfeatures, Tensor a, Tensor b, Tensor weight, Tensor bias,"
+        " Tensor out_weight, Tensor out_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        torch::dispatch(c10::DispatchKey::CPU, [](In dz, const std::optional<at::Tensor>& dfeatures, In a, In b,
+                                                  In weight, In bias, In out_weight, In out_bias) {
+            return d2llm::differentiate(dz, dfeatures.value_or(at::Tensor()), a, b,
+                                        {weight, bias, out_weight, out_bias}, false);
+        }));
+}

@@ -1,8 +1,11 @@
-#include "in_batch.h"
+// The losses over all pairs of a batch: shapes and semantics as in d2llm_kernels/operators/in_batch.py. Tensors are
+// float on the CPU, duplicates bool.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
+#include <cmath>
 #include <utility>
 
 #include "../isa/dispatch.h"
@@ -11,6 +14,28 @@
 
 namespace d2llm {
 namespace {
+
+// A batch, by reference: its tensors live as long as the call that they came with.
+struct InBatch {
+    const at::Tensor& z;                          // (B, B)
+    const at::Tensor& z_hard;                     // (B, K)
+    const at::Tensor& s_hard;                     // (B, K)
+    const std::optional<at::Tensor>& s;           // (B, B)
+    const std::optional<at::Tensor>& duplicates;  // (B, B)
+    double temperature;
+};
+
+void check(const InBatch& inputs) {
+    expect(inputs.z, "z_in_batch", at::kFloat, {-1, -1});
+    const int64_t batch = inputs.z.size(0);
+    expect_shape(inputs.z, "z_in_batch", {batch, batch});
+    expect(inputs.z_hard, "z_hard", at::kFloat, {batch, -1});
+    expect(inputs.s_hard, "s_hard", at::kFloat, inputs.z_hard.sizes());
+    if (inputs.s) expect(*inputs.s, "s_in_batch", at::kFloat, {batch, batch});
+    if (inputs.duplicates) expect(*inputs.duplicates, "duplicates", at::kBool, {batch, batch});
+    TORCH_CHECK(inputs.temperature > 0 && std::isfinite(static_cast<float>(1 / inputs.temperature)),
+                "temperature: expected a number above 0 whose inverse is finite in float32, got ", inputs.temperature);
+}
 
 // Triples that make a thread worth while; columns count as some more of them.
 constexpr int64_t kGrain = 32768, kColumnCost = 4;
@@ -64,10 +89,9 @@ class Batch {
     float slope_;
 };
 
-}  // namespace
-
+// cross_entropy and pairwise, (B,) each.
 std::tuple<at::Tensor, at::Tensor> in_batch_terms(const InBatch& inputs) {
-    check_in_batch(inputs);
+    check(inputs);
     const Batch batch(inputs);
     const Kernels& table = kernels();
     at::Tensor cross_entropy = at::empty({batch.size()}, inputs.z.options());
@@ -77,10 +101,11 @@ std::tuple<at::Tensor, at::Tensor> in_batch_terms(const InBatch& inputs) {
     return {cross_entropy, pairwise};
 }
 
+// Gradients of z and z_hard.
 std::tuple<at::Tensor, at::Tensor> in_batch_terms_backward(const std::optional<at::Tensor>& dcross_entropy,
                                                            const std::optional<at::Tensor>& dpairwise,
                                                            const InBatch& inputs) {
-    check_in_batch(inputs);
+    check(inputs);
     for (const auto& [slopes, name] : {std::pair{&dcross_entropy, "dcross_entropy"}, {&dpairwise, "dpairwise"}})
         if (*slopes) expect(**slopes, name, at::kFloat, {inputs.z.size(0)});
     const Batch batch(inputs);
@@ -98,4 +123,25 @@ std::tuple<at::Tensor, at::Tensor> in_batch_terms_backward(const std::optional<a
     return {dz, dz_hard};
 }
 
+}  // namespace
 }  // namespace d2llm
+
+TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
+    using In = const at::Tensor&;
+    using Optional = const std::optional<at::Tensor>&;
+    m.def(
+        "in_batch_terms(Tensor z_in_batch, Tensor z_hard, Tensor s_hard, Tensor? s_in_batch, Tensor? duplicates,"
+        " float temperature) -> (Tensor, Tensor)",
+        torch::dispatch(c10::DispatchKey::CPU,
+                        [](In z, In z_hard, In s_hard, Optional s, Optional duplicates, double temperature) {
+                            return d2llm::in_batch_terms({z, z_hard, s_hard, s, duplicates, temperature});
+                        }));
+    m.def(
+        "in_batch_terms_backward(Tensor? dcross_entropy, Tensor? dpairwise, Tensor z_in_batch, Tensor z_hard,"
+        " Tensor s_hard, Tensor? s_in_batch, Tensor? duplicates, float temperature) -> (Tensor, Tensor)",
+        torch::dispatch(c10::DispatchKey::CPU, [](Optional dcross_entropy, Optional dpairwise, In z, In z_hard,
+                                                  In s_hard, Optional s, Optional duplicates, double temperature) {
+            return d2llm::in_batch_terms_backward(dcross_entropy, dpairwise,
+                                                  {z, z_hard, s_hard, s, duplicates, temperature});
+        }));
+}

@@ -1,6 +1,7 @@
-#include "linear.h"
+// Linear layers in float32: shapes and semantics as in d2llm_kernels/operators/linear.py.
 
 #include <ATen/Parallel.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <memory>
@@ -23,6 +24,7 @@ at::Tensor lines_of(const at::Tensor& tensor) {
 
 }  // namespace
 
+// x (G, N, K), weight (G, M, K), bias (G, M) or none -> (G, N, M).
 at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight_, const std::optional<at::Tensor>& bias_) {
     check_linear(x_, weight_, bias_);
     const at::Tensor x = lines_of(x_), weight = lines_of(weight_);
@@ -53,3 +55,8 @@ at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight_, const std::op
 }
 
 }  // namespace d2llm
+
+TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
+    m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+          torch::dispatch(c10::DispatchKey::CPU, d2llm::linear));
+}

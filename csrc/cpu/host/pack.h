@@ -4,9 +4,16 @@
 #include <ATen/core/Tensor.h>
 
 #include "../isa/kernels.h"
-#include "arguments.h"
 
 namespace d2llm {
+
+// Weights of one branch of the IEM, by reference: they live as long as the call that they came with.
+struct Branch {
+    const at::Tensor& weight;      // (F, F)
+    const at::Tensor& bias;        // (F,)
+    const at::Tensor& out_weight;  // (1, F)
+    const at::Tensor& out_bias;    // (1,)
+};
 
 // A branch and the memory behind it.
 struct PackedBranch {

@@ -1,8 +1,10 @@
-#include "pool.h"
+// Attention pooling, forward: shapes and semantics as in d2llm_kernels/operators/pooling.py. x and u are float or
+// bfloat16, both of one dtype, on the CPU.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -188,3 +190,8 @@ std::tuple<at::Tensor, at::Tensor> attn_pool(const at::Tensor& x_, const at::Ten
 }
 
 }  // namespace d2llm
+
+TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
+    m.def("attn_pool(Tensor x, Tensor u, Tensor? mask, Tensor? offsets) -> (Tensor, Tensor)",
+          torch::dispatch(c10::DispatchKey::CPU, d2llm::attn_pool));
+}

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -13,7 +14,6 @@
 #include "check.h"
 #include "memory.h"
 #include "pack.h"
-#include "pool.h"
 #include "sequences.h"
 
 namespace d2llm {
@@ -160,3 +160,10 @@ std::tuple<at::Tensor, at::Tensor> attn_pool_backward(const at::Tensor& dpooled_
 }
 
 }  // namespace d2llm
+
+TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
+    m.def(
+        "attn_pool_backward(Tensor dpooled, Tensor? dlse, Tensor x, Tensor u, Tensor? mask, Tensor? offsets)"
+        " -> (Tensor, Tensor)",
+        torch::dispatch(c10::DispatchKey::CPU, d2llm::attn_pool_backward));
+}

@@ -2,6 +2,8 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,7 +13,6 @@
 #include "check.h"
 #include "scorer.h"
 #include "scorer_int8.h"
-#include "search.h"
 
 namespace d2llm {
 namespace {
@@ -31,13 +32,28 @@ bool better(const Found& one, const Found& other) {
     return one.value > other.value || (one.value == other.value && one.index < other.index);
 }
 
-// The best k so far, the worst of them at the front of a heap.
+// What was found before, with lower indices: values and indices (Nq, at most k), best first.
+struct Kept {
+    at::Tensor values, indices;
+
+    std::vector<Found> of(int64_t query) const {
+        const int64_t count = values.size(1);
+        std::vector<Found> found(count);
+        for (int64_t n = 0; n < count; ++n)
+            found[n] = {values.const_data_ptr<float>()[query * count + n],
+                        indices.const_data_ptr<int64_t>()[query * count + n]};
+        return found;
+    }
+};
+
+// The best k so far, the worst of them at the front of a heap; nothing that is not better than `least`.
 class Best {
   public:
-    explicit Best(int64_t k) : k_(k) { kept_.reserve(k); }
+    Best(int64_t k, const std::optional<Found>& least) : k_(k), least_(least) { kept_.reserve(k); }
 
     void add(float value, int64_t index) {
         const Found found = found_of(value, index);
+        if (least_ && !better(found, *least_)) return;
         if (static_cast<int64_t>(kept_.size()) < k_) {
             kept_.push_back(found);
             std::push_heap(kept_.begin(), kept_.end(), better);
@@ -52,26 +68,32 @@ class Best {
 
   private:
     int64_t k_;
+    std::optional<Found> least_;
     std::vector<Found> kept_;
 };
 
-// The best k passages of each query, best first. A thread scores with what make() gives it.
+// The best k of each query among what was kept and the passages, whose indices begin at `first`. A thread scores with
+// what make() gives it.
 template <class Make>
-std::vector<std::vector<Found>> best_of(int64_t queries, int64_t passages, int64_t strip, int64_t k, Make make) {
+std::vector<std::vector<Found>> best_of(const Kept& before, int64_t passages, int64_t first, int64_t strip, int64_t k,
+                                        Make make) {
     // A few queries are shared out by ranges of passages, whole strips each; many are shared out as they are.
+    const int64_t queries = before.values.size(0);
     const int64_t strips = (passages + strip - 1) / strip, wanted = 4 * at::get_num_threads();
-    const int64_t parts = queries ? std::clamp<int64_t>((wanted + queries - 1) / queries, 1, strips) : 1;
+    const int64_t parts = queries && strips ? std::clamp<int64_t>((wanted + queries - 1) / queries, 1, strips) : 1;
     std::vector<std::vector<Found>> found(queries * parts), all(queries);
+    for (int64_t i = 0; i < queries; ++i) all[i] = before.of(i);
     at::parallel_for(0, queries * parts, 1, [&](int64_t begin, int64_t end) {
         auto score = make();
         for (int64_t task = begin; task < end; ++task) {
             const int64_t i = task / parts, part = task % parts;
-            Best best(k);
+            const bool full = static_cast<int64_t>(all[i].size()) == k;
+            Best best(k, full ? std::optional<Found>(all[i].back()) : std::nullopt);
             const int64_t last = std::min((part + 1) * strips / parts * strip, passages);
             for (int64_t j = part * strips / parts * strip; j < last; j += strip) {
                 const int64_t count = std::min(strip, last - j);
                 const float* z = score(count, [&](int64_t) { return i; }, [&](int64_t l) { return j + l; });
-                for (int64_t l = 0; l < count; ++l) best.add(z[l], j + l);
+                for (int64_t l = 0; l < count; ++l) best.add(z[l], first + j + l);
             }
             found[task] = best.kept();
         }
@@ -81,8 +103,9 @@ std::vector<std::vector<Found>> best_of(int64_t queries, int64_t passages, int64
             const std::vector<Found>& some = found[i * parts + part];
             all[i].insert(all[i].end(), some.begin(), some.end());
         }
-        std::partial_sort(all[i].begin(), all[i].begin() + k, all[i].end(), better);
-        all[i].resize(k);
+        const int64_t count = std::min<int64_t>(k, all[i].size());
+        std::partial_sort(all[i].begin(), all[i].begin() + count, all[i].end(), better);
+        all[i].resize(count);
     }
     return all;
 }
@@ -105,33 +128,75 @@ int64_t width_of(const Branch& branch, at::ScalarType passages) {
     return branch.weight.size(0);
 }
 
-PackedBranch packed(const Kernels& table, const Branch& branch, at::ScalarType passages) {
-    if (passages == at::kChar) return pack_int8(table, branch);
-    return pack(table, passages == at::kFloat ? Rows::f32 : Rows::bf16, branch);
+// A branch packed once, to search chunk after chunk of passages with.
+class Search : public torch::CustomClassHolder {
+  public:
+    // For passages in float, bfloat16 or int8; the branch is of their dtype, or float for int8.
+    Search(const Branch& branch, at::ScalarType passages)
+        : table_(kernels()),
+          passages_(passages),
+          width_(width_of(branch, passages)),
+          packed_(passages == at::kChar ? pack_int8(table_, branch)
+                                        : pack(table_, passages == at::kFloat ? Rows::f32 : Rows::bf16, branch)) {}
+
+    // The best k of what was kept, (Nq, at most k) from the chunks before, and the passages b (Np, F), which count from
+    // `first`: values and indices, best first, the lower index first among equals; fewer than k columns if there are no
+    // more. a (Nq, F) is of the branch's dtype; scale (Np,) float goes with int8, whose scores are rough ones.
+    std::tuple<at::Tensor, at::Tensor> topk(const at::Tensor& a, const at::Tensor& b,
+                                            const std::optional<at::Tensor>& scale, int64_t k, const at::Tensor& values,
+                                            const at::Tensor& indices, int64_t first) const {
+        TORCH_CHECK(k > 0, "k: expected at least 1, got ", k);
+        expect(values, "values", at::kFloat, {a.size(0), -1});
+        expect(indices, "indices", at::kLong, values.sizes());
+        TORCH_CHECK(values.size(1) <= k, "values: expected at most k of each query, ", k, ", got ", values.size(1));
+        const Kept before{values.contiguous(), indices.contiguous()};
+        const int64_t count = std::min(k, values.size(1) + b.size(0));
+        const auto best = [&](auto make) {
+            return tensors_of(best_of(before, b.size(0), first, table_.strip, std::max<int64_t>(count, 1), make),
+                              count);
+        };
+        if (passages_ == at::kChar) {
+            TORCH_CHECK(scale, "scale: expected one for passages in int8");
+            check_int8(a, b, *scale, width_);
+            const ByteOperands operands = byte_operands(a, b, *scale);
+            return best([&] { return ByteScorer(table_, packed_.view, operands); });
+        }
+        expect(a, "a", passages_, {-1, width_});
+        expect(b, "b", passages_, {-1, width_});
+        const Operands operands{rows_of(a), rows_of(b)};
+        return best([&] { return Scorer(table_, packed_.view, operands); });
+    }
+
+  private:
+    const Kernels& table_;
+    at::ScalarType passages_;
+    int64_t width_;
+    PackedBranch packed_;
+};
+
+std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k) {
+    check_interaction(a, b, branch);
+    TORCH_CHECK(k > 0 && k <= b.size(0), "k: expected between 1 and the number of passages, ", b.size(0), ", got ", k);
+    const at::Tensor values = at::empty({a.size(0), 0}, at::kFloat), indices = at::empty({a.size(0), 0}, at::kLong);
+    return Search(branch, a.scalar_type()).topk(a, b, std::nullopt, k, values, indices, 0);
 }
 
 }  // namespace
-
-Search::Search(const Branch& branch, at::ScalarType passages)
-    : table_(kernels()),
-      passages_(passages),
-      width_(width_of(branch, passages)),
-      packed_(packed(table_, branch, passages)) {}
-
-std::tuple<at::Tensor, at::Tensor> Search::topk(const at::Tensor& a, const at::Tensor& b,
-                                                const std::optional<at::Tensor>& scale, int64_t k) const {
-    TORCH_CHECK(k > 0 && k <= b.size(0), "k: expected between 1 and the number of passages, ", b.size(0), ", got ", k);
-    const auto best = [&](auto make) { return tensors_of(best_of(a.size(0), b.size(0), table_.strip, k, make), k); };
-    if (passages_ == at::kChar) {
-        TORCH_CHECK(scale, "scale: expected one for passages in int8");
-        check_int8(a, b, *scale, width_);
-        const ByteOperands operands = byte_operands(a, b, *scale);
-        return best([&] { return ByteScorer(table_, packed_.view, operands); });
-    }
-    expect(a, "a", passages_, {-1, width_});
-    expect(b, "b", passages_, {-1, width_});
-    const Operands operands{rows_of(a), rows_of(b)};
-    return best([&] { return Scorer(table_, packed_.view, operands); });
-}
-
 }  // namespace d2llm
+
+TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
+    using In = const at::Tensor&;
+    using d2llm::Search;
+    m.class_<Search>("Search")
+        .def(torch::init([](In weight, In bias, In out_weight, In out_bias, at::ScalarType passages) {
+            return c10::make_intrusive<Search>(d2llm::Branch{weight, bias, out_weight, out_bias}, passages);
+        }))
+        .def("topk", &Search::topk);
+    m.def(
+        "iem_topk(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, int k)"
+        " -> (Tensor, Tensor)",
+        torch::dispatch(c10::DispatchKey::CPU,
+                        [](In a, In b, In weight, In bias, In out_weight, In out_bias, int64_t k) {
+                            return d2llm::iem_topk(a, b, {weight, bias, out_weight, out_bias}, k);
+                        }));
+}

@@ -13,6 +13,8 @@ COVERED = 0.9
 CUT = 0.1
 #: Above this share of the steps a warm-up is long.
 LONG_WARMUP = 0.5
+#: Seconds above which a run is long.
+LONG_RUN = 2 * 60 * 60
 #: Weights of the losses that need a teacher.
 _OF_TEACHER = ("alpha", "beta", "gamma", "eta")
 
@@ -65,6 +67,11 @@ def warnings(facts: Facts, config: TrainConfig, cost: StepCost | None) -> Iterat
             )
     yield from _about_lengths("queries", "query_length", facts.queries)
     yield from _about_lengths("passages", "passage_length", facts.passages)
+    if cost is not None and cost.seconds * facts.steps > LONG_RUN:
+        yield (
+            f"the run takes about {cost.seconds * facts.steps / 3600:.0f} hours on this machine, without evaluation; "
+            f"less {_cheaper(config)}"
+        )
     if cost is not None and cost.bytes > cost.available:
         yield (
             f"a step takes {cost.bytes / 1e9:.1f} GB, more than this machine's {cost.available / 1e9:.1f} GB; set a "
@@ -132,6 +139,18 @@ def _about_lengths(kind: str, name: str, lengths: Lengths) -> Iterator[str]:
             f"{lengths.cut:.0%} of the {kind} are cut to {lengths.limit} tokens; "
             f"student.{name}={lengths.percentile_99} would keep 99 % whole"
         )
+
+
+def _cheaper(config: TrainConfig) -> str:
+    """What would shorten a step and is not asked for yet."""
+    run, ways = config.run, ["with fewer layers (student.num_layers)"]
+    if run.texts_per_chunk is None:
+        ways.append("with less padding (run.texts_per_chunk=16)")
+    if run.gradient_checkpointing:
+        ways.append("where memory allows, without a second forward pass (run.gradient_checkpointing=false)")
+    if not (run.cache_states or run.interaction_only):
+        ways.append("and least with a base that is read once (student.lora_r=0, run.cache_states=true)")
+    return ", ".join(ways)
 
 
 def _reasons(idle: Mapping[str, str | None]) -> str:

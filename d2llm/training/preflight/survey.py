@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2llm.data.example import Example, text_id
-from d2llm.losses import LossWeights
+from d2llm.loss_weights import LossWeights
 from d2llm.training.collator import Scores, judge_of
 from d2llm.training.plan import Plan, choose_negatives
 

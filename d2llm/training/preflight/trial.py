@@ -18,8 +18,9 @@ from d2llm.training.plan import choose_negatives
 if TYPE_CHECKING:
     from d2llm.training.trainer import DistillationTrainer
 
-#: Batches that are tried.
+#: Batches that are tried, fewer where they take longer than so many seconds.
 TRIALS = 3
+ENOUGH = 60
 #: Numbers that AdamW keeps of every weight.
 _ADAM_STATES = 2
 
@@ -62,6 +63,8 @@ def try_steps(trainer: "DistillationTrainer", examples: Sequence[Example]) -> St
             if cuda:
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
+            if sum(seconds) > ENOUGH:
+                break
     trained = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
     return StepCost(
         statistics.median(seconds) * config.run.accumulation_steps,

@@ -9,6 +9,7 @@ from d2llm_kernels.backends.protocol import (
     Int8,
     Interaction,
     Linear,
+    Lora,
     Operation,
     Pooling,
     Search,
@@ -54,6 +55,12 @@ class Cpu(Backend):
         from d2llm_kernels.backends.cpu import linear
 
         return linear
+
+    def lora(self) -> Lora:
+        # Products with the LLM's own weights: torch's are at the limit here.
+        from d2llm_kernels.backends.folded import lora
+
+        return lora
 
     def int8(self) -> Int8:
         from d2llm_kernels.backends.cpu import interaction

@@ -16,7 +16,7 @@ class Cuda(Backend):
         return library.missing()
 
     def unsupported(self, operation: Operation, device: torch.device, dtype: torch.dtype) -> str | None:
-        if operation == "in_batch_terms":
+        if operation in ("in_batch_terms", "lora_linear"):
             return "there are no CUDA kernels of it; 'triton' has some"
         return library.unsupported(device, dtype)
 

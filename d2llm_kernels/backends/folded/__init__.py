@@ -1,6 +1,6 @@
 """The algebra of docs/algebra.md in plain torch: any floating dtype on any device."""
 
-from d2llm_kernels.backends.protocol import Backend, InBatchTerms, Interaction, Pooling
+from d2llm_kernels.backends.protocol import Backend, InBatchTerms, Interaction, Lora, Pooling
 from d2llm_kernels.backends.tasks import PerTask
 
 
@@ -24,3 +24,8 @@ class Folded(Backend):
         from d2llm_kernels.backends.folded import in_batch
 
         return in_batch
+
+    def lora(self) -> Lora:
+        from d2llm_kernels.backends.folded import lora
+
+        return lora

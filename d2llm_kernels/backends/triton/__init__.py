@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from d2llm_kernels.backends.protocol import Backend, InBatchTerms, Interaction, Operation, Pooling, type_name
+from d2llm_kernels.backends.protocol import Backend, InBatchTerms, Interaction, Lora, Operation, Pooling, type_name
 
 _OLDEST_TRITON = (3, 5)
 # Tensor cores that multiply bfloat16 came with Ampere.
@@ -47,6 +47,11 @@ class Triton(Backend):
         return operations
 
     def in_batch(self) -> InBatchTerms:
+        from d2llm_kernels.backends.triton import operations
+
+        return operations
+
+    def lora(self) -> Lora:
         from d2llm_kernels.backends.triton import operations
 
         return operations

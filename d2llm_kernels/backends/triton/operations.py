@@ -13,6 +13,7 @@ from d2llm_kernels.backends.triton import (
     in_batch,
     interaction_backward,
     interaction_forward,
+    lora,
     pool_backward,
     pool_forward,
 )
@@ -49,3 +50,5 @@ iem_scores_backward = _on_its_device(interaction_backward.iem_scores_backward)
 iem_topk = _on_its_device(interaction_forward.iem_topk)
 in_batch_terms = _on_its_device(in_batch.in_batch_terms)
 in_batch_terms_backward = _on_its_device(in_batch.in_batch_terms_backward)
+lora_linear = _on_its_device(lora.lora_linear)
+lora_linear_backward = _on_its_device(lora.lora_linear_backward)

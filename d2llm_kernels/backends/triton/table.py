@@ -39,7 +39,7 @@ _DEPTHS = {
     "pool_forward": ("BLOCK_L", "BLOCK_D"),
     "pool_products": ("BLOCK_D",),
     "pool_gradients": ("BLOCK_L",),
-    **dict.fromkeys(("scores", "features", "slopes", "slopes_features", "inputs", "weights"), ("BLOCK_K",)),
+    **dict.fromkeys(("scores", "features", "slopes", "slopes_features", "inputs", "weights", "lora"), ("BLOCK_K",)),
 }
 
 
@@ -100,6 +100,8 @@ def tiles(kernel: str, arch: str, dtype: torch.dtype, **widths: int) -> Tiles:
     heads = widths.get("H")
     if heads is not None:
         chosen["BLOCK_H"] = max(_UNIT, triton.next_power_of_2(heads))
+    if "R" in widths:
+        chosen["BLOCK_R"] = max(_UNIT, triton.next_power_of_2(widths["R"]))
     width = max(_UNIT, triton.next_power_of_2(widths["D"] if "D" in widths else widths["F"]))
     for name in ("BLOCK_D", "SLICE", "BLOCK_N", "BLOCK_K"):
         if name in chosen:

@@ -1,0 +1,95 @@
+"""LoRA merged into the weights that it adapts, in a copy of an LLM that computes without gradients.
+
+Beside every product LoRA has two small ones, casts and a sum, which take longer than the product itself. The copy has
+the products alone. It shares every tensor that it need not change, and the LLM stays as it is: its weights, their
+names, and what may be trained.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+#: Instructions of x86 CPUs, any of which multiplies bfloat16.
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
+
+
+def inference_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
+    """The number type to compute in: that of the weights, or float32 on an x86 CPU that does not multiply it."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if device.type != "cpu" or weights not in (torch.bfloat16, torch.float16) or capabilities is None:
+        return weights
+    found = capabilities()
+    slow = found.get("architecture") == "x86_64" and not any(found.get(name) for name in _BFLOAT16)
+    return torch.float32 if slow or weights == torch.float16 else weights
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a process holds only parts of the weights, so that no copy can be computed with."""
+    return any(isinstance(weight, DTensor) for weight in module.parameters())
+
+
+class InferenceCopy:
+    """:func:`merged` of one module, kept and made again when the module's weights are others."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Any, list[tuple[Any, ...]], list[Tensor]] | None = None
+
+    def of(self, module: Any, dtype: torch.dtype) -> Any:
+        """The copy of ``module`` in ``dtype``."""
+        places = [(dtype, *_place(weight)) for weight in module.parameters()]
+        learned = [
+            weight.detach()
+            for name, weight in module.named_parameters()
+            if ".lora_" in name or (weight.requires_grad and weight.dtype != dtype)
+        ]
+        if self._made is not None:
+            made, old_places, old_learned = self._made
+            # A frozen weight changes only by being another tensor; one that is learned changes in place.
+            if places == old_places and all(map(torch.equal, learned, old_learned)):
+                return made
+        made = merged(module, dtype)
+        self._made = made, places, [weight.clone() for weight in learned]
+        return made
+
+    def drop(self) -> None:
+        """Free the copy."""
+        self._made = None
+
+
+def _place(weight: Tensor) -> tuple[Any, ...]:
+    return weight.data_ptr(), weight.dtype, weight.device, weight.shape
+
+
+@torch.no_grad()
+def merged(module: Any, dtype: torch.dtype) -> Any:
+    """A copy of a module in evaluation mode with LoRA merged and all floating weights in ``dtype``.
+
+    The sum of a weight and its LoRA is taken in float32 and rounded once. What is the same in both is shared, buffers
+    always; an adapted layer whose weight is no floating tensor, such as a quantised one, keeps its LoRA.
+    """
+    if isinstance(module, PeftModel):
+        module = module.get_base_model()
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            base: Any = layer.get_base_layer()
+            if base.weight.is_floating_point():
+                memo[id(layer)] = _merged_layer(layer, dtype)
+    for weight in module.parameters():
+        if weight.is_floating_point() and weight.dtype != dtype:
+            memo[id(weight)] = nn.Parameter(weight.to(dtype), requires_grad=False)
+        else:
+            memo[id(weight)] = weight
+    return copy.deepcopy(module, memo).eval()
+
+
+def _merged_layer(layer: Any, dtype: torch.dtype) -> nn.Module:
+    alone = copy.deepcopy(layer).float()
+    alone.merge()
+    base: nn.Module = alone.get_base_layer()
+    return base.to(dtype).requires_grad_(False)

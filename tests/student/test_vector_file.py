@@ -1,0 +1,123 @@
+"""Embeddings in a file: those of memory, whole or not there, and taken up after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from d2llm import texts as texts_module
+from d2llm.errors import InputError
+from d2llm.student import D2LLM
+from d2llm.student.vector_file import VectorFile
+
+TEXTS = [f"{verb} the file of {thing}" for verb in ("open", "read", "close") for thing in ("a", "b c", "x y z", "z")]
+
+INTERRUPTED = """
+import sys, time
+from d2llm import texts
+from d2llm.student import D2LLM
+
+texts._TOKENIZE_CHUNK = 2
+whole = D2LLM.embed
+
+def slow(*arguments):
+    time.sleep(0.2)
+    return whole(*arguments)
+
+D2LLM.embed = slow
+student = D2LLM.create(sys.argv[1], lora_r=2, iem_hidden=8)
+student.encode(sys.argv[3:], out=sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def student(base_model: str) -> D2LLM:
+    return D2LLM.create(base_model, lora_r=2, iem_hidden=8)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "_TOKENIZE_CHUNK", 2)
+
+
+def encoded_now(student: D2LLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Texts of each batch from here on."""
+    rows, embed = [], D2LLM.embed
+
+    def counted(self: D2LLM, tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+        rows.append(len(tokens))
+        return embed(self, tokens, *rest)
+
+    monkeypatch.setattr(D2LLM, "embed", counted)
+    return rows
+
+
+def test_a_file_holds_what_memory_would(student: D2LLM, tmp_path: Path) -> None:
+    found = student.encode(TEXTS, out=tmp_path / "vectors.npy", normalize=True)
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, student.encode(TEXTS, normalize=True))
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), found)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_finished_file_is_read_and_another_input_makes_it_again(
+    student: D2LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "vectors.npy"
+    student.encode(TEXTS, out=out)
+    rows = encoded_now(student, monkeypatch)
+    student.encode(TEXTS, out=out)
+    assert rows == []
+    found = student.encode(TEXTS[::-1], out=out)
+    assert sum(rows) == len(TEXTS)
+    np.testing.assert_array_equal(found, student.encode(TEXTS[::-1]))
+
+
+def test_a_killed_run_goes_on_where_it_stopped(
+    student: D2LLM, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "vectors.npy"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, base_model, str(out), *TEXTS], env=environment)
+    while not (tmp_path / "vectors.npy.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and not out.exists()
+    rows = encoded_now(student, monkeypatch)
+    found = student.encode(TEXTS, out=out)
+    assert 0 < sum(rows) < len(TEXTS)
+    np.testing.assert_array_equal(found, student.encode(TEXTS))
+
+
+def test_what_a_stop_left_of_other_rows_is_not_taken_up(tmp_path: Path) -> None:
+    out, rows = tmp_path / "v.npy", torch.arange(6.0).reshape(3, 2)
+    with pytest.raises(KeyboardInterrupt), VectorFile(out, (3, 2), "one") as file:
+        file.write(0, rows[:2])
+        raise KeyboardInterrupt
+    assert not out.exists()
+    with VectorFile(out, (3, 2), "one") as file:
+        assert file.done == 2
+        file.write(2, rows[2:])
+    np.testing.assert_array_equal(file.read(), rows)
+    for shape, key in (((3, 2), "other"), ((4, 2), "one")):
+        with pytest.raises(KeyboardInterrupt), VectorFile(out, shape, key) as file:
+            assert file.done == 0
+            raise KeyboardInterrupt
+        np.testing.assert_array_equal(np.load(out), rows)
+
+
+def test_bad_files_are_named(student: D2LLM, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"out: expected the name of an \.npy file"):
+        student.encode(["read"], out=tmp_path / "vectors")
+    with pytest.raises(InputError, match="convert_to: expected 'numpy' beside out"):
+        student.encode(["read"], out=tmp_path / "v.npy", convert_to="torch")
+    with FileLock(tmp_path / ".v.npy.lock"), pytest.raises(InputError, match="written by another process"):
+        student.encode(["read"], out=tmp_path / "v.npy")

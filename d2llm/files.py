@@ -45,6 +45,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary.is_dir() and os.path.lexists(target):
             os.replace(target, aside)
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     finally:
         if os.path.lexists(aside) and not os.path.lexists(target):
             os.replace(aside, target)
@@ -58,6 +59,21 @@ def _sync(path: Path) -> None:
             os.fsync(handle.fileno())
 
 
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename in ``folder``, where the system has folders that can be flushed."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def json_text(value: Any) -> str:
+    """``value`` as ``write_json`` writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented JSON, atomically.
 
@@ -65,7 +81,7 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
         TypeError: if ``value`` holds something that JSON has no form for; ``target`` is left as it was.
     """
     with atomic_path(target) as path:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json_text(value), encoding="utf-8")
 
 
 def read_json(source: str | os.PathLike[str]) -> Any:

@@ -26,8 +26,9 @@ from d2llm.index.model import (
     width,
 )
 from d2llm.index.ranking import nearest
-from d2llm.index.segment import DTYPES, FileRecord
-from d2llm.index.snapshot import Snapshot, save_deleted
+from d2llm.index.records import FileRecord
+from d2llm.index.segment import DTYPES
+from d2llm.index.snapshot import Snapshot, of_newest, save_deleted
 from d2llm.index.writer import SEGMENTS, collect, shards, write_lock, write_shards
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
@@ -132,10 +133,9 @@ class Index:
             MismatchError: if the index was built with another model.
         """
         root = Path(path)
-        snapshot = Snapshot.open(root)
-        if model is not None and (given := fingerprint_of(model)) != snapshot.manifest.model:
-            raise MismatchError(f"model: {root} was built with {snapshot.manifest.model}, got {given}")
-        index = cls(root, snapshot, model)
+        index = of_newest(root, lambda manifest: cls(root, Snapshot(root, manifest), model))
+        if model is not None and (given := fingerprint_of(model)) != (built := index._snapshot.manifest.model):
+            raise MismatchError(f"model: {root} was built with {built}, got {given}")
         if verify:
             index.verify()
         return index
@@ -257,12 +257,7 @@ class Index:
             MissingError: if a file is gone.
             FormatError: if a file is altered, naming it.
         """
-        manifest = Manifest.load(self.path)
-        for record in tqdm(manifest.segments, desc="verify", unit="segment", delay=2):
-            record.check(self.path / SEGMENTS)
-        for file in [manifest.head, manifest.deleted]:
-            if file is not None:
-                file.check(self.path)
+        of_newest(self.path, self._verify)
 
     def ids(self) -> list[str]:
         """Ids of the passages, in the order they were added."""
@@ -279,6 +274,13 @@ class Index:
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}, passages={len(self)}, dim={self.dim})"
+
+    def _verify(self, manifest: Manifest) -> None:
+        for record in tqdm(manifest.segments, desc="verify", unit="segment", delay=2):
+            record.check(self.path / SEGMENTS)
+        for file in [manifest.head, manifest.deleted]:
+            if file is not None:
+                file.check(self.path)
 
     def _refresh(self) -> None:
         """Move to the newest state, for a write that builds on it."""

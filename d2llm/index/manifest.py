@@ -8,7 +8,8 @@ from typing import Any
 
 from d2llm.errors import FormatError, MissingError
 from d2llm.files import read_json, write_json
-from d2llm.index.segment import DTYPES, FileRecord, SegmentRecord
+from d2llm.index.records import DELETED, HEAD, FileRecord, SegmentRecord, field
+from d2llm.index.segment import DTYPES
 
 NAME = "manifest.json"
 FORMAT, VERSION = "d2llm-index", 1
@@ -61,17 +62,22 @@ class Manifest:
             raise FormatError(f"{path}: expected version {VERSION}, got {body.get('version')!r}")
         if body.pop("sha256", None) != _digest(body):
             raise FormatError(f"{path}: SHA-256 differs from the record; the file is altered")
-        return cls._from_json(body)
+        return cls._from_json(body, str(path))
 
     @classmethod
-    def _from_json(cls, body: dict[str, Any]) -> "Manifest":
-        values = {name: value for name, value in body.items() if name not in ("format", "version")}
-        values["head"] = FileRecord(**body["head"])
-        values["segments"] = tuple(SegmentRecord.from_json(value) for value in body["segments"])
-        values["deleted"] = FileRecord(**body["deleted"]) if body["deleted"] else None
-        if body["dtype"] not in DTYPES:
-            raise FormatError(f"{NAME}: dtype: expected one of {tuple(DTYPES)}, got {body['dtype']!r}")
-        return cls(**values)
+    def _from_json(cls, body: dict[str, Any], where: str) -> "Manifest":
+        if unknown := body.keys() - {"format", "version", *cls.__dataclass_fields__}:
+            raise FormatError(f"{where}: expected no other fields, got {sorted(unknown)!r:.200}")
+        if not isinstance(body.get("segments"), list) or "deleted" not in body:
+            raise FormatError(f"{where}: segments, deleted: expected a list and a record or null")
+        kinds = {"generation": int, "model": str, "dim": int, "hidden": int, "texts": bool, "unit": bool}
+        return cls(
+            **{name: field(body, name, kind, where) for name, kind in kinds.items()},
+            dtype=field(body, "dtype", str, where, "|".join(DTYPES)),
+            head=FileRecord.from_json(body.get("head"), HEAD, f"{where}: head"),
+            segments=tuple(SegmentRecord.from_json(each, f"{where}: segments") for each in body["segments"]),
+            deleted=FileRecord.from_json(body["deleted"], DELETED, f"{where}: deleted") if body["deleted"] else None,
+        )
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -9,9 +9,8 @@ the size and SHA-256 of both. All is mapped, nothing is read before it is asked 
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,69 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from d2llm.errors import FormatError, MissingError
-from d2llm.files import atomic_path, read_json, sha256, write_json
+from d2llm.files import atomic_path, read_json, write_json
+from d2llm.index.records import PASSAGES, RECORD, VECTORS, FileRecord, SegmentRecord
 from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 #: Number types that projected passages are stored in.
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
-VECTORS, PASSAGES, RECORD = "vectors.safetensors", "passages.jsonl", "segment.json"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Name, size and digest of a file of the index."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "FileRecord":
-        """Measure a file."""
-        return cls(path.name, path.stat().st_size, sha256(path))
-
-    def check_size(self, folder: Path) -> None:
-        """Compare the file's size with the record.
-
-        Raises:
-            MissingError: if the file is gone.
-            FormatError: if its size differs.
-        """
-        path = folder / self.name
-        if not path.is_file():
-            raise MissingError(f"{path}: file not found")
-        if (size := path.stat().st_size) != self.bytes:
-            raise FormatError(f"{path}: expected {self.bytes} bytes, got {size}; the file is truncated or altered")
-
-    def check(self, folder: Path) -> None:
-        """Compare the file's size and SHA-256 with the record.
-
-        Raises:
-            MissingError: if the file is gone.
-            FormatError: if it differs.
-        """
-        self.check_size(folder)
-        if sha256(folder / self.name) != self.sha256:
-            raise FormatError(f"{folder / self.name}: SHA-256 differs from the record; the file is altered")
-
-
-@dataclass(frozen=True)
-class SegmentRecord:
-    """What the manifest knows of a segment."""
-
-    name: str
-    rows: int
-    files: tuple[FileRecord, ...]
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "SegmentRecord":
-        """Inverse of ``dataclasses.asdict``."""
-        return cls(value["name"], value["rows"], tuple(FileRecord(**file) for file in value["files"]))
-
-    def check(self, root: Path) -> None:
-        """Compare every file of the segment below ``root`` with its size and SHA-256."""
-        for file in self.files:
-            file.check(root / self.name)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -133,12 +75,14 @@ def write_segment(
     return record
 
 
-def finished_segment(folder: Path) -> SegmentRecord | None:
-    """The record of a whole segment left by an earlier run, or None where there is none fit for use."""
+def finished_segment(folder: Path, rows: int) -> SegmentRecord | None:
+    """The record of a whole segment of ``rows`` passages left by an earlier run, or None where none is fit for use."""
     try:
-        record = SegmentRecord.from_json(read_json(folder / RECORD))
+        record = SegmentRecord.from_json(read_json(folder / RECORD), str(folder / RECORD))
+        if (record.name, record.rows) != (folder.name, rows):
+            return None
         record.check(folder.parent)
-    except (FormatError, MissingError, KeyError, TypeError):
+    except (FormatError, MissingError):
         return None
     return record
 
@@ -159,6 +103,7 @@ class Segment:
     def __init__(self, root: Path, record: SegmentRecord, *, hidden: int, dim: int, dtype: str, unit: bool) -> None:
         self.folder = root / record.name
         self.rows = record.rows
+        record.check_copy(root)
         for file in record.files:
             file.check_size(self.folder)
         path = self.folder / VECTORS

@@ -1,9 +1,9 @@
 """One state of an index, opened for reading."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
@@ -15,9 +15,26 @@ from d2llm.bm25 import BM25
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
 from d2llm.index.manifest import Manifest
-from d2llm.index.segment import FileRecord, Segment, write_tensors
+from d2llm.index.records import FileRecord
+from d2llm.index.segment import Segment, write_tensors
 from d2llm.index.writer import SEGMENTS
 from d2llm_kernels.rough.rows import Rows, widened
+
+_Result = TypeVar("_Result")
+
+
+def of_newest(root: Path, read: Callable[[Manifest], _Result]) -> _Result:
+    """What ``read`` makes of the newest manifest, read once more for as long as writers replace it meanwhile.
+
+    A writer removes the files of the state before, or puts others in their place, while ``read`` is at them.
+    """
+    while True:
+        manifest = Manifest.load(root)
+        try:
+            return read(manifest)
+        except (OSError, RuntimeError, MissingError, FormatError):
+            if Manifest.load(root) == manifest:
+                raise
 
 
 class Snapshot:
@@ -29,7 +46,7 @@ class Snapshot:
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.manifest = manifest
-        manifest.head.check_size(root)
+        manifest.head.check(root)
         self.segments = [
             Segment(
                 root / SEGMENTS,
@@ -54,14 +71,7 @@ class Snapshot:
         Raises:
             MissingError, FormatError: for an index that is incomplete or altered.
         """
-        while True:
-            manifest = Manifest.load(root)
-            try:
-                return cls(root, manifest)
-            except MissingError:
-                # A writer may have replaced the manifest and removed the old files in between.
-                if Manifest.load(root).generation == manifest.generation:
-                    raise
+        return of_newest(root, lambda manifest: cls(root, manifest))
 
     @cached_property
     def live(self) -> Tensor:
@@ -143,7 +153,7 @@ def _load_deleted(root: Path, manifest: Manifest) -> Tensor:
     """(rows,) bool; passages appended after the file was written are not deleted."""
     deleted = torch.zeros(manifest.rows, dtype=torch.bool)
     if manifest.deleted is not None:
-        manifest.deleted.check_size(root)
+        manifest.deleted.check(root)
         path = root / manifest.deleted.name
         try:
             known = load_file(path)["deleted"]

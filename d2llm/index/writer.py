@@ -21,10 +21,13 @@ from d2llm.errors import InputError
 from d2llm.index.inputs import Corpus, all_finite, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, encode, head_of, project
-from d2llm.index.segment import DTYPES, SegmentRecord, finished_segment, write_segment
+from d2llm.index.records import SegmentRecord
+from d2llm.index.segment import DTYPES, finished_segment, write_segment
 from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 SEGMENTS = "segments"
+# What a killed writer leaves of files that it was about to rename, beside those of segments.
+_SCRATCH = (".head-*", ".deleted-*", ".manifest.json.*")
 #: Texts handed to the model at a time: enough to sort by length, few enough to see progress.
 _ENCODE = 1024
 
@@ -86,7 +89,7 @@ def write_shards(
     with tqdm(total=sum(map(len, parts.values())), desc="index", unit="passage", disable=not progress) as bar:
         for name, part in parts.items():
             folder = root / SEGMENTS / name
-            record = finished_segment(folder)
+            record = finished_segment(folder, len(part))
             if record is None:
                 vectors = _vectors(part, model, manifest.dim, batch_size, bar)
                 projected, unit = _stored(vectors, model, manifest)
@@ -101,7 +104,8 @@ def collect(root: Path, manifest: Manifest) -> None:
     """Remove what the manifest does not name: segments, heads and deletions of earlier states or killed runs."""
     kept = {segment.name for segment in manifest.segments} | {manifest.head.name}
     kept |= {manifest.deleted.name} if manifest.deleted else set()
-    for path in [*(root / SEGMENTS).iterdir(), *root.glob("head-*.safetensors"), *root.glob("deleted-*.safetensors")]:
+    ours = ("head-*.safetensors", "deleted-*.safetensors", *_SCRATCH)
+    for path in [*(root / SEGMENTS).iterdir(), *(path for pattern in ours for path in root.glob(pattern))]:
         if path.name in kept:
             continue
         if path.is_dir():

@@ -24,7 +24,7 @@ def check_in_batch(
 
     Raises:
         ArgumentError: on a wrong shape, dtype or device, on one of ``z_hard`` and ``s_hard`` without the other, or on
-            a temperature that is not positive.
+            a temperature that is not positive or has no inverse in float32.
     """
     require(z_in_batch.dim() == 2 and z_in_batch.shape[0] > 0, "z_in_batch", "shape (B, B), B > 0", shape(z_in_batch))
     batch = z_in_batch.shape[0]
@@ -45,7 +45,8 @@ def check_in_batch(
             require(tensor.shape == z_in_batch.shape, name, f"shape {shape(z_in_batch)}", shape(tensor))
     if duplicates is not None:
         require(duplicates.dtype in MASKS, "duplicates", "bool or integers", duplicates.dtype)
-    require(0 < temperature < float("inf"), "temperature", "a positive number", temperature)
+    possible = torch.finfo(torch.float32).smallest_normal <= temperature < float("inf")
+    require(possible, "temperature", "a positive number whose inverse is finite in float32", temperature)
 
 
 def in_batch_terms(

@@ -39,6 +39,7 @@ def check_interaction(
     square = weight.dim() == 2 + stacked and weight.shape[-2] == weight.shape[-1] and 0 not in weight.shape[:-2]
     require(square, "weight", "shape (T, F, F)" if stacked else "shape (F, F)", shape(weight))
     width, branches = weight.shape[-1], weight.shape[:-2]
+    require(width > 0, "weight", "a width F of at least 1", shape(weight))
     for name, tensor in named[:2]:
         if rank is None:
             require(tensor.dim() >= 1 and tensor.shape[-1] == width, name, f"shape (..., {width})", shape(tensor))

@@ -65,6 +65,7 @@ def attn_pool(
         BackendError: if a backend named explicitly is missing or takes no such tensors.
     """
     require(u.dim() == 2 and u.is_floating_point(), "u", "a floating point tensor of shape (H, D)", shape(u))
+    require(u.shape[1] > 0, "u", "a width D of at least 1", shape(u))
     check_tokens(x, u.shape[1], mask, cu_seqlens)
     require(u.device == x.device, "u", f"device {x.device}", u.device)
     x, u = autocast(x, u)

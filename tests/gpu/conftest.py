@@ -67,6 +67,16 @@ def make_pairs(device: torch.device) -> Make:
     return inputs
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs one program after another, so that as many as keep a GPU busy cost most of its time."""
+    if interpreted():
+        from d2llm_kernels.backends.triton import interaction_backward, pool_backward
+
+        monkeypatch.setattr(interaction_backward, "PROGRAMS", 16)
+        monkeypatch.setattr(pool_backward, "_PROGRAMS", 32)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each backend for GPUs, as what "auto" takes."""

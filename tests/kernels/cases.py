@@ -57,7 +57,7 @@ def pair_inputs(queries: int, passages: int, hidden: int, seed: int = 0) -> tupl
         return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
     projections = (normal(queries, hidden), normal(passages, hidden))
-    weights = (normal(hidden, hidden, scale=hidden**-0.5), normal(hidden), normal(1, hidden), normal(1))
+    weights = (normal(hidden, hidden, scale=max(hidden, 1) ** -0.5), normal(hidden), normal(1, hidden), normal(1))
     return (*projections, *weights)
 
 

@@ -262,6 +262,7 @@ def test_a_second_derivative_is_refused():
         ({"x": torch.zeros(2, 3, 5)}, "x"),
         ({"x": torch.zeros(2, 3, 4, dtype=torch.int64)}, "x"),
         ({"u": torch.zeros(4)}, "u"),
+        ({"x": torch.zeros(2, 3, 0), "u": torch.zeros(2, 0)}, "u"),
         ({"u": torch.zeros(2, 4, device="meta")}, "u"),
         ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "mask"),
         ({"mask": torch.ones(2, 3)}, "mask"),

@@ -229,6 +229,12 @@ def test_bad_tasks_are_named(task, message):
         scores(*task_inputs(), task=task)
 
 
+@pytest.mark.parametrize("call", (dk.functional.iem_scores, dk.functional.iem_pairs))
+def test_a_width_of_zero_is_refused(call):
+    with pytest.raises(dk.ArgumentError, match="^weight: expected a width F of at least 1"):
+        call(*pair_inputs(3, 3, 0))
+
+
 def test_branches_must_be_stacked():
     a, b, weight, bias, *out = task_inputs()
     with pytest.raises(dk.ArgumentError, match=r"weight: expected shape \(T, F, F\), got \(20, 20\)"):

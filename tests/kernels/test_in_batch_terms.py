@@ -357,6 +357,8 @@ SQUARE, GROUP = torch.zeros(3, 3), torch.zeros(3, 2)
         ({"duplicates": GROUP.bool()}, "duplicates"),
         ({"duplicates": SQUARE}, "duplicates"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": 1e-40}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
         ({"z_hard": GROUP.to("meta")}, "z_hard"),
     ],
 )

@@ -140,13 +140,13 @@ def test_memory_is_that_of_a_chunk(base_model: str) -> None:
         student.zero_grad()
         return peak_bytes(step)
 
-    peaks = {size: peak(size, True) for size in (32, 128)}
-    texts = (128 - 32) * 4
+    peaks = {size: peak(size, True) for size in (16, 64)}
+    texts = (64 - 16) * 4
     # Vectors, their gradients and features; the tokens of chunks; the random state of each chunk; the (B, B) logits.
-    vectors, tokens, states, logits = texts * 32 * 4, texts * 16 * 16, texts // 8 * 5056, (128**2 - 32**2) * 4
-    assert peaks[128] - peaks[32] < 4 * vectors + tokens + states + 4 * logits
+    vectors, tokens, states, logits = texts * 32 * 4, texts * 16 * 16, texts // 8 * 5056, (64**2 - 16**2) * 4
+    assert peaks[64] - peaks[16] < 4 * vectors + tokens + states + 4 * logits
     # A plain step holds all activations: a hundred times as much for each further text.
-    assert peak(32, False) > 10 * (peaks[128] - peaks[32])
+    assert peak(16, False) > 10 * (peaks[64] - peaks[16])
 
 
 def test_groups_keep_their_results_only(base_model: str) -> None:

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "scorer.h"
 #include "scorer_int8.h"
 
@@ -37,17 +38,22 @@ at::Tensor all_pairs(const Kernels& kernels, const PackedBranch& branch, const O
 }
 
 at::Tensor iem_scores(const at::Tensor& a, const at::Tensor& b, const Branch& branch) {
+    check_interaction(a, b, branch);
     const Operands operands{rows_of(a), rows_of(b)};
     return all_pairs<Scorer>(kernels(), pack(kernels(), rows_kind(a), branch), operands);
 }
 
 // Passages b (Np, F) int8 with scale (Np,) float; all other tensors are float.
 at::Tensor iem_scores_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& scale, const Branch& branch) {
+    check_branch(branch, at::kFloat);
+    check_int8(a, b, scale, branch.weight.size(0));
     return all_pairs<ByteScorer>(kernels(), pack_int8(kernels(), branch), byte_operands(a, b, scale));
 }
 
 std::tuple<at::Tensor, at::Tensor> iem_pairs(const at::Tensor& a, const at::Tensor& b, const Branch& branch,
                                              bool return_features) {
+    check_interaction(a, b, branch);
+    check_given(a, b);
     const Kernels& table = kernels();
     const Operands operands{rows_of(a), rows_of(b)};
     const PackedBranch packed = pack(table, rows_kind(a), branch);

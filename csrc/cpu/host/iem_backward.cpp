@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "pack.h"
 
 namespace d2llm {
@@ -104,6 +105,14 @@ using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at:
 
 Gradients differentiate(const at::Tensor& dz, const at::Tensor& dfeatures, const at::Tensor& a, const at::Tensor& b,
                         const Branch& branch, bool grid) {
+    check_interaction(a, b, branch);
+    if (grid) {
+        expect_shape(dz, "dz", {a.size(0), b.size(0)});
+    } else {
+        check_given(a, b);
+        expect_shape(dz, "dz", {a.size(0)});
+    }
+    if (dfeatures.defined()) expect_shape(dfeatures, "dfeatures", a.sizes());
     const Kernels& table = kernels();
     const int64_t features = a.size(1), columns = b.size(0), lines = grid ? a.size(0) : 1;
     const int64_t parts = std::clamp<int64_t>(columns, 1, at::get_num_threads());

@@ -5,7 +5,11 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <cmath>
+#include <utility>
+
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "memory.h"
 
 namespace d2llm {
@@ -20,6 +24,18 @@ struct InBatch {
     const std::optional<at::Tensor>& duplicates;  // (B, B)
     double temperature;
 };
+
+void check(const InBatch& inputs) {
+    expect(inputs.z, "z_in_batch", at::kFloat, {-1, -1});
+    const int64_t batch = inputs.z.size(0);
+    expect_shape(inputs.z, "z_in_batch", {batch, batch});
+    expect(inputs.z_hard, "z_hard", at::kFloat, {batch, -1});
+    expect(inputs.s_hard, "s_hard", at::kFloat, inputs.z_hard.sizes());
+    if (inputs.s) expect(*inputs.s, "s_in_batch", at::kFloat, {batch, batch});
+    if (inputs.duplicates) expect(*inputs.duplicates, "duplicates", at::kBool, {batch, batch});
+    TORCH_CHECK(inputs.temperature > 0 && std::isfinite(static_cast<float>(1 / inputs.temperature)),
+                "temperature: expected a number above 0 whose inverse is finite in float32, got ", inputs.temperature);
+}
 
 // Triples that make a thread worth while; columns count as some more of them.
 constexpr int64_t kGrain = 32768, kColumnCost = 4;
@@ -75,6 +91,7 @@ class Batch {
 
 // cross_entropy and pairwise, (B,) each.
 std::tuple<at::Tensor, at::Tensor> in_batch_terms(const InBatch& inputs) {
+    check(inputs);
     const Batch batch(inputs);
     const Kernels& table = kernels();
     at::Tensor cross_entropy = at::empty({batch.size()}, inputs.z.options());
@@ -88,6 +105,9 @@ std::tuple<at::Tensor, at::Tensor> in_batch_terms(const InBatch& inputs) {
 std::tuple<at::Tensor, at::Tensor> in_batch_terms_backward(const std::optional<at::Tensor>& dcross_entropy,
                                                            const std::optional<at::Tensor>& dpairwise,
                                                            const InBatch& inputs) {
+    check(inputs);
+    for (const auto& [slopes, name] : {std::pair{&dcross_entropy, "dcross_entropy"}, {&dpairwise, "dpairwise"}})
+        if (*slopes) expect(**slopes, name, at::kFloat, {inputs.z.size(0)});
     const Batch batch(inputs);
     const Kernels& table = kernels();
     at::Tensor dz = fresh(inputs.z.sizes(), inputs.z.options());

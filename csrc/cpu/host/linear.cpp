@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "memory.h"
 
 namespace d2llm {
@@ -25,6 +26,7 @@ at::Tensor lines_of(const at::Tensor& tensor) {
 
 // x (G, N, K), weight (G, M, K), bias (G, M) or none -> (G, N, M).
 at::Tensor linear(const at::Tensor& x_, const at::Tensor& weight_, const std::optional<at::Tensor>& bias_) {
+    check_linear(x_, weight_, bias_);
     const at::Tensor x = lines_of(x_), weight = lines_of(weight_);
     const at::Tensor bias = bias_ ? bias_->contiguous() : at::Tensor();
     const Kernels& table = kernels();

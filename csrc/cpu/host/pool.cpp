@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "memory.h"
 #include "pack.h"
 #include "sequences.h"
@@ -145,6 +146,7 @@ void pool_together(const Pool& pool, const std::vector<const void*>& rows, float
 std::tuple<at::Tensor, at::Tensor> attn_pool(const at::Tensor& x_, const at::Tensor& u,
                                              const std::optional<at::Tensor>& mask,
                                              const std::optional<at::Tensor>& offsets) {
+    check_pool(x_, u, mask, offsets);
     const at::Tensor x = x_.stride(-1) == 1 ? x_ : x_.contiguous();
     const Kernels& table = kernels();
     const Rows kind = rows_kind(x);

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "memory.h"
 #include "pack.h"
 #include "sequences.h"
@@ -116,6 +117,10 @@ std::tuple<at::Tensor, at::Tensor> attn_pool_backward(const at::Tensor& dpooled_
                                                       const std::optional<at::Tensor>& dlse_, const at::Tensor& x_,
                                                       const at::Tensor& u, const std::optional<at::Tensor>& mask,
                                                       const std::optional<at::Tensor>& offsets) {
+    check_pool(x_, u, mask, offsets);
+    const int64_t batch = offsets ? offsets->size(0) - 1 : x_.size(0);
+    expect_shape(dpooled_, "dpooled", {batch, u.size(0), u.size(1)});
+    if (dlse_) expect_shape(*dlse_, "dlse", {batch, u.size(0)});
     const at::Tensor x = x_.stride(-1) == 1 ? x_ : x_.contiguous();
     const at::Tensor dpooled = dpooled_.to(x.scalar_type()).contiguous();
     const at::Tensor dlse = dlse_ ? dlse_->to(at::kFloat).contiguous() : at::Tensor();

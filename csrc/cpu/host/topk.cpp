@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "../isa/dispatch.h"
+#include "check.h"
 #include "scorer.h"
 #include "scorer_int8.h"
 
@@ -121,15 +122,22 @@ std::tuple<at::Tensor, at::Tensor> tensors_of(const std::vector<std::vector<Foun
     return {values, indices};
 }
 
+// F of a branch that fits passages of a dtype.
+int64_t width_of(const Branch& branch, at::ScalarType passages) {
+    check_branch(branch, passages == at::kChar ? at::kFloat : passages);
+    return branch.weight.size(0);
+}
+
 // A branch packed once, to search chunk after chunk of passages with.
 class Search : public torch::CustomClassHolder {
   public:
     // For passages in float, bfloat16 or int8; the branch is of their dtype, or float for int8.
     Search(const Branch& branch, at::ScalarType passages)
         : table_(kernels()),
-          bytes_(passages == at::kChar),
-          packed_(bytes_ ? pack_int8(table_, branch)
-                         : pack(table_, passages == at::kFloat ? Rows::f32 : Rows::bf16, branch)) {}
+          passages_(passages),
+          width_(width_of(branch, passages)),
+          packed_(passages == at::kChar ? pack_int8(table_, branch)
+                                        : pack(table_, passages == at::kFloat ? Rows::f32 : Rows::bf16, branch)) {}
 
     // The best k of what was kept, (Nq, at most k) from the chunks before, and the passages b (Np, F), which count from
     // `first`: values and indices, best first, the lower index first among equals; fewer than k columns if there are no
@@ -137,26 +145,37 @@ class Search : public torch::CustomClassHolder {
     std::tuple<at::Tensor, at::Tensor> topk(const at::Tensor& a, const at::Tensor& b,
                                             const std::optional<at::Tensor>& scale, int64_t k, const at::Tensor& values,
                                             const at::Tensor& indices, int64_t first) const {
+        TORCH_CHECK(k > 0, "k: expected at least 1, got ", k);
+        expect(values, "values", at::kFloat, {a.size(0), -1});
+        expect(indices, "indices", at::kLong, values.sizes());
+        TORCH_CHECK(values.size(1) <= k, "values: expected at most k of each query, ", k, ", got ", values.size(1));
         const Kept before{values.contiguous(), indices.contiguous()};
         const int64_t count = std::min(k, values.size(1) + b.size(0));
         const auto best = [&](auto make) {
-            return tensors_of(best_of(before, b.size(0), first, table_.strip, k, make), count);
+            return tensors_of(best_of(before, b.size(0), first, table_.strip, std::max<int64_t>(count, 1), make),
+                              count);
         };
-        if (bytes_) {
+        if (passages_ == at::kChar) {
+            TORCH_CHECK(scale, "scale: expected one for passages in int8");
+            check_int8(a, b, *scale, width_);
             const ByteOperands operands = byte_operands(a, b, *scale);
             return best([&] { return ByteScorer(table_, packed_.view, operands); });
         }
+        expect(a, "a", passages_, {-1, width_});
+        expect(b, "b", passages_, {-1, width_});
         const Operands operands{rows_of(a), rows_of(b)};
         return best([&] { return Scorer(table_, packed_.view, operands); });
     }
 
   private:
     const Kernels& table_;
-    bool bytes_;
+    at::ScalarType passages_;
+    int64_t width_;
     PackedBranch packed_;
 };
 
 std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k) {
+    TORCH_CHECK(k > 0 && k <= b.size(0), "k: expected between 1 and the number of passages, ", b.size(0), ", got ", k);
     const at::Tensor values = at::empty({a.size(0), 0}, at::kFloat), indices = at::empty({a.size(0), 0}, at::kLong);
     return Search(branch, a.scalar_type()).topk(a, b, std::nullopt, k, values, indices, 0);
 }

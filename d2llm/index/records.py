@@ -1,0 +1,133 @@
+"""What the index writes down about its files: names, sizes, digests, and how such records are read back.
+
+A record is not trusted: each name is that of a file in its own folder, so that nothing outside the index is ever
+opened, written or removed because a record says so.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from d2llm.errors import FormatError, MissingError
+from d2llm.files import json_text, sha256
+
+#: Files of a segment.
+VECTORS, PASSAGES, RECORD = "vectors.safetensors", "passages.jsonl", "segment.json"
+#: Names of heads, deletions and segments.
+HEAD, DELETED, SEGMENT = (r"head-\w+\.safetensors", r"deleted-\d+\.safetensors", r"segment-[0-9a-f]+")
+
+
+def field(values: Any, name: str, kind: type[Any], where: str, pattern: str = "") -> Any:
+    """The value of a field of a JSON object.
+
+    Args:
+        kind: its type; whole numbers are not negative.
+        pattern: what a text must match as a whole.
+
+    Raises:
+        FormatError: naming ``where`` and the field, if it is absent or another kind of thing.
+    """
+    found: Any = values.get(name) if isinstance(values, Mapping) else None
+    # To Python a bool is an int too.
+    fits = type(found) is kind and (kind is not int or found >= 0) and (not pattern or re.fullmatch(pattern, found))
+    if not fits:
+        expected = (
+            f"a text like {pattern}" if pattern else {int: "a whole number", bool: "true or false"}.get(kind, kind)
+        )
+        raise FormatError(f"{where}: {name}: expected {expected}, got {found!r:.200}")
+    return found
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Name, size and digest of a file of the index."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Measure a file."""
+        return cls(path.name, path.stat().st_size, sha256(path))
+
+    @classmethod
+    def from_json(cls, value: Any, pattern: str, where: str) -> "FileRecord":
+        """Inverse of ``dataclasses.asdict``, for a file whose name matches ``pattern``.
+
+        Raises:
+            FormatError: naming ``where`` and the field that does not fit.
+        """
+        name = field(value, "name", str, where, pattern)
+        return cls(name, field(value, "bytes", int, where), field(value, "sha256", str, where, "[0-9a-f]{64}"))
+
+    def check_size(self, folder: Path) -> None:
+        """Compare the file's size with the record.
+
+        Raises:
+            MissingError: if the file is gone.
+            FormatError: if its size differs.
+        """
+        path = folder / self.name
+        if not path.is_file():
+            raise MissingError(f"{path}: file not found")
+        if (size := path.stat().st_size) != self.bytes:
+            raise FormatError(f"{path}: expected {self.bytes} bytes, got {size}; the file is truncated or altered")
+
+    def check(self, folder: Path) -> None:
+        """Compare the file's size and SHA-256 with the record.
+
+        Raises:
+            MissingError: if the file is gone.
+            FormatError: if it differs.
+        """
+        self.check_size(folder)
+        if sha256(folder / self.name) != self.sha256:
+            raise FormatError(f"{folder / self.name}: SHA-256 differs from the record; the file is altered")
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """What the manifest knows of a segment."""
+
+    name: str
+    rows: int
+    files: tuple[FileRecord, ...]
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> "SegmentRecord":
+        """Inverse of ``dataclasses.asdict``.
+
+        Raises:
+            FormatError: naming ``where`` and the field that does not fit.
+        """
+        name, rows, files = (
+            field(value, "name", str, where, SEGMENT),
+            field(value, "rows", int, where),
+            value.get("files"),
+        )
+        if not isinstance(files, list) or len(files) != 2:
+            raise FormatError(f"{where}: files: expected two, got {files!r:.200}")
+        patterns = (re.escape(VECTORS), re.escape(PASSAGES))
+        return cls(name, rows, tuple(map(FileRecord.from_json, files, patterns, (where, where))))
+
+    def check(self, root: Path) -> None:
+        """Compare every file of the segment below ``root`` with its size and SHA-256."""
+        self.check_copy(root)
+        for file in self.files:
+            file.check(root / self.name)
+
+    def check_copy(self, root: Path) -> None:
+        """Compare the record that lies beside the segment's files with this one, byte by byte.
+
+        Raises:
+            MissingError: if it is gone.
+            FormatError: if it differs.
+        """
+        path = root / self.name / RECORD
+        if not path.is_file():
+            raise MissingError(f"{path}: file not found")
+        if path.read_bytes() != json_text(asdict(self)).encode():
+            raise FormatError(f"{path}: differs from the manifest; the file is altered")

@@ -1,0 +1,129 @@
+"""The C++ operators called by themselves: what does not fit is refused by name, and nothing is read past its end."""
+
+import pytest
+import torch
+
+from d2llm_kernels.backends.cpu import library
+from tests.kernels.cases import NAMES, pair_inputs
+
+pytestmark = pytest.mark.cpu
+
+POOL = {"x": torch.zeros(2, 5, 8), "u": torch.zeros(3, 8), "mask": torch.ones(2, 5, dtype=torch.bool), "offsets": None}
+PACKED = POOL | {"x": torch.zeros(10, 8), "mask": None, "offsets": torch.tensor([0, 4, 10])}
+SCORES = dict(zip(NAMES, (t.float() for t in pair_inputs(3, 4, 8)), strict=True))
+BYTES = {"a": SCORES["a"], "b": torch.zeros(4, 8, dtype=torch.int8), "scale": torch.zeros(4)} | dict(
+    list(SCORES.items())[2:]
+)
+PAIRS = SCORES | {"b": torch.zeros(3, 8), "return_features": True}
+LOSSES = {
+    "z_in_batch": torch.zeros(4, 4),
+    "z_hard": torch.zeros(4, 2),
+    "s_hard": torch.zeros(4, 2),
+    "s_in_batch": torch.zeros(4, 4),
+    "duplicates": torch.zeros(4, 4, dtype=torch.bool),
+    "temperature": 1.0,
+}
+LINEAR = {"x": torch.zeros(2, 5, 6), "weight": torch.zeros(2, 4, 6), "bias": torch.zeros(2, 4)}
+BACKWARD = {
+    "attn_pool_backward": {"dpooled": torch.zeros(2, 3, 8), "dlse": torch.zeros(2, 3), **POOL},
+    "iem_scores_backward": {"dz": torch.zeros(3, 4), **SCORES},
+    "iem_pairs_backward": {"dz": torch.zeros(3), "dfeatures": torch.zeros(3, 8), **PAIRS},
+    "in_batch_terms_backward": {"dcross_entropy": torch.zeros(4), "dpairwise": torch.zeros(4), **LOSSES},
+}
+del BACKWARD["iem_pairs_backward"]["return_features"]
+ACCEPTED = [
+    ("attn_pool", POOL),
+    ("attn_pool", PACKED),
+    ("iem_scores", SCORES),
+    ("iem_pairs", PAIRS),
+    ("iem_topk", SCORES | {"k": 4}),
+    ("in_batch_terms", LOSSES),
+    ("linear", LINEAR),
+    ("iem_scores_int8", BYTES),
+    *BACKWARD.items(),
+]
+OFFSETS = ([0, 4, 11], [-1, 4, 10], [0, 7, 4], [])
+
+
+def call(name, arguments):
+    return getattr(library.operators(), name)(*arguments.values())
+
+
+@pytest.mark.parametrize("name,arguments", ACCEPTED, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_tensor_of_another_shape_or_dtype_is_refused(name, arguments):
+    call(name, arguments)
+    for key, value in arguments.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        wider = torch.zeros(*value.shape[:-1], value.shape[-1] + 1, dtype=value.dtype)
+        refused = [wider, value[None], value.to(torch.complex64)]
+        if key == "offsets":
+            refused = [value[None], value.int(), value.double()]
+        # Slopes come in any number type.
+        if key in ("dpooled", "dlse", "dz", "dfeatures"):
+            refused.pop()
+        for other in refused:
+            with pytest.raises(RuntimeError, match=": expected"):
+                call(name, arguments | {key: other})
+
+
+@pytest.mark.parametrize("offsets", OFFSETS, ids=str)
+def test_offsets_that_leave_the_batch_are_refused(offsets):
+    for name, given in (
+        ("attn_pool", PACKED),
+        ("attn_pool_backward", {"dpooled": torch.zeros(2, 3, 8), "dlse": None, **PACKED}),
+    ):
+        with pytest.raises(RuntimeError, match="offsets: expected"):
+            call(name, given | {"offsets": torch.tensor(offsets, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize("k", (0, -1, 5, 1 << 62))
+def test_k_outside_the_passages_is_refused(k):
+    with pytest.raises(RuntimeError, match="k: expected between 1 and the number of passages, 4, got"):
+        call("iem_topk", SCORES | {"k": k})
+
+
+NOTHING = (torch.empty(3, 0), torch.empty(3, 0, dtype=torch.int64))
+
+
+def topk(search, a, b, scale, k, kept=NOTHING):
+    return search.topk(a, b, scale, k, *kept, 0)
+
+
+def test_a_search_keeps_what_there_is_and_checks_what_was_kept():
+    search = library.classes().Search(*list(SCORES.values())[2:], torch.float32)
+    values, indices = topk(search, SCORES["a"], SCORES["b"], None, 1 << 62)
+    assert values.shape == indices.shape == (3, 4)
+    assert topk(search, SCORES["a"], SCORES["b"][:0], None, 5)[0].shape == (3, 0)
+    for k, kept in ((0, (values, indices)), (3, (values, indices)), (9, (values[:2], indices)), (9, (values, values))):
+        with pytest.raises(RuntimeError, match="(k|values|indices): expected"):
+            topk(search, SCORES["a"], SCORES["b"], None, k, kept)
+
+
+def test_a_prepared_branch_takes_its_own_width_and_dtype_alone():
+    weights = list(SCORES.values())[2:]
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(RuntimeError, match="weight: expected"):
+            library.classes().Search(*weights, dtype)
+    plain, rough = (library.classes().Search(*weights, dtype) for dtype in (torch.float32, torch.int8))
+    for a, b in ((SCORES["a"][:, 1:], SCORES["b"]), (SCORES["a"], SCORES["b"][:, 1:]), (SCORES["a"], BYTES["b"])):
+        with pytest.raises(RuntimeError, match="^[ab]: expected"):
+            topk(plain, a, b, None, 2)
+    with pytest.raises(RuntimeError, match="scale: expected"):
+        topk(rough, SCORES["a"], BYTES["b"], None, 2)
+    with pytest.raises(RuntimeError, match="scale: expected"):
+        topk(rough, SCORES["a"], BYTES["b"], BYTES["scale"][1:], 2)
+
+
+@pytest.mark.parametrize("wide", (16, 4096))
+def test_the_package_operator_names_a_query_wider_than_the_tokens(wide):
+    with pytest.raises(RuntimeError, match="x: expected shape"):
+        torch.ops.d2llm.attn_pool(torch.zeros(2, 5, 8), torch.zeros(3, wide), None, None, "cpu")
+
+
+def test_widths_of_zero_and_temperatures_without_an_inverse_are_refused():
+    with pytest.raises(RuntimeError, match="u: expected a width D of at least 1"):
+        call("attn_pool", POOL | {"x": torch.zeros(2, 5, 0), "u": torch.zeros(3, 0)})
+    for temperature in (0.0, -1.0, 1e-40, float("nan")):
+        with pytest.raises(RuntimeError, match="temperature: expected"):
+            call("in_batch_terms", LOSSES | {"temperature": temperature})

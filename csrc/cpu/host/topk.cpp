@@ -27,6 +27,8 @@ Found found_of(float value, int64_t index) {
     return {std::isnan(value) ? -std::numeric_limits<float>::infinity() : value, index};
 }
 
+constexpr Found kLowest{-std::numeric_limits<float>::infinity(), std::numeric_limits<int64_t>::max()};
+
 // A strict order of all passages of a query, so that the best k are the same however they are come by.
 bool better(const Found& one, const Found& other) {
     return one.value > other.value || (one.value == other.value && one.index < other.index);
@@ -49,26 +51,27 @@ struct Kept {
 // The best k so far, the worst of them at the front of a heap; nothing that is not better than `least`.
 class Best {
   public:
-    Best(int64_t k, const std::optional<Found>& least) : k_(k), least_(least) { kept_.reserve(k); }
+    Best(int64_t k, const Found& least) : k_(k), least_(least) { kept_.reserve(k); }
 
     void add(float value, int64_t index) {
         const Found found = found_of(value, index);
-        if (least_ && !better(found, *least_)) return;
+        if (!better(found, least_)) return;
         if (static_cast<int64_t>(kept_.size()) < k_) {
             kept_.push_back(found);
-            std::push_heap(kept_.begin(), kept_.end(), better);
-        } else if (better(found, kept_.front())) {
+        } else {
             std::pop_heap(kept_.begin(), kept_.end(), better);
             kept_.back() = found;
-            std::push_heap(kept_.begin(), kept_.end(), better);
         }
+        std::push_heap(kept_.begin(), kept_.end(), better);
+        if (static_cast<int64_t>(kept_.size()) == k_) least_ = kept_.front();
     }
 
     const std::vector<Found>& kept() const { return kept_; }
 
   private:
     int64_t k_;
-    std::optional<Found> least_;
+    // What the next one must be better than: all may, the worst of those from before, or of a full heap.
+    Found least_;
     std::vector<Found> kept_;
 };
 
@@ -88,7 +91,7 @@ std::vector<std::vector<Found>> best_of(const Kept& before, int64_t passages, in
         for (int64_t task = begin; task < end; ++task) {
             const int64_t i = task / parts, part = task % parts;
             const bool full = static_cast<int64_t>(all[i].size()) == k;
-            Best best(k, full ? std::optional<Found>(all[i].back()) : std::nullopt);
+            Best best(k, full ? all[i].back() : kLowest);
             const int64_t last = std::min((part + 1) * strips / parts * strip, passages);
             for (int64_t j = part * strips / parts * strip; j < last; j += strip) {
                 const int64_t count = std::min(strip, last - j);

@@ -66,7 +66,7 @@ def test_three_calls_make_a_whole_report(tmp_path, capsys, toolkit):
     assert "_cuda" in report["machine"]["backends"]["cuda"]
     assert report["tests"]["outcome"] == "passed" and "PASSED" in (folder / "parity.txt").read_text()
     assert report["l2"] > 0 and set(report["ceilings"]["products"]) == {"bfloat16", "float32", "int8"}
-    assert len(report["launches"]) == 7 and all(launch["right"] for launch in report["launches"].values())
+    assert len(report["launches"]) == 8 and all(launch["right"] for launch in report["launches"].values())
     assert not report["rows"] and not report["sanitizers"]
 
     status, report = run(folder, "--stage", "2")

@@ -84,5 +84,5 @@ def test_every_triton_kernel_is_launched_on_the_device_of_its_tensors(monkeypatc
     for label, call in cases():
         with recorded("sm_90", label, launches):
             call()
-    assert len({launch.kernel.__name__ for launch in launches}) == 10
+    assert len({launch.kernel.__name__ for launch in launches}) == 11
     assert not current

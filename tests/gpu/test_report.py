@@ -72,7 +72,7 @@ def test_three_calls_make_a_whole_report(tmp_path, capsys, toolkit):
     status, report = run(folder, "--stage", "2")
     assert status == 0 and report["tests"]["outcome"] == "passed"
     assert {row["operation"].split()[0] for row in report["rows"]} == {
-        "attn_pool", "PMA", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms"
+        "attn_pool", "PMA", "iem_scores", "iem_pairs", "iem_topk", "in_batch_terms", "lora_linear"
     }  # fmt: skip
     for row in report["rows"]:
         assert row["flops"] > 0 and row["bytes"] > 0 and row["floor_s"] > 0 and row["literal_bytes"] > 0

@@ -20,13 +20,19 @@ def search(
     model: Annotated[Path | None, typer.Option(help="Student that the index was built with.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="How many passages.")] = 5,
     mode: Annotated[
-        str, typer.Option(help="exact scores every passage; bm25 and cosine only the best candidates.")
-    ] = "exact",
-    candidates: Annotated[int, typer.Option(help="Candidates of the modes bm25 and cosine.")] = 100,
+        str | None,
+        typer.Option(help="What ranks: hybrid (the default where there are texts), iem, bm25 or cosine."),
+    ] = None,
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(help="Rank only the best candidates by bm25 or cosine; may be repeated."),
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="Candidates of each channel.")] = 100,
     task: Annotated[
         str, typer.Option(help="asym: does the passage answer the query; sym: do they say the same.")
     ] = "asym",
     lines: Annotated[int, typer.Option(min=0, help="Lines of each passage to print; 0 for all.")] = 3,
+    explain: Annotated[bool, typer.Option(help="Show by which measures each was found, and at what rank.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print rank, id, score and text as JSON.")] = False,
 ) -> None:
     """Find the passages that answer a question.
@@ -37,15 +43,15 @@ def search(
       d2llm search "what is a walrus?" --index corpus.index --model student -k 3
       d2llm search remove a folder with all that is in it --mode bm25 --json
     """
-    opened = _open(index, model)
-    # An empty index, or a k below 1, is for the search to refuse.
-    count = min(k, len(opened) or k)
-    hits = opened.search(" ".join(words), count, task=task, mode=mode, candidates=max(candidates, count))[0]
+    hits = _open(index, model).search(
+        " ".join(words), k, task=task, mode=mode, channels=channel or (), candidates=candidates, explain=explain
+    )[0]
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
         return
     for hit in hits:
-        typer.secho(f"{hit.rank:>3}  {hit.score:9.3f}  {hit.id}", bold=True)
+        found = "".join(f"  {measure} {rank}" for measure, rank in (hit.ranks or {}).items())
+        typer.secho(f"{hit.rank:>3}  {hit.score:9.3f}  {hit.id}{found}", bold=True)
         for line in _excerpt(hit.text or "", lines):
             typer.echo(f"     {line}")
 

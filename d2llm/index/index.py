@@ -6,44 +6,45 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from d2llm.errors import FormatError, InputError, MismatchError, MissingError
-from d2llm.files import atomic_path
-from d2llm.index.inputs import Corpus, Passages, check_corpus, check_count, check_ids, check_vectors
+from d2llm.errors import InputError, MismatchError
+from d2llm.index.building import add, existing, plan, same, write_head
+from d2llm.index.inputs import Passages, check_corpus, check_count, check_ids, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import (
     Model,
+    bm25_weight,
     encode,
     fingerprint_of,
     head_of,
     load_head,
-    project,
-    save_head,
-    weights_digest,
     width,
 )
-from d2llm.index.ranking import nearest
-from d2llm.index.records import FileRecord
-from d2llm.index.segment import DTYPES
+from d2llm.index.searching import Found, Searching
 from d2llm.index.snapshot import Snapshot, of_newest, save_deleted
-from d2llm.index.writer import SEGMENTS, collect, shards, write_lock, write_shards
+from d2llm.index.staged import search_candidates
+from d2llm.index.writer import SEGMENTS, shards, write_lock
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
 
-MODES = ("exact", "bm25", "cosine")
+MODES = ("hybrid", "iem", "bm25", "cosine")
+CHANNELS = ("bm25", "cosine")
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One passage found: its rank from 1, id, IEM logit (higher is better), and text where the index holds texts."""
+    """One passage found: its rank from 1, id, score by the mode of the search (higher is better), text if there is one.
+
+    ``ranks``: with ``explain``, its rank from 1 by each measure that found it.
+    """
 
     rank: int
     id: str
     score: float
     text: str | None
+    ranks: dict[str, int] | None = None
 
 
 class Index:
@@ -106,16 +107,16 @@ class Index:
         check_count("shard_size", shard_size, 1)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
-        layout = _layout(model, dtype, texts=corpus.texts is not None, unit=keep_vectors)
+        layout = plan(model, dtype, texts=corpus.texts is not None, unit=keep_vectors)
         parts = shards(corpus, shard_size, layout)
         with write_lock(root):
-            old = _existing(root, overwrite)
-            if old is None or not _same(old, layout, list(parts)):
+            old = existing(root, overwrite)
+            if old is None or not same(old, layout, list(parts)):
                 if old is not None and not overwrite:
                     raise InputError(f"path: {root} holds an index of other content; pass overwrite=True to replace it")
                 generation = old.generation + 1 if old else 0
-                layout = replace(layout, generation=generation, head=_save_head(root, layout, head))
-                _add(root, layout, model, parts, batch_size, progress)
+                layout = replace(layout, generation=generation, head=write_head(root, layout, head))
+                add(root, layout, model, parts, batch_size, progress)
         return cls(root, Snapshot.open(root), model)
 
     @classmethod
@@ -146,40 +147,61 @@ class Index:
         k: int = 10,
         *,
         task: str | int = ASYM,
-        mode: str = "exact",
+        mode: str | None = None,
+        channels: Sequence[str] = (),
         candidates: int = 100,
         batch_size: int = 32,
+        explain: bool = False,
     ) -> list[list[Hit]]:
         """The k best passages of every query, best first, the one added earlier first among equals.
 
         Args:
             queries: one text or Nq of them.
-            k: how many, at most ``len(self)``.
+            k: how many; all where there are fewer.
             task: "asym" (does the passage answer the query) or "sym" (do they say the same), or its index.
-            mode: "exact" scores every passage with IEM; "bm25" and "cosine" score only the best
-                ``candidates`` by that measure, a number of passages at least k (all, where there are fewer).
+            mode: what ranks. "iem": the interaction module. "bm25": BM25, which finds those alone that share a term
+                with the query. "hybrid": both, as z(IEM) + weight * z(BM25) over the passages, with the student's
+                ``bm25_weight``. "cosine": the cosine of the student's vectors. By default "hybrid" where the index has
+                terms of texts, else "iem".
+            channels: what chooses candidates, of which alone "iem" and "hybrid" then find the best: "bm25", "cosine" or
+                both. Without any, every passage is scored.
+            candidates: how many each channel chooses, at least k.
             batch_size: queries encoded at a time.
+            explain: say of each hit by which measures it was found, and at what rank (``Hit.ranks``).
 
         Returns:
-            Nq lists of k hits; one list in a list for a single text.
+            Nq lists of at most k hits; one list in a list for a single text.
 
         Raises:
-            InputError: for an empty query, k or candidates out of range, an unknown task or mode, or
-                an index without what the mode or the encoding needs.
+            InputError: for an empty query, a k below 1, an unknown task, mode or channel, an empty index, or an index
+                without what the mode or the encoding needs.
         """
         texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
-        branch = self._check_search(k, task, mode, candidates)
+        mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
+        self._check_mode(mode, channels, candidates, k)
+        searching, k = self._searching(k, task)
+        if mode == "bm25":
+            return self._hits(searching.bm25(texts, k), explain)
         vectors = check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)
-        return self._hits(*self._rank(vectors, texts, k, branch, mode, candidates))
+        return self._hits(self._find(searching, vectors, texts, k, mode, channels, candidates), explain)
 
     def search_vectors(
-        self, queries: Any, k: int = 10, *, task: str | int = ASYM, mode: str = "exact", candidates: int = 100
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        task: str | int = ASYM,
+        mode: str = "iem",
+        channels: Sequence[str] = (),
+        candidates: int = 100,
+        explain: bool = False,
     ) -> list[list[Hit]]:
         """As :meth:`search`, for queries encoded before; needs no model.
 
         Args:
             queries: (Nq, D) floating array or tensor.
-            mode: "exact" or "cosine".
+            mode: "iem" or "cosine".
+            channels: "cosine" or none.
 
         Raises:
             InputError: as :meth:`search`, and for a wrong shape, NaN or infinity.
@@ -187,10 +209,12 @@ class Index:
         vectors = check_vectors("queries", queries, self.dim)
         if not len(vectors):
             raise InputError("queries: expected at least one, got none")
-        if mode == "bm25":
-            raise InputError("mode: 'bm25' needs the queries' texts; use search, or 'exact' or 'cosine'")
-        branch = self._check_search(k, task, mode, candidates)
-        return self._hits(*self._rank(vectors, [], k, branch, mode, candidates))
+        for name, asked in (("mode", (mode,)), ("channels", channels)):
+            if needy := {"hybrid", "bm25"}.intersection(asked):
+                raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
+        self._check_mode(mode, channels, candidates, k)
+        searching, k = self._searching(k, task)
+        return self._hits(self._find(searching, vectors, [], k, mode, channels, candidates), explain)
 
     def append(
         self,
@@ -221,12 +245,13 @@ class Index:
                 raise InputError(
                     f"passages: expected {'texts' if manifest.texts else 'None'}, as in the rest of the index"
                 )
-            known = self._snapshot.positions
-            if taken := [name for name in corpus.ids if name in known]:
-                raise InputError(f"ids: expected new ids, got {len(taken)} that the index holds, such as {taken[0]!r}")
+            if taken := self._snapshot.find(corpus.ids):
+                raise InputError(
+                    f"ids: expected new ids, got {len(taken)} that the index holds, such as {min(taken)!r}"
+                )
             model = self._head if self._model is None else self._model
             layout = replace(manifest, generation=manifest.generation + 1)
-            _add(self.path, layout, model, shards(corpus, shard_size, layout), batch_size, progress)
+            add(self.path, layout, model, shards(corpus, shard_size, layout), batch_size, progress)
             self._snapshot = Snapshot.open(self.path)
 
     def delete(self, ids: str | Sequence[str]) -> None:
@@ -238,7 +263,7 @@ class Index:
         names = check_ids([ids] if isinstance(ids, str) else ids)
         with write_lock(self.path):
             self._refresh()
-            known = self._snapshot.positions
+            known = self._snapshot.find(names)
             if absent := [name for name in names if name not in known]:
                 raise InputError(f"ids: expected ids of the index, got {len(absent)} unknown, such as {absent[0]!r}")
             old = self._snapshot.manifest
@@ -261,7 +286,7 @@ class Index:
 
     def ids(self) -> list[str]:
         """Ids of the passages, in the order they were added."""
-        return list(self._snapshot.positions)
+        return list(self._snapshot.ids())
 
     @property
     def dim(self) -> int:
@@ -290,98 +315,58 @@ class Index:
         if manifest != self._snapshot.manifest:
             self._snapshot = Snapshot.open(self.path)
 
-    def _check_search(self, k: int, task: str | int, mode: str, candidates: int) -> int:
-        """Check the arguments that both searches share; the task's index."""
+    def _check_mode(self, mode: str, channels: Sequence[str], candidates: int, k: int) -> None:
         if mode not in MODES:
             raise InputError(f"mode: expected one of {MODES}, got {mode!r}")
+        if channels and mode not in ("hybrid", "iem"):
+            raise InputError(f"channels: expected none, since the mode is {mode!r}, got {channels!r}")
+        if isinstance(channels, str) or not set(channels) <= set(CHANNELS):
+            raise InputError(f"channels: expected some of {CHANNELS}, got {channels!r:.200}")
+        if channels:
+            check_count("candidates", candidates, k)
+        if "cosine" in (mode, *channels) and not self._snapshot.manifest.unit:
+            raise InputError("mode: 'cosine' needs unit vectors, and this index was built with keep_vectors=False")
+
+    def _searching(self, k: int, task: str | int) -> tuple[Searching, int]:
+        """What searches, and how many passages it can find at most."""
+        check_count("k", k, 1)
         if not len(self):
             raise InputError("k: expected an index with passages to search, got one that is empty")
-        check_count("k", k, 1, len(self))
-        if mode != "exact":
-            check_count("candidates", candidates, k)
-        if mode == "cosine" and not self._snapshot.manifest.unit:
-            raise InputError("mode: 'cosine' needs unit vectors, and this index was built with keep_vectors=False")
-        return task_index(task)
+        return Searching(self._snapshot, self._head, task_index(task), self._snapshot.live), min(k, len(self))
 
-    @torch.inference_mode()
-    def _rank(
-        self, vectors: Tensor, texts: list[str], k: int, task: int, mode: str, candidates: int
-    ) -> tuple[Tensor, Tensor]:
-        """Scores and positions, both (Nq, k), of query vectors (Nq, D); ``texts`` is read by BM25 alone."""
-        snapshot = self._snapshot
-        projected = project(self._head, vectors, "query")
-        search = self._head.prepare(task, DTYPES[snapshot.manifest.dtype])
-        if mode == "exact":
-            scores, rows = search.topk(projected, snapshot.chunks("projected"), k)
-            return scores.cpu(), snapshot.live[rows.cpu()]
-        count = min(candidates, len(self))
-        if mode == "bm25":
-            rows = torch.from_numpy(snapshot.bm25.search(texts, count)[1])
-        else:
-            rows = nearest(vectors, snapshot.chunks("unit"), count)
-        scores, positions = search.rerank(projected, snapshot.live[rows], snapshot.gather, k)
-        return scores.cpu(), positions
+    def _find(
+        self,
+        searching: Searching,
+        vectors: Tensor,
+        texts: list[str],
+        k: int,
+        mode: str,
+        channels: Sequence[str],
+        candidates: int,
+    ) -> list[Found]:
+        weight = bm25_weight(self._model)
+        if channels:
+            chosen = {"cosine": searching.nearest(vectors, candidates)} if "cosine" in channels else {}
+            return search_candidates(
+                searching,
+                vectors,
+                texts,
+                k,
+                chosen=chosen,
+                bm25=candidates if "bm25" in channels else 0,
+                weight=weight if mode == "hybrid" else None,
+            )
+        if mode == "hybrid":
+            return searching.hybrid(vectors, texts, k, weight)
+        return searching.iem(vectors, k) if mode == "iem" else searching.cosine(vectors, k)
 
-    def _hits(self, scores: Tensor, positions: Tensor) -> list[list[Hit]]:
-        """Look up what was found; both arguments (Nq, k)."""
-        return [
-            [self._hit(rank, *pair) for rank, pair in enumerate(zip(row, where, strict=True), start=1)]
-            for row, where in zip(scores.tolist(), positions.tolist(), strict=True)
-        ]
-
-    def _hit(self, rank: int, score: float, position: int) -> Hit:
-        name, text = self._snapshot.passage(position)
-        return Hit(rank, name, score, text)
-
-
-def _layout(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
-    """The manifest of an index still without passages; the head is named, not yet written."""
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: expected one of {tuple(DTYPES)}, got {dtype!r}")
-    head = head_of(model)
-    return Manifest(
-        generation=0,
-        model=fingerprint_of(model),
-        dim=width(head),
-        hidden=head.linear1.out_features,
-        dtype=dtype,
-        texts=texts,
-        unit=unit,
-        head=FileRecord(f"head-{weights_digest(head)}.safetensors", 0, ""),
-        segments=(),
-    )
-
-
-def _add(
-    root: Path, layout: Manifest, model: Model, parts: dict[str, Corpus], batch_size: int | None, progress: bool
-) -> None:
-    """Write shards behind the segments that ``layout`` has, then make it the state of the index."""
-    added = write_shards(root, layout, model, parts, batch_size=batch_size, progress=progress)
-    manifest = replace(layout, segments=layout.segments + added)
-    manifest.save(root)
-    collect(root, manifest)
-
-
-def _existing(root: Path, overwrite: bool) -> Manifest | None:
-    """The manifest of an index at ``root``, None where there is none, or none worth keeping."""
-    try:
-        return Manifest.load(root)
-    except MissingError:
-        return None
-    except FormatError:
-        if overwrite:
-            return None
-        raise
-
-
-def _same(old: Manifest, new: Manifest, names: list[str]) -> bool:
-    """Whether the finished index is what the new build would give."""
-    settings = [(m.model, m.dim, m.hidden, m.dtype, m.texts, m.unit, m.head.name) for m in (old, new)]
-    return settings[0] == settings[1] and [s.name for s in old.segments] == names and old.deleted is None
-
-
-def _save_head(root: Path, layout: Manifest, head: Any) -> FileRecord:
-    """Write the head; its name comes from its content, so a rebuild never touches one in use."""
-    with atomic_path(root / layout.head.name) as scratch:
-        save_head(head, scratch)
-    return FileRecord.of(root / layout.head.name)
+    def _hits(self, found: list[Found], explain: bool) -> list[list[Hit]]:
+        """Look up what was found, query by query."""
+        hits: list[list[Hit]] = []
+        for each in found:
+            hits.append([])
+            for row, (score, position) in enumerate(zip(each.scores.tolist(), each.positions.tolist(), strict=True)):
+                name, text = self._snapshot.passage(position)
+                ranks = {measure: int(of[row]) for measure, of in each.ranks.items() if of[row]} if explain else None
+                hits[-1].append(Hit(row + 1, name, score, text, ranks))
+        return hits

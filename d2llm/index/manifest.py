@@ -12,7 +12,7 @@ from d2llm.index.records import DELETED, HEAD, FileRecord, SegmentRecord, field
 from d2llm.index.segment import DTYPES
 
 NAME = "manifest.json"
-FORMAT, VERSION = "d2llm-index", 1
+FORMAT, VERSION = "d2llm-index", 2
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Manifest:
     """Everything that identifies one state of an index.
 
     ``generation`` grows by one with every change. ``model`` is the fingerprint of the model that
-    encoded the passages. ``texts`` and ``unit`` say whether segments hold texts and unit vectors.
+    encoded the passages. ``texts``, ``unit`` and ``lookup`` say whether segments hold texts, unit vectors, and the file
+    that ids and terms are looked up in, which version 1 of the format did not have.
     """
 
     generation: int
@@ -30,6 +31,7 @@ class Manifest:
     dtype: str
     texts: bool
     unit: bool
+    lookup: bool
     head: FileRecord
     segments: tuple[SegmentRecord, ...]
     deleted: FileRecord | None = None
@@ -58,10 +60,12 @@ class Manifest:
         body = read_json(path)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise FormatError(f"{path}: expected the format {FORMAT!r}")
-        if body.get("version") != VERSION:
-            raise FormatError(f"{path}: expected version {VERSION}, got {body.get('version')!r}")
+        if body.get("version") not in (1, VERSION):
+            raise FormatError(f"{path}: expected version 1 or {VERSION}, got {body.get('version')!r}")
         if body.pop("sha256", None) != _digest(body):
             raise FormatError(f"{path}: SHA-256 differs from the record; the file is altered")
+        if body["version"] == 1:
+            body["lookup"] = False
         return cls._from_json(body, str(path))
 
     @classmethod
@@ -70,7 +74,15 @@ class Manifest:
             raise FormatError(f"{where}: expected no other fields, got {sorted(unknown)!r:.200}")
         if not isinstance(body.get("segments"), list) or "deleted" not in body:
             raise FormatError(f"{where}: segments, deleted: expected a list and a record or null")
-        kinds = {"generation": int, "model": str, "dim": int, "hidden": int, "texts": bool, "unit": bool}
+        kinds = {
+            "generation": int,
+            "model": str,
+            "dim": int,
+            "hidden": int,
+            "texts": bool,
+            "unit": bool,
+            "lookup": bool,
+        }
         return cls(
             **{name: field(body, name, kind, where) for name, kind in kinds.items()},
             dtype=field(body, "dtype", str, where, "|".join(DTYPES)),

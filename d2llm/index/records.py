@@ -14,7 +14,7 @@ from d2llm.errors import FormatError, MissingError
 from d2llm.files import json_text, sha256
 
 #: Files of a segment.
-VECTORS, PASSAGES, RECORD = "vectors.safetensors", "passages.jsonl", "segment.json"
+VECTORS, PASSAGES, LOOKUP, RECORD = "vectors.safetensors", "passages.jsonl", "lookup.safetensors", "segment.json"
 #: Names of heads, deletions and segments.
 HEAD, DELETED, SEGMENT = (r"head-\w+\.safetensors", r"deleted-\d+\.safetensors", r"segment-[0-9a-f]+")
 
@@ -108,10 +108,16 @@ class SegmentRecord:
             field(value, "rows", int, where),
             value.get("files"),
         )
-        if not isinstance(files, list) or len(files) != 2:
-            raise FormatError(f"{where}: files: expected two, got {files!r:.200}")
-        patterns = (re.escape(VECTORS), re.escape(PASSAGES))
-        return cls(name, rows, tuple(map(FileRecord.from_json, files, patterns, (where, where))))
+        if not isinstance(files, list) or len(files) not in (2, 3):
+            raise FormatError(f"{where}: files: expected two or three, got {files!r:.200}")
+        patterns = map(re.escape, (VECTORS, PASSAGES, LOOKUP))
+        # Older indices have no file for looking up; zip ends with the files.
+        return cls(name, rows, tuple(FileRecord.from_json(*each, where) for each in zip(files, patterns, strict=False)))
+
+    @property
+    def lookup(self) -> bool:
+        """Whether it has a file for looking up ids and terms."""
+        return len(self.files) == 3
 
     def check(self, root: Path) -> None:
         """Compare every file of the segment below ``root`` with its size and SHA-256."""

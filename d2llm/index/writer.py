@@ -55,7 +55,7 @@ def shards(corpus: Corpus, shard_size: int, manifest: Manifest) -> dict[str, Cor
     Raises:
         InputError: for NaN or infinity in the vectors, before anything is written.
     """
-    options = [manifest.model, manifest.dim, manifest.hidden, manifest.dtype, manifest.unit]
+    options = [manifest.model, manifest.dim, manifest.hidden, manifest.dtype, manifest.unit, manifest.lookup]
     named = {}
     for start in range(0, len(corpus), shard_size):
         rows = slice(start, start + shard_size)
@@ -93,7 +93,7 @@ def write_shards(
             if record is None:
                 vectors = _vectors(part, model, manifest.dim, batch_size, bar)
                 projected, unit = _stored(vectors, model, manifest)
-                record = _write(folder, projected, unit, part)
+                record = _write(folder, projected, unit, part, manifest.lookup)
             else:
                 bar.update(len(part))
             records.append(record)
@@ -142,9 +142,9 @@ def _stored(vectors: Tensor, model: Model, manifest: Manifest) -> tuple[Rows, Te
     return Int8Rows.of(exact) if manifest.dtype == "int8" else rounded, unit
 
 
-def _write(folder: Path, projected: Rows, unit: Tensor | None, part: Corpus) -> SegmentRecord:
+def _write(folder: Path, projected: Rows, unit: Tensor | None, part: Corpus, lookup: bool) -> SegmentRecord:
     try:
-        return write_segment(folder, projected, unit, part.ids, part.texts)
+        return write_segment(folder, projected, unit, part.ids, part.texts, lookup=lookup)
     except OSError as error:
         raise OSError(
             f"{folder}: could not be written ({error}); finished shards are kept, and the same call goes on from there"

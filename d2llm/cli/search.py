@@ -23,9 +23,14 @@ def search(
         str | None,
         typer.Option(help="What ranks: hybrid (the default where there are texts), iem, bm25 or cosine."),
     ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(help="Share of the exact best to find where a surrogate chooses what is scored; by default 0.99."),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Score every passage.")] = False,
     channel: Annotated[
         list[str] | None,
-        typer.Option(help="Rank only the best candidates by bm25 or cosine; may be repeated."),
+        typer.Option(help="Rank only the best candidates by bm25, cosine or surrogate; may be repeated."),
     ] = None,
     candidates: Annotated[int, typer.Option(help="Candidates of each channel.")] = 100,
     task: Annotated[
@@ -44,7 +49,15 @@ def search(
       d2llm search remove a folder with all that is in it --mode bm25 --json
     """
     hits = _open(index, model).search(
-        " ".join(words), k, task=task, mode=mode, channels=channel or (), candidates=candidates, explain=explain
+        " ".join(words),
+        k,
+        task=task,
+        mode=mode,
+        channels=channel or (),
+        candidates=candidates,
+        recall=recall,
+        exact=exact,
+        explain=explain,
     )[0]
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))

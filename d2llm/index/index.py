@@ -1,16 +1,23 @@
 """The public face of the index: build, open, search, append, delete, verify."""
 
 import os
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from d2llm.errors import InputError, MismatchError
+from d2llm.index.asking import Asked
 from d2llm.index.building import add, existing, plan, same, write_head
+from d2llm.index.certificate import Audit
+from d2llm.index.fitting import divided, fit_maps, pseudo_queries, write_surrogate
+from d2llm.index.hits import Hit, look_up
 from d2llm.index.inputs import Passages, check_corpus, check_count, check_ids, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import (
@@ -22,29 +29,16 @@ from d2llm.index.model import (
     load_head,
     width,
 )
-from d2llm.index.searching import Found, Searching
+from d2llm.index.searching import Found
 from d2llm.index.snapshot import Snapshot, of_newest, save_deleted
-from d2llm.index.staged import search_candidates
-from d2llm.index.writer import SEGMENTS, shards, write_lock
+from d2llm.index.surrogate import RANK
+from d2llm.index.writer import SEGMENTS, collect, shards, write_lock
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
+from d2llm_kernels import IEM
 
-MODES = ("hybrid", "iem", "bm25", "cosine")
-CHANNELS = ("bm25", "cosine")
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One passage found: its rank from 1, id, score by the mode of the search (higher is better), text if there is one.
-
-    ``ranks``: with ``explain``, its rank from 1 by each measure that found it.
-    """
-
-    rank: int
-    id: str
-    score: float
-    text: str | None
-    ranks: dict[str, int] | None = None
+# From so many passages on a build fits a surrogate: below that, to score all of them is fast enough.
+_LARGE = 50_000
 
 
 class Index:
@@ -59,6 +53,7 @@ class Index:
         self.path = path
         self._snapshot = snapshot
         self._model = model
+        self._audit = Audit()
         self._head = load_head(path / snapshot.manifest.head.name) if model is None else head_of(model)
 
     @classmethod
@@ -76,6 +71,7 @@ class Index:
         batch_size: int | None = None,
         progress: bool = True,
         overwrite: bool = False,
+        queries: Sequence[str] | Any | None = None,
     ) -> "Index":
         """Build an index from texts, or from vectors that the model made before.
 
@@ -96,6 +92,8 @@ class Index:
             batch_size: most texts encoded at a time; None leaves it to their tokens.
             progress: show a progress bar.
             overwrite: replace an index of other content at ``path``; readers see the old one until the end.
+            queries: what :meth:`fit_surrogate` takes, which is called here for 50,000 passages or more, if there are
+                queries or texts to make them of.
 
         Raises:
             InputError: for an empty corpus, empty texts, repeated ids, NaN, a wrong shape, or an index
@@ -117,7 +115,11 @@ class Index:
                 generation = old.generation + 1 if old else 0
                 layout = replace(layout, generation=generation, head=write_head(root, layout, head))
                 add(root, layout, model, parts, batch_size, progress)
-        return cls(root, Snapshot.open(root), model)
+        index = cls(root, Snapshot.open(root), model)
+        askable = queries is not None or (corpus.texts is not None and not isinstance(model, IEM))
+        if len(index) >= _LARGE and askable and index._snapshot.surrogate is None:
+            index.fit_surrogate(queries, progress=progress)
+        return index
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, verify: bool = False) -> "Index":
@@ -150,6 +152,9 @@ class Index:
         mode: str | None = None,
         channels: Sequence[str] = (),
         candidates: int = 100,
+        recall: float | None = None,
+        exact: bool = False,
+        audit: float = 0,
         batch_size: int = 32,
         explain: bool = False,
     ) -> list[list[Hit]]:
@@ -163,11 +168,18 @@ class Index:
                 with the query. "hybrid": both, as z(IEM) + weight * z(BM25) over the passages, with the student's
                 ``bm25_weight``. "cosine": the cosine of the student's vectors. By default "hybrid" where the index has
                 terms of texts, else "iem".
-            channels: what chooses candidates, of which alone "iem" and "hybrid" then find the best: "bm25", "cosine" or
-                both. Without any, every passage is scored.
+            channels: what chooses candidates, of which alone "iem" and "hybrid" then find the best: some of "bm25",
+                "cosine" and "surrogate". Nothing is promised then.
             candidates: how many each channel chooses, at least k.
+            recall: without channels, the share of the exact best k that "iem" and "hybrid" must find in the mean of
+                queries like those that the surrogate was certified on (see :meth:`fit_surrogate`). Where it was not
+                certified for that, and without a surrogate, every passage is scored. 0.99 by default.
+            exact: score every passage.
+            audit: share of the queries that is searched in full too. A warning says when what this index found misses
+                more than was promised, with 95 % confidence: passages or queries are others than those certified.
             batch_size: queries encoded at a time.
-            explain: say of each hit by which measures it was found, and at what rank (``Hit.ranks``).
+            explain: say of each hit by which measures it was found, at what rank (``Hit.ranks``), and what was promised
+                (``Hit.promised``).
 
         Returns:
             Nq lists of at most k hits; one list in a list for a single text.
@@ -178,12 +190,17 @@ class Index:
         """
         texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
         mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
-        self._check_mode(mode, channels, candidates, k)
-        searching, k = self._searching(k, task)
-        if mode == "bm25":
-            return self._hits(searching.bm25(texts, k), explain)
-        vectors = check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)
-        return self._hits(self._find(searching, vectors, texts, k, mode, channels, candidates), explain)
+        asked = Asked(k, task_index(task), mode, tuple(channels), candidates, 1 if exact else recall)
+        asked.check(self._snapshot)
+        vectors = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
+        found, promised = self._find(asked, vectors, texts)
+        if promised is not None and promised < 1:
+            for row in [row for row in range(len(texts)) if self._audit.due(audit)]:
+                exact_found, _ = self._find(replace(asked, recall=1), vectors[row : row + 1], texts[row : row + 1])
+                missed = 1 - np.isin(exact_found[0].positions, found[row].positions).mean()
+                if self._audit.add(float(missed), promised):
+                    warnings.warn(f"recall: {self.path} finds less than {promised}; call fit_surrogate", stacklevel=2)
+        return look_up(self._snapshot, found, promised, explain)
 
     def search_vectors(
         self,
@@ -194,6 +211,8 @@ class Index:
         mode: str = "iem",
         channels: Sequence[str] = (),
         candidates: int = 100,
+        recall: float | None = None,
+        exact: bool = False,
         explain: bool = False,
     ) -> list[list[Hit]]:
         """As :meth:`search`, for queries encoded before; needs no model.
@@ -201,7 +220,7 @@ class Index:
         Args:
             queries: (Nq, D) floating array or tensor.
             mode: "iem" or "cosine".
-            channels: "cosine" or none.
+            channels: "cosine", "surrogate" or none.
 
         Raises:
             InputError: as :meth:`search`, and for a wrong shape, NaN or infinity.
@@ -209,12 +228,12 @@ class Index:
         vectors = check_vectors("queries", queries, self.dim)
         if not len(vectors):
             raise InputError("queries: expected at least one, got none")
-        for name, asked in (("mode", (mode,)), ("channels", channels)):
-            if needy := {"hybrid", "bm25"}.intersection(asked):
+        for name, given in (("mode", (mode,)), ("channels", channels)):
+            if needy := {"hybrid", "bm25"}.intersection(given):
                 raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
-        self._check_mode(mode, channels, candidates, k)
-        searching, k = self._searching(k, task)
-        return self._hits(self._find(searching, vectors, [], k, mode, channels, candidates), explain)
+        asked = Asked(k, task_index(task), mode, tuple(channels), candidates, 1 if exact else recall)
+        asked.check(self._snapshot)
+        return look_up(self._snapshot, *self._find(asked, vectors, []), explain)
 
     def append(
         self,
@@ -252,6 +271,54 @@ class Index:
             model = self._head if self._model is None else self._model
             layout = replace(manifest, generation=manifest.generation + 1)
             add(self.path, layout, model, shards(corpus, shard_size, layout), batch_size, progress)
+            self._snapshot = Snapshot.open(self.path)
+
+    def fit_surrogate(
+        self,
+        queries: Sequence[str] | Any | None = None,
+        *,
+        task: str | int = ASYM,
+        rank: int = RANK,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        """Fit a surrogate of the interaction module to the passages, and certify searches by it.
+
+        It costs ``rank`` bytes a passage and, on two cores, some seconds to fit; each of up to 500 queries that it is
+        certified on is searched in full. Passages that are appended later are all scored; fit anew when they are many.
+
+        Args:
+            queries: texts, or vectors (Nq, D), like those that will be asked. Two thirds, 1,000 at most, are fitted to,
+                the others, 500 at most, certify; 302 of them are the least that can promise a recall of 0.99. With
+                vectors "iem" alone is certified, not "hybrid". By default first sentences of passages.
+            task: the branch that will be searched.
+            rank: width R; a wider one needs fewer candidates.
+            seed: of what is drawn.
+            progress: show a bar.
+
+        Raises:
+            InputError: for fewer than 3 queries; for an index that is empty, or without texts where none are given.
+            OSError: if the disk fills; the index stays as it was.
+        """
+        check_count("rank", rank, 1)
+        branch = task_index(task)
+        with write_lock(self.path):
+            self._refresh()
+            snapshot, weight = self._snapshot, bm25_weight(self._model)
+            if not len(self):
+                raise InputError("passages: expected some to fit a surrogate to, got an empty index")
+            given = pseudo_queries(snapshot, seed) if queries is None else queries
+            texts = None if hasattr(given, "shape") else check_texts(given, "queries")
+            vectors = check_vectors("queries", given, self.dim) if texts is None else self._encoded(texts, None)
+            fitted, certified = divided(len(vectors), seed)
+            maps = fit_maps(snapshot, self._head, vectors[fitted], branch, rank, seed)
+            words = [texts[row] for row in certified.tolist()] if texts and snapshot.has_terms else None
+            record = write_surrogate(
+                self.path, snapshot, self._head, maps, vectors[certified], words, branch, weight, progress
+            )
+            manifest = replace(snapshot.manifest, generation=snapshot.manifest.generation + 1, surrogate=record)
+            manifest.save(self.path)
+            collect(self.path, manifest)
             self._snapshot = Snapshot.open(self.path)
 
     def delete(self, ids: str | Sequence[str]) -> None:
@@ -306,6 +373,8 @@ class Index:
         for file in [manifest.head, manifest.deleted]:
             if file is not None:
                 file.check(self.path)
+        if manifest.surrogate is not None:
+            manifest.surrogate.check(self.path)
 
     def _refresh(self) -> None:
         """Move to the newest state, for a write that builds on it."""
@@ -315,58 +384,8 @@ class Index:
         if manifest != self._snapshot.manifest:
             self._snapshot = Snapshot.open(self.path)
 
-    def _check_mode(self, mode: str, channels: Sequence[str], candidates: int, k: int) -> None:
-        if mode not in MODES:
-            raise InputError(f"mode: expected one of {MODES}, got {mode!r}")
-        if channels and mode not in ("hybrid", "iem"):
-            raise InputError(f"channels: expected none, since the mode is {mode!r}, got {channels!r}")
-        if isinstance(channels, str) or not set(channels) <= set(CHANNELS):
-            raise InputError(f"channels: expected some of {CHANNELS}, got {channels!r:.200}")
-        if channels:
-            check_count("candidates", candidates, k)
-        if "cosine" in (mode, *channels) and not self._snapshot.manifest.unit:
-            raise InputError("mode: 'cosine' needs unit vectors, and this index was built with keep_vectors=False")
+    def _find(self, asked: Asked, vectors: Tensor, texts: list[str]) -> tuple[list[Found], float | None]:
+        return asked.find(self._snapshot, self._head, vectors, texts, bm25_weight(self._model))
 
-    def _searching(self, k: int, task: str | int) -> tuple[Searching, int]:
-        """What searches, and how many passages it can find at most."""
-        check_count("k", k, 1)
-        if not len(self):
-            raise InputError("k: expected an index with passages to search, got one that is empty")
-        return Searching(self._snapshot, self._head, task_index(task), self._snapshot.live), min(k, len(self))
-
-    def _find(
-        self,
-        searching: Searching,
-        vectors: Tensor,
-        texts: list[str],
-        k: int,
-        mode: str,
-        channels: Sequence[str],
-        candidates: int,
-    ) -> list[Found]:
-        weight = bm25_weight(self._model)
-        if channels:
-            chosen = {"cosine": searching.nearest(vectors, candidates)} if "cosine" in channels else {}
-            return search_candidates(
-                searching,
-                vectors,
-                texts,
-                k,
-                chosen=chosen,
-                bm25=candidates if "bm25" in channels else 0,
-                weight=weight if mode == "hybrid" else None,
-            )
-        if mode == "hybrid":
-            return searching.hybrid(vectors, texts, k, weight)
-        return searching.iem(vectors, k) if mode == "iem" else searching.cosine(vectors, k)
-
-    def _hits(self, found: list[Found], explain: bool) -> list[list[Hit]]:
-        """Look up what was found, query by query."""
-        hits: list[list[Hit]] = []
-        for each in found:
-            hits.append([])
-            for row, (score, position) in enumerate(zip(each.scores.tolist(), each.positions.tolist(), strict=True)):
-                name, text = self._snapshot.passage(position)
-                ranks = {measure: int(of[row]) for measure, of in each.ranks.items() if of[row]} if explain else None
-                hits[-1].append(Hit(row + 1, name, score, text, ranks))
-        return hits
+    def _encoded(self, texts: Sequence[str], batch_size: int | None) -> Tensor:
+        return check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)

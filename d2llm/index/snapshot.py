@@ -15,6 +15,7 @@ from tqdm import tqdm
 from d2llm.bm25 import BM25
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
+from d2llm.index.covering import Certified, Covering
 from d2llm.index.manifest import Manifest
 from d2llm.index.records import FileRecord
 from d2llm.index.segment import Segment, write_tensors
@@ -66,6 +67,8 @@ class Snapshot:
         self.starts: Tensor = rows.cumsum(0)
         self.deleted: Tensor = _load_deleted(root, manifest)
         self.size = manifest.rows - int(self.deleted.sum())
+        #: The surrogate and what it promises.
+        self.surrogate: tuple[Covering, Certified] | None = _load_surrogate(root, manifest)
 
     @classmethod
     def open(cls, root: Path) -> "Snapshot":
@@ -169,6 +172,19 @@ def save_deleted(root: Path, deleted: Tensor, generation: int) -> FileRecord:
     with atomic_path(path) as scratch:
         write_tensors({"deleted": deleted}, scratch)
     return FileRecord.of(path)
+
+
+def _load_surrogate(root: Path, manifest: Manifest) -> tuple[Covering, Certified] | None:
+    """The surrogate, its small files compared by SHA-256 and the others by size."""
+    record = manifest.surrogate
+    if record is None:
+        return None
+    folder = root / record.name
+    for file in record.files[:2]:
+        file.check(folder)
+    for file in record.files[2:]:
+        file.check_size(folder)
+    return Covering.open(folder, manifest.segments[: len(record.files) - 2], manifest.hidden)
 
 
 def _load_deleted(root: Path, manifest: Manifest) -> Tensor:

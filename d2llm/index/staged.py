@@ -11,9 +11,6 @@ from d2llm.bm25 import top_indices
 from d2llm.fusion import fuse
 from d2llm.index.searching import Found, Searching
 
-# Passages whose scores stand for all where means and deviations are taken: the latter are then known to 2 %.
-_SAMPLE = 1024
-
 
 @torch.inference_mode()
 def search_candidates(
@@ -40,7 +37,6 @@ def search_candidates(
     Returns:
         what was found, with ranks by the channels.
     """
-    sample = searching.sample(_SAMPLE)
     found = []
     for number, a in enumerate(searching.projected(vectors)):
         channels = {name: rows[number] for name, rows in chosen.items()}
@@ -51,7 +47,7 @@ def search_candidates(
         rows = np.unique(np.concatenate(list(channels.values())))
         scores = searching.exact(a, rows)
         if weight is not None and lexical is not None:
-            scores = fuse(scores, lexical[rows], weight, among=(searching.exact(a, sample), lexical))
+            scores = fuse(scores, lexical[rows], weight, among=(searching.exact(a, searching.sample), lexical))
         best = top_indices(scores, min(k, len(rows))) if len(rows) else rows
         ranks = {name: _ranks(order, rows[best]) for name, order in channels.items()}
         found.append(Found(scores[best], searching.places[rows[best]], ranks))

@@ -27,7 +27,7 @@ from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 SEGMENTS = "segments"
 # What a killed writer leaves of files that it was about to rename, beside those of segments.
-_SCRATCH = (".head-*", ".deleted-*", ".manifest.json.*")
+_SCRATCH = (".head-*", ".deleted-*", ".surrogate-*", ".manifest.json.*")
 #: Texts handed to the model at a time: enough to sort by length, few enough to see progress.
 _ENCODE = 1024
 
@@ -101,10 +101,11 @@ def write_shards(
 
 
 def collect(root: Path, manifest: Manifest) -> None:
-    """Remove what the manifest does not name: segments, heads and deletions of earlier states or killed runs."""
+    """Remove what of ours the manifest does not name: files of earlier states, and of runs that were killed."""
     kept = {segment.name for segment in manifest.segments} | {manifest.head.name}
     kept |= {manifest.deleted.name} if manifest.deleted else set()
-    ours = ("head-*.safetensors", "deleted-*.safetensors", *_SCRATCH)
+    kept |= {manifest.surrogate.name} if manifest.surrogate else set()
+    ours = ("head-*.safetensors", "deleted-*.safetensors", "surrogate-*", *_SCRATCH)
     for path in [*(root / SEGMENTS).iterdir(), *(path for pattern in ours for path in root.glob(pattern))]:
         if path.name in kept:
             continue

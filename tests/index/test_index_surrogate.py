@@ -219,8 +219,7 @@ def test_an_audit_warns_when_the_promise_no_longer_holds(fitted, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fitted.search(queries, 5, mode="iem", recall=0.8, audit=1)
-    monkeypatch.setattr(
-        asking.Asked, "_way", lambda self, *_: (("surrogate",), 5, 0.9) if self.recall < 1 else ((), 0, 1.0)
-    )
+    ways = {0.9: (("surrogate",), 5, 0.9), 1: ((), 0, 1.0)}
+    monkeypatch.setattr(asking.Asked, "_way", lambda asked, *_: ways[asked.recall])
     with pytest.warns(UserWarning, match="recall: .* finds less than 0.9; call fit_surrogate"):
         fitted.search(queries, 5, mode="iem", recall=0.9, audit=1)

@@ -28,7 +28,7 @@ class Asked:
     k: int
     task: int
     mode: str
-    channels: tuple[str, ...]
+    channels: Sequence[str]
     candidates: int
     recall: float | None
 
@@ -50,7 +50,7 @@ class Asked:
             raise InputError(f"mode: expected one of {MODES}, got {self.mode!r}")
         if isinstance(self.recall, bool) or not isinstance(self.wanted, (int, float)) or not 0 < self.wanted <= 1:
             raise InputError(f"recall: expected a number above 0, 1 at most, got {self.recall!r:.200}")
-        if not set(self.channels) <= set(CHANNELS):
+        if isinstance(self.channels, str) or not set(self.channels) <= set(CHANNELS):
             raise InputError(f"channels: expected some of {CHANNELS}, got {self.channels!r:.200}")
         if self.channels:
             if self.mode not in ("hybrid", "iem"):
@@ -84,7 +84,7 @@ class Asked:
             return searching.hybrid(vectors, texts, k, weight), promise
         return searching.iem(vectors, k), promise
 
-    def _way(self, snapshot: Snapshot, k: int, weight: float) -> tuple[tuple[str, ...], int, float | None]:
+    def _way(self, snapshot: Snapshot, k: int, weight: float) -> tuple[Sequence[str], int, float | None]:
         """Channels, none to score every passage; candidates of each; what that promises."""
         if self.channels:
             return self.channels, self.candidates, None

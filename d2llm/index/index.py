@@ -190,7 +190,7 @@ class Index:
         """
         texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
         mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
-        asked = Asked(k, task_index(task), mode, tuple(channels), candidates, 1 if exact else recall)
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
         asked.check(self._snapshot)
         vectors = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
         found, promised = self._find(asked, vectors, texts)
@@ -231,7 +231,7 @@ class Index:
         for name, given in (("mode", (mode,)), ("channels", channels)):
             if needy := {"hybrid", "bm25"}.intersection(given):
                 raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
-        asked = Asked(k, task_index(task), mode, tuple(channels), candidates, 1 if exact else recall)
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
         asked.check(self._snapshot)
         return look_up(self._snapshot, *self._find(asked, vectors, []), explain)
 

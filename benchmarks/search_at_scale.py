@@ -1,7 +1,7 @@
 """A certified search beside an exhaustive one in int8: python -m benchmarks.search_at_scale [--passages N].
 
 Passages are the shipped student's vectors of the standard library, repeated with noise of half their deviation; queries
-are docstrings. Those that are timed and judged were seen neither by the surrogate's fit nor by its certificate. Nothing is
+are docstrings. Those that are timed and judged were seen neither by the fit nor by the certificate. Nothing is
 timed unless the certified search finds the share of the exact best ten that it promises.
 """
 

@@ -1,5 +1,6 @@
 """Steps of writing an index: what its manifest will say, and making segments its newest state."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, fingerprint_of, head_of, save_head, weights_digest, width
 from d2llm.index.records import FileRecord
 from d2llm.index.segment import DTYPES
+from d2llm.index.snapshot import Snapshot, save_deleted
 from d2llm.index.writer import collect, write_shards
 from d2llm_kernels import IEM
 
@@ -41,6 +43,35 @@ def add(
     manifest = replace(layout, segments=layout.segments + added)
     manifest.save(root)
     collect(root, manifest)
+
+
+def changed(corpus: Corpus, taken: Mapping[str, int], snapshot: Snapshot) -> tuple[Corpus, list[int]]:
+    """The passages that are not in the index as they are, and positions of those that they replace.
+
+    Args:
+        taken: positions of the ids that the index holds.
+    """
+
+    def same_text(row: int, name: str) -> bool:
+        same = corpus.vectors is None and corpus.texts is not None and name in taken
+        return same and snapshot.passage(taken[name])[1] == (corpus.texts or [])[row]
+
+    rows = [row for row, name in enumerate(corpus.ids) if not same_text(row, name)]
+    if len(rows) == len(corpus):
+        return corpus, list(taken.values())
+    some = Corpus([corpus.ids[row] for row in rows], [(corpus.texts or [])[row] for row in rows], None)
+    return some, [taken[name] for name in some.ids if name in taken]
+
+
+def without(root: Path, snapshot: Snapshot, positions: Sequence[int]) -> Manifest:
+    """The manifest of the next state, where passages at these positions are deleted; not yet saved."""
+    generation = snapshot.manifest.generation + 1
+    layout = replace(snapshot.manifest, generation=generation)
+    if not positions:
+        return layout
+    deleted = snapshot.deleted.clone()
+    deleted[list(positions)] = True
+    return replace(layout, deleted=save_deleted(root, deleted, generation))
 
 
 def existing(root: Path, overwrite: bool) -> Manifest | None:

@@ -75,23 +75,29 @@ def write_surrogate(
     root: Path,
     snapshot: Snapshot,
     head: IEM,
-    maps: Maps,
     vectors: Tensor,
     texts: Sequence[str] | None,
+    *,
     task: int,
+    rank: int,
     weight: float,
+    seed: int,
     progress: bool,
 ) -> SurrogateRecord:
-    """Write a surrogate of every segment, certified on queries that its fit has not seen.
+    """Fit a surrogate of every segment on some of the queries, certify it on the others, and write it.
 
     Args:
-        vectors: these queries, (Nq, D).
+        vectors: the queries, (Nq, D).
         texts: the same as texts, for the hybrid search, or None.
         weight: what BM25 weighs there.
 
     Raises:
+        InputError: for fewer than 3 queries.
         OSError: if the disk fills.
     """
+    fitted, certified = divided(len(vectors), seed)
+    maps = fit_maps(snapshot, head, vectors[fitted], task, rank, seed)
+    words = [texts[row] for row in certified.tolist()] if texts and snapshot.has_terms else None
     segments = snapshot.manifest.segments
     digest = hashlib.sha256(save(vars(maps)))
     digest.update(repr((task, weight, [segment.name for segment in segments])).encode())
@@ -104,7 +110,7 @@ def write_surrogate(
             write_rows(maps, segment.projected, scratch / name)
         rows = (read_tensors(scratch / name, {"rows": (None, None, torch.int8)})["rows"] for name in names[2:])
         searching = Searching(snapshot, head, task, snapshot.live)
-        modes = _certify(Covering(maps, list(rows)), searching, vectors, texts, weight, progress)
+        modes = _certify(Covering(maps, list(rows)), searching, vectors[certified], words, weight, progress)
         Certified(task, weight, modes).write(scratch / CERTIFICATE)
         record = SurrogateRecord(folder.name, tuple(FileRecord.of(scratch / name) for name in names))
     return record

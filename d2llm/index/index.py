@@ -1,38 +1,27 @@
-"""The public face of the index: build, open, search, append, delete, verify."""
+"""The public face of the index, and how it is written: build, append, delete, compact, fit a surrogate."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from d2llm.errors import InputError, MismatchError
-from d2llm.index.asking import Asked
-from d2llm.index.building import add, existing, plan, same, write_head
-from d2llm.index.certificate import Audit
-from d2llm.index.fitting import divided, fit_maps, pseudo_queries, write_surrogate
-from d2llm.index.hits import Hit, look_up
+from d2llm.index.building import add, changed, existing, plan, same, without, write_head
+from d2llm.index.compaction import MOST_SMALL, compacted, first_loose, small_tail
+from d2llm.index.fitting import pseudo_queries, write_surrogate
 from d2llm.index.inputs import Passages, check_corpus, check_count, check_ids, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import (
     Model,
     bm25_weight,
-    encode,
-    fingerprint_of,
     head_of,
-    load_head,
     width,
 )
-from d2llm.index.searching import Found
-from d2llm.index.snapshot import Snapshot, of_newest, save_deleted
+from d2llm.index.reader import Reader
+from d2llm.index.snapshot import Snapshot
 from d2llm.index.surrogate import RANK
-from d2llm.index.writer import SEGMENTS, collect, shards, write_lock
+from d2llm.index.writer import collect, shards, write_lock
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
 from d2llm_kernels import IEM
@@ -41,20 +30,13 @@ from d2llm_kernels import IEM
 _LARGE = 50_000
 
 
-class Index:
+class Index(Reader):
     """A corpus on disk, searched by the interaction module (paper section 3, IEM).
 
     A passage is stored as F numbers, its half of IEM's first layer, so that a search costs 2F² FLOPs
     a pair and no encoding. Made by :meth:`build` or :meth:`open`. An open index keeps showing the
     state it was opened at; :meth:`append` and :meth:`delete` move it to the newest.
     """
-
-    def __init__(self, path: Path, snapshot: Snapshot, model: Model | None) -> None:
-        self.path = path
-        self._snapshot = snapshot
-        self._model = model
-        self._audit = Audit()
-        self._head = load_head(path / snapshot.manifest.head.name) if model is None else head_of(model)
 
     @classmethod
     def build(
@@ -121,120 +103,6 @@ class Index:
             index.fit_surrogate(queries, progress=progress)
         return index
 
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, verify: bool = False) -> "Index":
-        """Open an index. Sizes and headers are checked; vectors and texts stay on disk until they are needed.
-
-        Args:
-            path: folder of the index.
-            model: the D2LLM it was built with; None allows :meth:`search_vectors` only.
-            verify: also compare every file with its SHA-256.
-
-        Raises:
-            MissingError: if there is no finished index, or a file is gone.
-            FormatError: if a file is truncated or altered.
-            MismatchError: if the index was built with another model.
-        """
-        root = Path(path)
-        index = of_newest(root, lambda manifest: cls(root, Snapshot(root, manifest), model))
-        if model is not None and (given := fingerprint_of(model)) != (built := index._snapshot.manifest.model):
-            raise MismatchError(f"model: {root} was built with {built}, got {given}")
-        if verify:
-            index.verify()
-        return index
-
-    def search(
-        self,
-        queries: str | Sequence[str],
-        k: int = 10,
-        *,
-        task: str | int = ASYM,
-        mode: str | None = None,
-        channels: Sequence[str] = (),
-        candidates: int = 100,
-        recall: float | None = None,
-        exact: bool = False,
-        audit: float = 0,
-        batch_size: int = 32,
-        explain: bool = False,
-    ) -> list[list[Hit]]:
-        """The k best passages of every query, best first, the one added earlier first among equals.
-
-        Args:
-            queries: one text or Nq of them.
-            k: how many; all where there are fewer.
-            task: "asym" (does the passage answer the query) or "sym" (do they say the same), or its index.
-            mode: what ranks. "iem": the interaction module. "bm25": BM25, which finds those alone that share a term
-                with the query. "hybrid": both, as z(IEM) + weight * z(BM25) over the passages, with the student's
-                ``bm25_weight``. "cosine": the cosine of the student's vectors. By default "hybrid" where the index has
-                terms of texts, else "iem".
-            channels: what chooses candidates, of which alone "iem" and "hybrid" then find the best: some of "bm25",
-                "cosine" and "surrogate". Nothing is promised then.
-            candidates: how many each channel chooses, at least k.
-            recall: without channels, the share of the exact best k that "iem" and "hybrid" must find in the mean of
-                queries like those that the surrogate was certified on (see :meth:`fit_surrogate`). Where it was not
-                certified for that, and without a surrogate, every passage is scored. 0.99 by default.
-            exact: score every passage.
-            audit: share of the queries that is searched in full too. A warning says when what this index found misses
-                more than was promised, with 95 % confidence: passages or queries are others than those certified.
-            batch_size: queries encoded at a time.
-            explain: say of each hit by which measures it was found, at what rank (``Hit.ranks``), and what was promised
-                (``Hit.promised``).
-
-        Returns:
-            Nq lists of at most k hits; one list in a list for a single text.
-
-        Raises:
-            InputError: for an empty query, a k below 1, an unknown task, mode or channel, an empty index, or an index
-                without what the mode or the encoding needs.
-        """
-        texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
-        mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
-        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
-        asked.check(self._snapshot)
-        vectors = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
-        found, promised = self._find(asked, vectors, texts)
-        if promised is not None and promised < 1:
-            for row in [row for row in range(len(texts)) if self._audit.due(audit)]:
-                exact_found, _ = self._find(replace(asked, recall=1), vectors[row : row + 1], texts[row : row + 1])
-                missed = 1 - np.isin(exact_found[0].positions, found[row].positions).mean()
-                if self._audit.add(float(missed), promised):
-                    warnings.warn(f"recall: {self.path} finds less than {promised}; call fit_surrogate", stacklevel=2)
-        return look_up(self._snapshot, found, promised, explain)
-
-    def search_vectors(
-        self,
-        queries: Any,
-        k: int = 10,
-        *,
-        task: str | int = ASYM,
-        mode: str = "iem",
-        channels: Sequence[str] = (),
-        candidates: int = 100,
-        recall: float | None = None,
-        exact: bool = False,
-        explain: bool = False,
-    ) -> list[list[Hit]]:
-        """As :meth:`search`, for queries encoded before; needs no model.
-
-        Args:
-            queries: (Nq, D) floating array or tensor.
-            mode: "iem" or "cosine".
-            channels: "cosine", "surrogate" or none.
-
-        Raises:
-            InputError: as :meth:`search`, and for a wrong shape, NaN or infinity.
-        """
-        vectors = check_vectors("queries", queries, self.dim)
-        if not len(vectors):
-            raise InputError("queries: expected at least one, got none")
-        for name, given in (("mode", (mode,)), ("channels", channels)):
-            if needy := {"hybrid", "bm25"}.intersection(given):
-                raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
-        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
-        asked.check(self._snapshot)
-        return look_up(self._snapshot, *self._find(asked, vectors, []), explain)
-
     def append(
         self,
         passages: Passages | None,
@@ -244,10 +112,12 @@ class Index:
         shard_size: int = 16384,
         batch_size: int | None = None,
         progress: bool = True,
+        upsert: bool = False,
     ) -> None:
         """Add passages after all others, all or none of them. Arguments and resumption as in :meth:`build`.
 
-        By default ids go on counting from the number of passages ever added.
+        By default ids go on counting from the number of passages ever added. With ``upsert`` a passage replaces the one
+        that has its id; where the text is the same and no vectors are given, that one is left as it is.
 
         Raises:
             InputError: as :meth:`build`; for an id that is in the index; for texts missing where the
@@ -264,14 +134,21 @@ class Index:
                 raise InputError(
                     f"passages: expected {'texts' if manifest.texts else 'None'}, as in the rest of the index"
                 )
-            if taken := self._snapshot.find(corpus.ids):
+            taken = self._snapshot.find(corpus.ids)
+            if taken and not upsert:
                 raise InputError(
                     f"ids: expected new ids, got {len(taken)} that the index holds, such as {min(taken)!r}"
                 )
+            corpus, gone = changed(corpus, taken, self._snapshot)
+            if not len(corpus):
+                return
             model = self._head if self._model is None else self._model
-            layout = replace(manifest, generation=manifest.generation + 1)
+            layout = without(self.path, self._snapshot, gone)
             add(self.path, layout, model, shards(corpus, shard_size, layout), batch_size, progress)
             self._snapshot = Snapshot.open(self.path)
+            tail = small_tail(self._snapshot, shard_size)
+            if len(self._snapshot.segments) - tail > MOST_SMALL:
+                self._move(compacted(self.path, self._snapshot, tail, shard_size))
 
     def fit_surrogate(
         self,
@@ -310,16 +187,36 @@ class Index:
             given = pseudo_queries(snapshot, seed) if queries is None else queries
             texts = None if hasattr(given, "shape") else check_texts(given, "queries")
             vectors = check_vectors("queries", given, self.dim) if texts is None else self._encoded(texts, None)
-            fitted, certified = divided(len(vectors), seed)
-            maps = fit_maps(snapshot, self._head, vectors[fitted], branch, rank, seed)
-            words = [texts[row] for row in certified.tolist()] if texts and snapshot.has_terms else None
             record = write_surrogate(
-                self.path, snapshot, self._head, maps, vectors[certified], words, branch, weight, progress
+                self.path,
+                snapshot,
+                self._head,
+                vectors,
+                texts,
+                task=branch,
+                rank=rank,
+                weight=weight,
+                seed=seed,
+                progress=progress,
             )
-            manifest = replace(snapshot.manifest, generation=snapshot.manifest.generation + 1, surrogate=record)
-            manifest.save(self.path)
-            collect(self.path, manifest)
-            self._snapshot = Snapshot.open(self.path)
+            self._move(replace(snapshot.manifest, generation=snapshot.manifest.generation + 1, surrogate=record))
+
+    def compact(self, *, shard_size: int = 16384) -> None:
+        """Free the space of deleted passages, and put those of small segments together, ``shard_size`` in each.
+
+        The first segments stay that are full and have none deleted; the others are written anew. A surrogate that
+        covers any of these is dropped: fit it again. An append does the same by itself for the segments behind the
+        last full one, and behind those that a surrogate covers, when they are more than 32.
+
+        Raises:
+            OSError: if the disk fills; the index stays as it was.
+        """
+        check_count("shard_size", shard_size, 1)
+        with write_lock(self.path):
+            self._refresh()
+            start = first_loose(self._snapshot, shard_size)
+            if start < len(self._snapshot.segments):
+                self._move(compacted(self.path, self._snapshot, start, shard_size))
 
     def delete(self, ids: str | Sequence[str]) -> None:
         """Remove passages from every later search, all or none of them. Their ids may be given again.
@@ -333,48 +230,13 @@ class Index:
             known = self._snapshot.find(names)
             if absent := [name for name in names if name not in known]:
                 raise InputError(f"ids: expected ids of the index, got {len(absent)} unknown, such as {absent[0]!r}")
-            old = self._snapshot.manifest
-            deleted = self._snapshot.deleted.clone()
-            deleted[[known[name] for name in names]] = True
-            generation = old.generation + 1
-            replace(old, generation=generation, deleted=save_deleted(self.path, deleted, generation)).save(self.path)
-            if old.deleted is not None:
-                (self.path / old.deleted.name).unlink(missing_ok=True)
-            self._snapshot = Snapshot.open(self.path)
+            self._move(without(self.path, self._snapshot, list(known.values())))
 
-    def verify(self) -> None:
-        """Compare every file with its SHA-256.
-
-        Raises:
-            MissingError: if a file is gone.
-            FormatError: if a file is altered, naming it.
-        """
-        of_newest(self.path, self._verify)
-
-    def ids(self) -> list[str]:
-        """Ids of the passages, in the order they were added."""
-        return list(self._snapshot.ids())
-
-    @property
-    def dim(self) -> int:
-        """Width D of the vectors it takes."""
-        return self._snapshot.manifest.dim
-
-    def __len__(self) -> int:
-        """Passages that are not deleted."""
-        return self._snapshot.size
-
-    def __repr__(self) -> str:
-        return f"Index({str(self.path)!r}, passages={len(self)}, dim={self.dim})"
-
-    def _verify(self, manifest: Manifest) -> None:
-        for record in tqdm(manifest.segments, desc="verify", unit="segment", delay=2):
-            record.check(self.path / SEGMENTS)
-        for file in [manifest.head, manifest.deleted]:
-            if file is not None:
-                file.check(self.path)
-        if manifest.surrogate is not None:
-            manifest.surrogate.check(self.path)
+    def _move(self, manifest: Manifest) -> None:
+        """Make a manifest the state of the index, and move to it."""
+        manifest.save(self.path)
+        collect(self.path, manifest)
+        self._snapshot = Snapshot.open(self.path)
 
     def _refresh(self) -> None:
         """Move to the newest state, for a write that builds on it."""
@@ -383,9 +245,3 @@ class Index:
             raise MismatchError(f"path: {self.path} was rebuilt with another model since it was opened; open it again")
         if manifest != self._snapshot.manifest:
             self._snapshot = Snapshot.open(self.path)
-
-    def _find(self, asked: Asked, vectors: Tensor, texts: list[str]) -> tuple[list[Found], float | None]:
-        return asked.find(self._snapshot, self._head, vectors, texts, bm25_weight(self._model))
-
-    def _encoded(self, texts: Sequence[str], batch_size: int | None) -> Tensor:
-        return check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)

@@ -27,7 +27,8 @@ def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> tuple[Tensor, Te
     directions = torch.nn.functional.normalize(queries, dim=1)
     best, first = Best.of_none(queries.cpu(), k), 0
     for chunk in chunks:
-        for unit in widened(chunk).split(_BLOCK):
+        # A chunk whose passages are all deleted is empty.
+        for unit in widened(chunk).split(_BLOCK) if len(chunk) else ():
             cosines = (directions @ unit.to(directions.device, directions.dtype).T).cpu()
             few = min(k, len(unit))
             rows = torch.stack([torch.from_numpy(top_indices(row, few)) for row in cosines.numpy()])

@@ -130,11 +130,11 @@ class Snapshot:
         kept[among] = True
         return Chunks([getattr(segment, stored) for segment in self.segments], kept)
 
-    def gather(self, positions: Tensor) -> Tensor:
-        """Projected passages (C, F), floating, at ascending positions (C,)."""
+    def gather(self, positions: Tensor, stored: str = "projected") -> Tensor:
+        """What is stored, ``"projected"`` (C, F) or ``"unit"`` (C, D), floating, at ascending positions (C,)."""
         cuts = torch.searchsorted(positions, self.starts).tolist()
         pieces = [
-            segment.projected[positions[low:high] - start]
+            getattr(segment, stored)[positions[low:high] - start]
             for segment, start, low, high in zip(self.segments, self.starts[:-1], cuts[:-1], cuts[1:], strict=True)
             if low < high
         ]

@@ -97,6 +97,13 @@ def test_equal_passages_keep_their_order(tmp_path, channels, monkeypatch):
     assert ids(index.search_vectors(vectors[:1], 18, channels=channels, candidates=18)) == [expected]
 
 
+def test_a_segment_whose_passages_are_all_deleted_is_passed_over(index):
+    index.delete([str(i) for i in range(16, 32)])
+    for mode in ("hybrid", "iem", "cosine", "bm25"):
+        assert 0 < len(index.search("red item3", 50, mode=mode)[0]) <= 34
+    assert len(index.search("red item3", 34, channels=["bm25", "cosine"])[0]) == 34
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2**-8), ("float16", 2**-11)])
 def test_storage_rounds_no_more_than_its_dtype(model, tmp_path, dtype, tolerance):
     texts = corpus(40)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2llm.cli.options import load_student
+from d2llm.cli.options import load_student, read_queries
 from d2llm.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def search(
-    words: Annotated[list[str], typer.Argument(metavar="QUERY...", help="The question; quotes are optional.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUERY...]", help="The question; quotes are optional.")
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="Questions, one a line; what is found is printed as a JSON object a line.")
+    ] = None,
     index: Annotated[Path | None, typer.Option(help="Index to search; by default the Python standard library.")] = None,
     model: Annotated[Path | None, typer.Option(help="Student that the index was built with.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="How many passages.")] = 5,
@@ -47,9 +52,13 @@ def search(
       d2llm search parse a date from a string
       d2llm search "what is a walrus?" --index corpus.index --model student -k 3
       d2llm search remove a folder with all that is in it --mode bm25 --json
+      d2llm search --queries questions.txt --index corpus.index --model student > found.jsonl
     """
-    hits = _open(index, model).search(
-        " ".join(words),
+    if bool(words) == (queries is not None):
+        raise InputError("arguments: expected either QUERY or --queries, got " + ("both" if words else "neither"))
+    asked = read_queries(queries) if queries is not None else [" ".join(words or ())]
+    found = _open(index, model).search(
+        asked,
         k,
         task=task,
         mode=mode,
@@ -58,13 +67,18 @@ def search(
         recall=recall,
         exact=exact,
         explain=explain,
-    )[0]
+    )
+    if queries is not None:
+        for query, hits in zip(asked, found, strict=True):
+            typer.echo(json.dumps({"query": query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+        return
+    (hits,) = found
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
         return
     for hit in hits:
-        found = "".join(f"  {measure} {rank}" for measure, rank in (hit.ranks or {}).items())
-        typer.secho(f"{hit.rank:>3}  {hit.score:9.3f}  {hit.id}{found}", bold=True)
+        ranks = "".join(f"  {measure} {rank}" for measure, rank in (hit.ranks or {}).items())
+        typer.secho(f"{hit.rank:>3}  {hit.score:9.3f}  {hit.id}{ranks}", bold=True)
         for line in _excerpt(hit.text or "", lines):
             typer.echo(f"     {line}")
 

@@ -82,6 +82,11 @@ class BM25:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inverted index, without its vocabulary."""
+        return sum(part.nbytes for part in getattr(self._index, "scores", {}).values() if isinstance(part, np.ndarray))
+
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Scores of every query against every passage.
 

@@ -1,0 +1,149 @@
+"""What every system of a line-up finds in a collection, and what that costs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2llm.data.beir import Collection
+from d2llm.errors import InputError
+from d2llm.evaluation.embedders import CrossEncoder, MeanPool, SentenceTransformer
+from d2llm.evaluation.lineup import BM25_ROW, MEAN_POOL_ROW, Lineup, System, own_name
+from d2llm.evaluation.rerank import CANDIDATES, Judge, rerank
+from d2llm.evaluation.run import DEPTH
+from d2llm.evaluation.scorers import (
+    Found,
+    Scorer,
+    StudentEncoder,
+    Vectors,
+    bm25_scorer,
+    cosine_scorer,
+    hybrid_scorer,
+    iem_scorer,
+    search,
+)
+from d2llm.student import D2LLM
+from d2llm.tasks import ASYM
+
+
+def find_all(
+    lineup: Lineup,
+    collection: Collection,
+    task: str = ASYM,
+    depth: int = DEPTH,
+    candidates: int = CANDIDATES,
+    show_progress: bool = True,
+) -> dict[str, Found]:
+    """Run every system of the line-up over the collection.
+
+    Args:
+        lineup: the systems.
+        collection: queries and corpus; the judgements are not looked at.
+        task: branch of the interaction module and template of the teacher.
+        depth: passages kept of each query.
+        candidates: passages of each query that a second stage judges.
+        show_progress: show the teacher's progress.
+
+    Returns:
+        {name of the row: what the system found}, in the order of the line-up.
+
+    Raises:
+        InputError: for candidates beyond the depth, and as the systems do, naming the system.
+    """
+    if not 1 <= candidates <= depth:
+        raise InputError(f"candidates: expected 1 to the depth ({depth}), got {candidates}")
+    first = [system for system in lineup.systems if not system.reranks]
+    found = _first_stages(lineup, first, collection, task, depth)
+    result: dict[str, Found] = {}
+    for system in lineup.systems:
+        if not system.reranks:
+            result |= found[system]
+            continue
+        judge = _judge(lineup, system, task, show_progress)
+        for stage in lineup.first_stages:
+            for name, before in _of_stage(found, stage).items():
+                few = min(candidates, len(collection.corpus))
+                row = f"{system.name or system.kind} on {name}'s best {few}"
+                result[row] = rerank(judge, before, collection.queries, collection.corpus, candidates)
+    return result
+
+
+def _first_stages(
+    lineup: Lineup, systems: Sequence[System], collection: Collection, task: str, depth: int
+) -> dict[System, dict[str, Found]]:
+    """Rows by system; a student at a time, so that the vectors of one are held and no more."""
+    ids, passage_ids = list(collection.queries), list(collection.corpus)
+    queries, passages = list(collection.queries.values()), list(collection.corpus.values())
+    found: dict[System, dict[str, Found]] = {system: {} for system in systems}
+    kinds = {system.kind for system in systems}
+    lexical = bm25_scorer(BM25_ROW, queries, passages) if kinds & {"bm25", "hybrid"} else None
+
+    def add(scorers: dict[System, Scorer]) -> None:
+        rows = search(list(scorers.values()), ids, passage_ids, depth)
+        for system, scorer in scorers.items():
+            before = found[system].get(scorer.name)
+            found[system][scorer.name] = _with_seed(before, rows[scorer.name])
+
+    for system in systems:
+        if system.kind == "bm25" and lexical is not None:
+            add({system: lexical})
+        elif system.kind == "untrained":
+            student = lineup.students[0][1]
+            encoder = MeanPool(student.config.base_model, student.config.num_layers, device=str(student.device))
+            add({system: cosine_scorer(MEAN_POOL_ROW, Vectors.of(encoder, queries, passages))})
+        elif system.kind in ("mean", "st"):
+            other = MeanPool(system.model) if system.kind == "mean" else SentenceTransformer(system.model)
+            add({system: cosine_scorer(system.name, Vectors.of(other, queries, passages))})
+    own = [system for system in systems if system.kind in ("cosine", "iem", "hybrid")]
+    for label, student in lineup.students if own else ():
+        vectors = Vectors.of(StudentEncoder(student), queries, passages)
+        add(_of_student(lineup, own, label, student, vectors, lexical, task))
+    return found
+
+
+def _of_student(
+    lineup: Lineup,
+    systems: Sequence[System],
+    label: str,
+    student: D2LLM,
+    vectors: Vectors,
+    lexical: Scorer | None,
+    task: str,
+) -> dict[System, Scorer]:
+    names = {kind: own_name(kind, label, lineup.bm25_weight) for kind in ("cosine", "iem", "hybrid")}
+    iem = iem_scorer(names["iem"], student.iem, vectors, task)
+    scorers: dict[System, Scorer] = {}
+    for system in systems:
+        if system.kind == "cosine":
+            scorers[system] = cosine_scorer(names["cosine"], vectors)
+        elif system.kind == "iem":
+            scorers[system] = iem
+        elif lexical is not None:
+            scorers[system] = hybrid_scorer(names["hybrid"], iem, lexical, lineup.bm25_weight)
+    return scorers
+
+
+def _with_seed(before: Found | None, new: Found) -> Found:
+    """What students of one name found, as one; its cost is the first one's."""
+    return new if before is None else Found(before.runs + new.runs, before.cost)
+
+
+def _of_stage(found: dict[System, dict[str, Found]], stage: str) -> dict[str, Found]:
+    rows: dict[str, Found] = {}
+    for system, those in found.items():
+        if stage in (system.kind, system.name):
+            rows |= those
+    return rows
+
+
+def _judge(lineup: Lineup, system: System, task: str, show_progress: bool) -> Judge:
+    if system.kind == "cross":
+        return CrossEncoder(system.model)
+    teacher = lineup.teacher
+    assert teacher is not None
+
+    def margins(queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.floating]:
+        logits, _ = teacher.judge(queries, passages, task, show_progress=show_progress)
+        return logits[:, 0] - logits[:, 1]
+
+    return margins

@@ -50,7 +50,7 @@ def find_all(
     Raises:
         InputError: for candidates beyond the depth, and as the systems do, naming the system.
     """
-    if not 1 <= candidates <= depth:
+    if any(system.reranks for system in lineup.systems) and not 1 <= candidates <= depth:
         raise InputError(f"candidates: expected 1 to the depth ({depth}), got {candidates}")
     first = [system for system in lineup.systems if not system.reranks]
     found = _first_stages(lineup, first, collection, task, depth)

@@ -75,13 +75,10 @@ def check(systems: Sequence[System], students: bool, teacher: bool, first_stages
             raise InputError(f"--systems: {system.kind} needs a student, and none is given")
         if system.kind == TEACHER and not teacher:
             raise InputError(f"--systems: {TEACHER} needs --adapter or --teacher-model, and neither is given")
-    if any(system.reranks for system in systems):
-        stages = [each for system in systems if not system.reranks for each in (system.kind, system.name) if each]
-        if unknown := [stage for stage in first_stages if stage not in stages]:
-            raise InputError(
-                f"--first-stage: expected one of {', '.join(dict.fromkeys(stages))}, which are among the systems, got "
-                f"{unknown[0]!r}"
-            )
+    stages = [each for system in systems if not system.reranks for each in (system.kind, system.name) if each]
+    if unknown := [stage for stage in first_stages if stage not in stages]:
+        there = ", ".join(dict.fromkeys(stages))
+        raise InputError(f"--first-stage: expected one of {there}, which are among the systems, got {unknown[0]!r}")
 
 
 def default_systems(students: bool, teacher: bool, pairs: bool) -> tuple[System, ...]:

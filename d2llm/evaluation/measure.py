@@ -65,8 +65,9 @@ def measure(
     for name, each in found.items():
         seeds = [per_query(run, qrels, names) for run in each.runs]
         values[name] = {metric: np.mean([one[metric] for one in seeds], axis=0) for metric in names}
-        means = {metric: float(values[name][metric].mean()) for metric in names}
-        rows.append(Row(name, {**means, "queries": float(len(queries)), **each.cost}, _spread(seeds, names)))
+        means = [{metric: float(one[metric].mean()) for metric in names} for one in seeds]
+        mean = {metric: float(values[name][metric].mean()) for metric in names}
+        rows.append(Row(name, {**mean, "queries": float(len(queries)), **each.cost}, spread(means)))
     contrasts = [
         Contrast(
             name,
@@ -83,10 +84,11 @@ def measure(
     return Measured(Comparison(tuple(rows), tuple(contrasts), tuple(notes)), queries, values)
 
 
-def _spread(seeds: Sequence[Mapping[str, Values]], names: Sequence[str]) -> dict[str, float]:
+def spread(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Standard deviation (n - 1) of the metrics of several seeds; nothing for a single one."""
     if len(seeds) < 2:
         return {}
-    return {metric: float(np.std([one[metric].mean() for one in seeds], ddof=1)) for metric in names}
+    return {metric: float(np.std([one[metric] for one in seeds], ddof=1)) for metric in seeds[0]}
 
 
 def _notes_on_qrels(qrels: Qrels, queries: Sequence[str], passages: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r
 
 from d2llm.errors import InputError
 from d2llm.evaluation.compare import Comparison, Contrast, Row
+from d2llm.evaluation.measure import spread
 from d2llm.evaluation.pair_systems import ScoredPairs
 from d2llm.evaluation.pairs import Thresholds, fit_thresholds, nli_metrics, sts_metrics
 from d2llm.evaluation.significance import Scored, Values, difference
@@ -79,10 +80,7 @@ def measure_pairs(
             for number, scores in enumerate(each.seeds)
         ]
         means = {metric: float(np.mean([one[metric] for one in seeds])) for metric in seeds[0]}
-        spread = {metric: float(np.std([one[metric] for one in seeds], ddof=1)) for metric in seeds[0]}
-        rows.append(
-            Row(name, {**means, "pairs": len(labels), "pair_ms": each.pair_ms}, spread if len(seeds) > 1 else {})
-        )
+        rows.append(Row(name, {**means, "pairs": float(len(labels)), "pair_ms": each.pair_ms}, spread(seeds)))
         comparable[name] = _comparable(contrast, each.seeds[0], seeds[0])
     truth = np.asarray(labels, np.float64)
     contrasts = [

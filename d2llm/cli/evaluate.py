@@ -50,7 +50,8 @@ def evaluate(
     dtype: Dtype = "float32",
     candidates: Annotated[int, typer.Option(help="Passages a query that the teacher or a cross re-ranks (ir).")] = 10,
     first_stage: Annotated[
-        list[str] | None, typer.Option(help="Whose best passages those re-rank: a system; may be repeated (ir).")
+        list[str] | None,
+        typer.Option(help="Whose best passages those re-rank: a system or the name of a run; may be repeated (ir)."),
     ] = None,
     depth: Annotated[int, typer.Option(help="Passages a query that every system gives (ir).")] = 1000,
     metrics: Annotated[
@@ -102,7 +103,12 @@ def evaluate(
     if kind not in KINDS:
         raise InputError(f"--kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     rows, stages, judged = _rows(
-        systems, first_stage, bool(models), adapter is not None or teacher_model is not None, kind
+        systems,
+        first_stage,
+        bool(models),
+        adapter is not None or teacher_model is not None,
+        kind,
+        tuple(each.partition("=")[0] for each in run or ()),
     )
     how: dict[str, Any] = {"contrast": contrast, "baseline": baseline, "seed": seed}
     how |= {} if samples is None else {"samples": samples}
@@ -116,6 +122,7 @@ def evaluate(
         tuple((name, load_student(folder)) for name, folder in _named(models)),
         load_teacher(teacher_model, _shipped(adapter, "teacher"), template, dtype=dtype) if judged else None,
         stages,
+        tuple(read[2]) if kind == "ir" else (),
         bm25_weight,
     )
     if kind == "ir":
@@ -130,7 +137,12 @@ def evaluate(
 
 
 def _rows(
-    named: list[str] | None, stages: list[str] | None, students: bool, teacher: bool, kind: str
+    named: list[str] | None,
+    stages: list[str] | None,
+    students: bool,
+    teacher: bool,
+    kind: str,
+    runs: tuple[str, ...],
 ) -> "tuple[tuple[System, ...], tuple[str, ...], bool]":
     """The systems, the first stages, and whether there is a teacher to load."""
     from d2llm.evaluation.lineup import check, default_systems, parse_systems
@@ -140,7 +152,7 @@ def _rows(
     chosen = (
         tuple(stages) if stages else tuple(sorted({"iem", "bm25"} & set(there), reverse=True)[:1]) or tuple(there[:1])
     )
-    check(systems, students, teacher, chosen if kind == "ir" else ())
+    check(systems, students, teacher, chosen if kind == "ir" else (), runs)
     return systems, chosen, any(system.kind == "teacher" for system in systems)
 
 
@@ -211,10 +223,8 @@ def _retrieval(
 
     collection, task, others = read
     columns = check_metrics(METRICS if metrics is None else [name.strip() for name in metrics.split(",")])
-    found = find_all(lineup, collection, task, depth, candidates)
-    if taken := found.keys() & others.keys():
-        raise InputError(f"--run: expected names that no system has, got {min(taken)!r}")
-    found |= {name: Found((run,)) for name, run in others.items()}
+    runs = {name: Found((run,)) for name, run in others.items()}
+    found = find_all(lineup, collection, task, depth, candidates, runs)
     measured = measure(found, collection.qrels, list(collection.corpus), columns, depth=depth, **how)
     if out is not None:
         write_all(out, found, collection.qrels, measured)

@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2llm.backbone import load_encoder, load_tokenizer
-from d2llm.texts import batches_by_length, check_texts, pad, tokenize
+from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET, batches_by_length, check_texts, pad, tokenize
 
 Matrix = NDArray[np.float32]
 
 #: Tokens that a text is cut to for mean pooling, as a student's texts are by default.
 MAX_LENGTH = 250
-BATCH_SIZE = 64
 
 
 class MeanPool:
@@ -50,7 +49,8 @@ class MeanPool:
         ids = tokenize(self._tokenizer, list(rows), self._max_length)
         result = np.empty((len(ids), self._model.config.hidden_size), np.float32)
         with tqdm(total=len(ids), desc="mean pooling", unit="text", disable=len(ids) < 256) as bar:
-            for batch in batches_by_length([len(tokens) for tokens in ids], BATCH_SIZE):
+            tokens_at_once = CPU_TOKENS if self._device == "cpu" else TOKEN_BUDGET
+            for batch in batches_by_length([len(tokens) for tokens in ids], token_budget=tokens_at_once):
                 padded = pad([ids[row] for row in batch], self._tokenizer.pad_token_id)
                 tokens, mask = (part.to(self._device) for part in padded)
                 hidden = self._model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state

@@ -1,6 +1,6 @@
 """What every system of a line-up finds in a collection, and what that costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ def find_all(
     task: str = ASYM,
     depth: int = DEPTH,
     candidates: int = CANDIDATES,
+    runs: Mapping[str, Found] | None = None,
     show_progress: bool = True,
 ) -> dict[str, Found]:
     """Run every system of the line-up over the collection.
@@ -42,30 +43,33 @@ def find_all(
         task: branch of the interaction module and template of the teacher.
         depth: passages kept of each query.
         candidates: passages of each query that a second stage judges.
+        runs: what others found, by name: rows of their own, and first stages.
         show_progress: show the teacher's progress.
 
     Returns:
-        {name of the row: what the system found}, in the order of the line-up.
+        {name of the row: what the system found}, in the order of the line-up, the runs of others last.
 
     Raises:
-        InputError: for candidates beyond the depth, and as the systems do, naming the system.
+        InputError: for candidates beyond the depth, a run with the name of a system, and as the systems do.
     """
     if any(system.reranks for system in lineup.systems) and not 1 <= candidates <= depth:
         raise InputError(f"candidates: expected 1 to the depth ({depth}), got {candidates}")
     first = [system for system in lineup.systems if not system.reranks]
     found = _first_stages(lineup, first, collection, task, depth)
-    result: dict[str, Found] = {}
+    others, result = dict(runs or {}), dict[str, Found]()
     for system in lineup.systems:
         if not system.reranks:
             result |= found[system]
             continue
         judge = _judge(lineup, system, task, show_progress)
         for stage in lineup.first_stages:
-            for name, before in _of_stage(found, stage).items():
+            for name, before in _of_stage(found, others, stage).items():
                 few = min(candidates, len(collection.corpus))
                 row = f"{system.name or system.kind} on {name}'s best {few}"
                 result[row] = rerank(judge, before, collection.queries, collection.corpus, candidates)
-    return result
+    if taken := result.keys() & others.keys():
+        raise InputError(f"--run: expected names that no system has, got {min(taken)!r}")
+    return result | others
 
 
 def _first_stages(
@@ -128,8 +132,8 @@ def _with_seed(before: Found | None, new: Found) -> Found:
     return new if before is None else Found(before.runs + new.runs, before.cost)
 
 
-def _of_stage(found: dict[System, dict[str, Found]], stage: str) -> dict[str, Found]:
-    rows: dict[str, Found] = {}
+def _of_stage(found: dict[System, dict[str, Found]], others: dict[str, Found], stage: str) -> dict[str, Found]:
+    rows = {stage: others[stage]} if stage in others else {}
     for system, those in found.items():
         if stage in (system.kind, system.name):
             rows |= those

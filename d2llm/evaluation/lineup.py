@@ -52,17 +52,21 @@ class Lineup:
     teacher: "Teacher | None" = None
     #: Whose best passages the teacher and cross-encoders re-rank, by kind or name of the row.
     first_stages: tuple[str, ...] = ("iem",)
+    #: Names of runs of others, which may be first stages too.
+    runs: tuple[str, ...] = ()
     bm25_weight: float = BM25_WEIGHT
 
     def __post_init__(self) -> None:
-        check(self.systems, bool(self.students), self.teacher is not None, self.first_stages)
+        check(self.systems, bool(self.students), self.teacher is not None, self.first_stages, self.runs)
 
     def labels(self) -> list[str]:
         """Names of the students, each once."""
         return list(dict.fromkeys(label for label, _ in self.students))
 
 
-def check(systems: Sequence[System], students: bool, teacher: bool, first_stages: Sequence[str]) -> None:
+def check(
+    systems: Sequence[System], students: bool, teacher: bool, first_stages: Sequence[str], runs: Sequence[str] = ()
+) -> None:
     """Make sure that there is what the systems need.
 
     Raises:
@@ -75,7 +79,7 @@ def check(systems: Sequence[System], students: bool, teacher: bool, first_stages
             raise InputError(f"--systems: {system.kind} needs a student, and none is given")
         if system.kind == TEACHER and not teacher:
             raise InputError(f"--systems: {TEACHER} needs --adapter or --teacher-model, and neither is given")
-    stages = [each for system in systems if not system.reranks for each in (system.kind, system.name) if each]
+    stages = [each for system in systems if not system.reranks for each in (system.kind, system.name) if each] + [*runs]
     if unknown := [stage for stage in first_stages if stage not in stages]:
         there = ", ".join(dict.fromkeys(stages))
         raise InputError(f"--first-stage: expected one of {there}, which are among the systems, got {unknown[0]!r}")

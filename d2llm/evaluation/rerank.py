@@ -38,7 +38,8 @@ def rerank(
         stay equal. The time to search is that of both stages.
 
     Raises:
-        InputError: for candidates below 1, or scores of the judge that are NaN or infinite.
+        InputError: for candidates below 1, a query or passage whose text is not there, or scores of the judge that are
+            NaN or infinite.
     """
     if candidates < 1:
         raise InputError(f"candidates: expected at least 1, got {candidates}")
@@ -54,6 +55,11 @@ def _reranked(judge: Judge, run: Run, queries: Mapping[str, str], passages: Mapp
     second = np.full(chosen.shape, -np.inf)
     if len(asked):
         ids = [(run.queries[row], run.passages[chosen[row, column]]) for row, column in asked.tolist()]
+        if absent := [pair for pair in ids if pair[0] not in queries or pair[1] not in passages]:
+            raise InputError(
+                f"first stage: expected queries and passages of the data, got {len(absent)} that it lacks, such as "
+                f"{absent[0]}"
+            )
         values = np.asarray(judge([queries[q] for q, _ in ids], [passages[p] for _, p in ids]), np.float64)
         if wrong := int((~np.isfinite(values)).sum()):
             raise InputError(f"second stage: expected finite scores, got NaN or infinity for {wrong} of {len(ids)}")

@@ -167,3 +167,12 @@ def test_models_of_sentence_transformers_are_loaded_when_they_are_asked_for(monk
     assert list(found) == ["Mini", "judge on Mini's best 2"]
     assert names_of(found["Mini"].runs[0]) == [["a", "b", "c"], ["b", "c", "a"]]
     assert names_of(found["judge on Mini's best 2"].runs[0]) == [["b", "a", "c"], ["b", "c", "a"]]
+    # A run of others is a row, and a first stage.
+    kept = {"kept": Found((Run.of_mapping({"q": {"c": 2.0, "b": 1.0}}),))}
+    lineup = Lineup(parse_systems(["cross:other/judge"]), first_stages=("kept",), runs=("kept",))
+    found = find_all(lineup, COLLECTION, runs=kept)
+    assert list(found) == ["judge on kept's best 3", "kept"]
+    assert names_of(found["judge on kept's best 3"].runs[0]) == [["b", "c"]]
+    stray = {"kept": Found((Run.of_mapping({"q": {"c": 2.0, "z": 1.0}}),))}
+    with pytest.raises(InputError, match="first stage: expected queries and passages of the data, got 1 that it lacks"):
+        find_all(lineup, COLLECTION, runs=stray)

@@ -50,25 +50,32 @@ def find_all(
         {name of the row: what the system found}, in the order of the line-up, the runs of others last.
 
     Raises:
-        InputError: for candidates beyond the depth, a run with the name of a system, and as the systems do.
+        InputError: for candidates beyond the depth, two rows of one name, and as the systems do.
     """
     if any(system.reranks for system in lineup.systems) and not 1 <= candidates <= depth:
         raise InputError(f"candidates: expected 1 to the depth ({depth}), got {candidates}")
     first = [system for system in lineup.systems if not system.reranks]
     found = _first_stages(lineup, first, collection, task, depth)
     others, result = dict(runs or {}), dict[str, Found]()
+
+    def add(name: str, rows: Found) -> None:
+        if name in result or name in others:
+            raise InputError(
+                f"--systems: expected rows of distinct names, got {name!r} again; put NAME= in front of one"
+            )
+        result[name] = rows
+
     for system in lineup.systems:
         if not system.reranks:
-            result |= found[system]
+            for name, rows in found[system].items():
+                add(name, rows)
             continue
         judge = _judge(lineup, system, task, show_progress)
         for stage in lineup.first_stages:
             for name, before in _of_stage(found, others, stage).items():
                 few = min(candidates, len(collection.corpus))
                 row = f"{system.name or system.kind} on {name}'s best {few}"
-                result[row] = rerank(judge, before, collection.queries, collection.corpus, candidates)
-    if taken := result.keys() & others.keys():
-        raise InputError(f"--run: expected names that no system has, got {min(taken)!r}")
+                add(row, rerank(judge, before, collection.queries, collection.corpus, candidates))
     return result | others
 
 

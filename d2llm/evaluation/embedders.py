@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2llm.backbone import load_encoder, load_tokenizer
+from d2llm.errors import InputError
 from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET, batches_by_length, check_texts, pad, tokenize
 
 Matrix = NDArray[np.float32]
@@ -23,7 +24,7 @@ class MeanPool:
         model: its name (see :mod:`d2llm.backbone`).
         num_layers: keep only its first layers; None keeps all.
         max_length: tokens that a text is cut to.
-        device: where to compute.
+        device: where to compute; None takes the accelerator where there is one.
 
     Raises:
         InputError: for a number of layers that the model does not have.
@@ -31,12 +32,13 @@ class MeanPool:
     """
 
     def __init__(
-        self, model: str, num_layers: int | None = None, max_length: int = MAX_LENGTH, device: str = "cpu"
+        self, model: str, num_layers: int | None = None, max_length: int = MAX_LENGTH, device: str | None = None
     ) -> None:
+        self._device = device or str(torch.accelerator.current_accelerator() or "cpu")
         self._tokenizer = load_tokenizer(model)
         self._tokenizer.truncation_side = "right"
-        self._model = load_encoder(model, num_layers=num_layers).to(device).eval()
-        self._max_length, self._device = max_length, device
+        self._model = load_encoder(model, num_layers=num_layers).to(self._device).eval()
+        self._max_length = max_length
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], kind: str = "passage") -> Matrix:
@@ -93,5 +95,12 @@ class CrossEncoder:
         self._model = sentence_transformers.CrossEncoder(model)
 
     def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.float32]:
-        """N queries and N passages -> (N,) float32, higher is better."""
-        return np.asarray(self._model.predict(list(zip(queries, passages, strict=True))), np.float32)
+        """N queries and N passages -> (N,) float32, higher is better.
+
+        Raises:
+            InputError: for a model that gives several scores a pair, such as one of inference.
+        """
+        scores = np.asarray(self._model.predict(list(zip(queries, passages, strict=True))), np.float32)
+        if scores.shape != (len(queries),):
+            raise InputError(f"cross-encoder: expected one score a pair, got {scores.shape} for {len(queries)} pairs")
+        return scores

@@ -176,3 +176,6 @@ def test_models_of_sentence_transformers_are_loaded_when_they_are_asked_for(monk
     stray = {"kept": Found((Run.of_mapping({"q": {"c": 2.0, "z": 1.0}}),))}
     with pytest.raises(InputError, match="first stage: expected queries and passages of the data, got 1 that it lacks"):
         find_all(lineup, COLLECTION, runs=stray)
+    monkeypatch.setattr(Model, "predict", lambda self, pairs: np.zeros((len(pairs), 3)))
+    with pytest.raises(InputError, match=r"cross-encoder: expected one score a pair, got \(2, 3\) for 2 pairs"):
+        find_all(lineup, COLLECTION, runs=kept)

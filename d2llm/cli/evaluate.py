@@ -102,6 +102,12 @@ def evaluate(
     *models, last = paths
     if kind not in KINDS:
         raise InputError(f"--kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    of_ir = {"corpus": corpus, "qrels": qrels, "run": run, "out": out, "plot": plot, "metrics": metrics}
+    for name, value in of_ir.items() if kind != "ir" else ():
+        if value:
+            raise InputError(f"--{name}: expected with --kind ir, got it with --kind {kind}")
+    if threshold_from is not None and kind != "nli":
+        raise InputError(f"--threshold-from: expected with --kind nli, which has thresholds, got it with --kind {kind}")
     rows, stages, judged = _rows(
         systems,
         first_stage,
@@ -201,8 +207,6 @@ def _read_pairs(data: Path, validation: Path | None, kind: str) -> Any:
     """Labelled pairs, and those that thresholds are fitted on."""
     from d2llm.data.pairs import read_pairs
 
-    if validation is not None and kind != "nli":
-        raise InputError(f"--threshold-from: expected with --kind nli, which has thresholds, got --kind {kind}")
     return read_pairs(data, kind), None if validation is None else read_pairs(validation, kind)
 
 

@@ -98,6 +98,7 @@ def test_thresholds_come_from_other_pairs(run: Run, tmp_path: Path) -> None:
         (("--run", "file.trec"), "--run: expected NAME=FILE, got 'file.trec'"),
         (("--qrels", "{strange}"), "expected judgements of queries of the data, got 1 that it lacks, such as 'nobody'"),
         (("--threshold-from", "{strange}", "--kind", "sts"), "--threshold-from: expected with --kind nli"),
+        (("--corpus", "{strange}", "--kind", "sts"), "--corpus: expected with --kind ir, got it with --kind sts"),
     ],
 )
 def test_bad_input_is_named(

@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from d2llm.data.beir import Collection
 from d2llm.errors import InputError
-from d2llm.evaluation.embedders import CrossEncoder, MeanPool, SentenceTransformer
-from d2llm.evaluation.lineup import BM25_ROW, MEAN_POOL_ROW, Lineup, System, own_name
-from d2llm.evaluation.rerank import CANDIDATES, Judge, rerank
+from d2llm.evaluation.lineup import BM25_ROW, Lineup, System, own_name
+from d2llm.evaluation.models import encoder_of, judge_of
+from d2llm.evaluation.rerank import CANDIDATES, rerank
 from d2llm.evaluation.run import DEPTH
 from d2llm.evaluation.scorers import (
     Found,
@@ -70,11 +67,11 @@ def find_all(
             for name, rows in found[system].items():
                 add(name, rows)
             continue
-        judge = _judge(lineup, system, task, show_progress)
+        judge_name, judge = judge_of(lineup, system, task, show_progress)
         for stage in lineup.first_stages:
             for name, before in _of_stage(found, others, stage).items():
                 few = min(candidates, len(collection.corpus))
-                row = f"{system.name or system.kind} on {name}'s best {few}"
+                row = f"{judge_name} on {name}'s best {few}"
                 add(row, rerank(judge, before, collection.queries, collection.corpus, candidates))
     return result | others
 
@@ -98,13 +95,9 @@ def _first_stages(
     for system in systems:
         if system.kind == "bm25" and lexical is not None:
             add({system: lexical})
-        elif system.kind == "untrained":
-            student = lineup.students[0][1]
-            encoder = MeanPool(student.config.base_model, student.config.num_layers, device=str(student.device))
-            add({system: cosine_scorer(MEAN_POOL_ROW, Vectors.of(encoder, queries, passages))})
-        elif system.kind in ("mean", "st"):
-            other = MeanPool(system.model) if system.kind == "mean" else SentenceTransformer(system.model)
-            add({system: cosine_scorer(system.name, Vectors.of(other, queries, passages))})
+        elif system.kind in ("untrained", "mean", "st"):
+            name, encoder = encoder_of(lineup, system)
+            add({system: cosine_scorer(name, Vectors.of(encoder, queries, passages))})
     own = [system for system in systems if system.kind in ("cosine", "iem", "hybrid")]
     for label, student in lineup.students if own else ():
         vectors = Vectors.of(StudentEncoder(student), queries, passages)
@@ -145,16 +138,3 @@ def _of_stage(found: dict[System, dict[str, Found]], others: dict[str, Found], s
         if stage in (system.kind, system.name):
             rows |= those
     return rows
-
-
-def _judge(lineup: Lineup, system: System, task: str, show_progress: bool) -> Judge:
-    if system.kind == "cross":
-        return CrossEncoder(system.model)
-    teacher = lineup.teacher
-    assert teacher is not None
-
-    def margins(queries: Sequence[str], passages: Sequence[str]) -> NDArray[np.floating]:
-        logits, _ = teacher.judge(queries, passages, task, show_progress=show_progress)
-        return logits[:, 0] - logits[:, 1]
-
-    return margins

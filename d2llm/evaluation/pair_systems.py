@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,14 +10,11 @@ from numpy.typing import NDArray
 
 from d2llm.bm25 import BM25
 from d2llm.errors import InputError
-from d2llm.evaluation.embedders import CrossEncoder, MeanPool, SentenceTransformer
-from d2llm.evaluation.lineup import BM25_ROW, MEAN_POOL_ROW, Lineup, System, own_name
+from d2llm.evaluation.lineup import BM25_ROW, Lineup, System, own_name
+from d2llm.evaluation.models import encoder_of, judge_of
 from d2llm.evaluation.scorers import Encoder, StudentEncoder
 from d2llm.student import D2LLM
 from d2llm.tasks import SYM, task_index
-
-if TYPE_CHECKING:
-    from d2llm.teacher.model import Teacher
 
 Scores = NDArray[np.float32]
 Pairs = Sequence[tuple[str, str]]
@@ -33,7 +29,7 @@ class ScoredPairs:
 
     #: (N,) each, one of every seed.
     seeds: tuple[Scores, ...]
-    #: Milliseconds a pair.
+    #: Milliseconds a pair, of the first seed.
     pair_ms: float
 
 
@@ -76,17 +72,6 @@ def student_pairs(student: D2LLM, pairs: Pairs, task: str | int = SYM) -> tuple[
     return cosine.cpu().numpy(), student.iem(first, second, branch).float().cpu().numpy()
 
 
-def teacher_pairs(teacher: "Teacher", pairs: Pairs, task: str = SYM, show_progress: bool = True) -> Scores:
-    """The teacher's z_yes - z_no of each pair (paper section 3.1), (N,) float32.
-
-    Raises:
-        InputError: for an empty text, or a task that the teacher has no template for.
-    """
-    first, second = zip(*pairs, strict=True)
-    logits, _ = teacher.judge(first, second, task, show_progress=show_progress)
-    return logits[:, 0] - logits[:, 1]
-
-
 def score_pairs(lineup: Lineup, pairs: Pairs, task: str = SYM, show_progress: bool = True) -> dict[str, ScoredPairs]:
     """Have every system of the line-up score the same pairs.
 
@@ -111,13 +96,8 @@ def score_pairs(lineup: Lineup, pairs: Pairs, task: str = SYM, show_progress: bo
     result: dict[str, ScoredPairs] = {}
 
     def add(name: str, scores: Scores, seconds: float) -> None:
-        before = result.get(name)
-        milliseconds = 1000 * seconds / len(pairs)
-        result[name] = (
-            ScoredPairs((scores,), milliseconds)
-            if before is None
-            else (ScoredPairs((*before.seeds, scores), before.pair_ms))
-        )
+        before = result.get(name, ScoredPairs((), 1000 * seconds / len(pairs)))
+        result[name] = ScoredPairs((*before.seeds, scores), before.pair_ms)
 
     own: dict[str, list[tuple[dict[str, Scores], float]]] = {label: [] for label in lineup.labels()}
     for label, student in lineup.students if any(s.kind in ("cosine", "iem") for s in lineup.systems) else ():
@@ -141,19 +121,11 @@ def _scorer(
 ) -> tuple[str, Callable[[], Scores]]:
     if system.kind == "bm25":
         return BM25_ROW, lambda: bm25_pairs(pairs)
-    if system.kind == "untrained":
-        student = lineup.students[0][1]
-        base = MeanPool(student.config.base_model, student.config.num_layers, device=str(student.device))
-        return MEAN_POOL_ROW, lambda: cosine_pairs(base, pairs)
-    if system.kind == "cross":
-        cross = CrossEncoder(system.model)
-        return system.name, lambda: cross(*zip(*pairs, strict=True))
-    if system.kind in ("mean", "st"):
-        other = MeanPool(system.model) if system.kind == "mean" else SentenceTransformer(system.model)
-        return system.name, lambda: cosine_pairs(other, pairs)
-    teacher = lineup.teacher
-    assert teacher is not None
-    return "teacher", lambda: teacher_pairs(teacher, pairs, task, show_progress)
+    if system.reranks:
+        name, judge = judge_of(lineup, system, task, show_progress)
+        return name, lambda: np.asarray(judge(*zip(*pairs, strict=True)), np.float32)
+    name, encoder = encoder_of(lineup, system)
+    return name, lambda: cosine_pairs(encoder, pairs)
 
 
 def _encoded(encoder: Encoder, pairs: Pairs) -> list[torch.Tensor]:

@@ -60,7 +60,9 @@ def evaluate(
     ] = None,
     bm25_weight: Annotated[float, typer.Option(help="What BM25 weighs in the hybrid.")] = 0.2,
     contrast: Annotated[str | None, typer.Option(help="Metric of the differences; by default the first.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Row they are taken from; by default the first.")] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Row they are taken from, by default the first; may be repeated.")
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(help="Resamples of an interval; 10000 for ir, 1000 for nli and sts.")
     ] = None,
@@ -116,7 +118,7 @@ def evaluate(
         kind,
         tuple(each.partition("=")[0] for each in run or ()),
     )
-    how: dict[str, Any] = {"contrast": contrast, "baseline": baseline, "seed": seed}
+    how: dict[str, Any] = {"contrast": contrast, "baselines": baseline or (), "seed": seed}
     how |= {} if samples is None else {"samples": samples}
     # Faulty data is found before the models are loaded, which takes longer.
     if kind == "ir":

@@ -1,6 +1,6 @@
 """From what systems found to a table: means, spreads over seeds, differences, and what is worth knowing of the data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ def measure(
     metrics: Sequence[str] = METRICS,
     *,
     contrast: str | None = None,
-    baseline: str | None = None,
+    baselines: Sequence[str] = (),
     depth: int = DEPTH,
     samples: int = SAMPLES,
     seed: int = 0,
@@ -46,8 +46,8 @@ def measure(
         qrels: judgements; queries without a relevant passage are left out, and counted in a note.
         passages: ids of the collection.
         metrics: see :func:`d2llm.evaluation.metrics.per_query`.
-        contrast: metric in which every system is compared with the baseline; by default the first one.
-        baseline: a system; by default the first one.
+        contrast: metric in which every system is compared with the baselines; by default the first one.
+        baselines: some systems; by default the first one.
         depth: passages that a run was to have, for the note on those that have fewer.
         samples, seed: of the intervals and tests (:func:`d2llm.evaluation.significance.difference`).
 
@@ -56,11 +56,9 @@ def measure(
     """
     names, queries = check_metrics(metrics), judged_queries(qrels)
     contrast = names[0] if contrast is None else contrast
-    baseline = next(iter(found), None) if baseline is None else baseline
     if contrast not in names:
         raise InputError(f"--contrast: expected one of {', '.join(names)}, got {contrast!r}")
-    if baseline is None or baseline not in found:
-        raise InputError(f"--baseline: expected one of {', '.join(found) or 'some systems'}, got {baseline!r}")
+    pairs = against(found, baselines)
     rows, values = [], {}
     for name, each in found.items():
         seeds = [per_query(run, qrels, names) for run in each.runs]
@@ -75,13 +73,32 @@ def measure(
             contrast,
             difference(Means(values[name][contrast], values[baseline][contrast]), samples, seed),
         )
-        for name in found
-        if name != baseline
+        for name, baseline in pairs
     ]
     notes = [*_notes_on_qrels(qrels, queries, passages)]
     for name, each in found.items():
         notes += _notes_on_run(name, each.runs[0], qrels, queries, passages, depth)
     return Measured(Comparison(tuple(rows), tuple(contrasts), tuple(notes)), queries, values)
+
+
+def against(systems: Iterable[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
+    """(system, baseline) for every system but the baseline, no two of them twice; by default the first is the baseline.
+
+    Raises:
+        InputError: for an unknown baseline, or no system.
+    """
+    names = list(systems)
+    if not names:
+        raise InputError("systems: expected at least one, got none")
+    if unknown := [baseline for baseline in baselines if baseline not in names]:
+        raise InputError(f"--baseline: expected one of {', '.join(names)}, got {unknown[0]!r}")
+    chosen = list(dict.fromkeys(baselines or names[:1]))
+    return [
+        (name, baseline)
+        for number, baseline in enumerate(chosen)
+        for name in names
+        if name != baseline and name not in chosen[:number]
+    ]
 
 
 def spread(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:

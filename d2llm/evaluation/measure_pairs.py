@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r
 
 from d2llm.errors import InputError
 from d2llm.evaluation.compare import Comparison, Contrast, Row
-from d2llm.evaluation.measure import spread
+from d2llm.evaluation.measure import against, spread
 from d2llm.evaluation.pair_systems import ScoredPairs
 from d2llm.evaluation.pairs import Thresholds, fit_thresholds, nli_metrics, sts_metrics
 from d2llm.evaluation.significance import Scored, Values, difference
@@ -46,7 +46,7 @@ def measure_pairs(
     validation: tuple[Mapping[str, ScoredPairs], Sequence[float]] | None = None,
     *,
     contrast: str | None = None,
-    baseline: str | None = None,
+    baselines: Sequence[str] = (),
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -58,21 +58,19 @@ def measure_pairs(
         kind: "nli" or "sts".
         validation: scores and labels of other pairs, on which the thresholds of every system are fitted; without it
             there is no accuracy and no F1.
-        contrast: metric in which every system is compared with the baseline: ap, roc_auc, accuracy or f1; spearman or
+        contrast: metric in which every system is compared with the baselines: ap, roc_auc, accuracy or f1; spearman or
             pearson. By default the first of them.
-        baseline: a system; by default the first one.
+        baselines: some systems; by default the first one.
         samples, seed: of the intervals and tests (:func:`d2llm.evaluation.significance.difference`).
 
     Raises:
         InputError: for an unknown metric or baseline, and as the metrics do, with the system's name put in front.
     """
     contrast = next(iter(_METRICS[kind])) if contrast is None else contrast
-    baseline = next(iter(found)) if baseline is None else baseline
     possible = [name for name in _METRICS[kind] if validation is not None or name not in ("accuracy", "f1")]
     if contrast not in possible:
         raise InputError(f"--contrast: expected one of {', '.join(possible)}, got {contrast!r}")
-    if baseline not in found:
-        raise InputError(f"--baseline: expected one of {', '.join(found)}, got {baseline!r}")
+    compared = against(found, baselines)
     rows, comparable = [], {}
     for name, each in found.items():
         seeds = [
@@ -88,10 +86,9 @@ def measure_pairs(
             name,
             baseline,
             contrast,
-            difference(Scored(scores, comparable[baseline], truth, _defined(kind, contrast)), samples, seed),
+            difference(Scored(comparable[name], comparable[baseline], truth, _defined(kind, contrast)), samples, seed),
         )
-        for name, scores in comparable.items()
-        if name != baseline
+        for name, baseline in compared
     ]
     notes = [
         f"{name}: compared by its first of {len(each.seeds)} seeds" for name, each in found.items() if each.seeds[1:]

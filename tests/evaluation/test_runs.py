@@ -92,6 +92,14 @@ def test_what_is_odd_is_counted():
     ]
 
 
+def test_differences_are_taken_from_every_baseline_once():
+    run = Run.of_mapping({"a": {"x": 1.0}})
+    found = {name: Found((run,)) for name in ("one", "two", "three")}
+    measured = measure(found, QRELS, "xyz", ["mrr"], baselines=("two", "one"), samples=100)
+    contrasts = [(each.system, each.baseline) for each in measured.table.contrasts]
+    assert contrasts == [("one", "two"), ("three", "two"), ("three", "one")]
+
+
 def test_seeds_share_a_row_and_are_compared_by_their_mean():
     seeds = [Run.of_mapping({"a": {"x": x, "y": 1.0}, "b": {"z": 1.0}}) for x in (2.0, 0.0)]
     other = Run.of_mapping({"a": {"y": 1.0}})

@@ -110,6 +110,12 @@ class Searching:
         """Scores of projected queries (Nq, F) with every passage, (Nq, N), rounded where that is faster."""
         return self._search.scores(a, self._snapshot.chunks("projected", self._among)).float().cpu().numpy()
 
+    def sampled(self, a: Tensor) -> Scores:
+        """What ``rough`` gives for a projected query (F,) at the rows of ``sample``."""
+        chunks = self._snapshot.chunks("projected", self._among[torch.from_numpy(self.sample)])
+        scores: Scores = self._search.scores(a[None], chunks)[0].float().cpu().numpy()
+        return scores
+
     def exact(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
         """Scores in full of a projected query (F,) with passages at ascending rows (C,)."""
         if not len(rows):

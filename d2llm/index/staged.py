@@ -47,7 +47,7 @@ def search_candidates(
         rows = np.unique(np.concatenate(list(channels.values())))
         scores = searching.exact(a, rows)
         if weight is not None and lexical is not None:
-            scores = fuse(scores, lexical[rows], weight, among=(searching.exact(a, searching.sample), lexical))
+            scores = fuse(scores, lexical[rows], weight, among=(searching.sampled(a), lexical))
         best = top_indices(scores, min(k, len(rows))) if len(rows) else rows
         ranks = {name: _ranks(order, rows[best]) for name, order in channels.items()}
         found.append(Found(scores[best], searching.places[rows[best]], ranks))

@@ -18,7 +18,7 @@ CHANNELS = ("bm25", "cosine", "surrogate")
 #: Share of the exact best that a search promises, unless it is told another.
 RECALL = 0.99
 # With more candidates than the passages divided by this, it is faster to score every passage.
-_WORTH = 4
+_WORTH = 8
 
 
 @dataclass(frozen=True)

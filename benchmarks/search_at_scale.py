@@ -56,7 +56,7 @@ def milliseconds(run: Callable[[np.ndarray], object], queries: np.ndarray, batch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passages", type=int, default=1_000_000)
-    parser.add_argument("--fit", type=int, default=1000, help="queries to fit and certify with; a third certifies")
+    parser.add_argument("--fit", type=int, default=2000, help="queries to fit and certify with; half of them certify")
     parser.add_argument("--judged", type=int, default=96, help="unseen queries")
     parser.add_argument("--rank", type=int, default=128, help="bytes of a passage in the surrogate")
     parser.add_argument("--recall", type=float, default=0.99)

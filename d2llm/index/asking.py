@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from d2llm.errors import InputError
@@ -18,7 +19,7 @@ CHANNELS = ("bm25", "cosine", "surrogate")
 #: Share of the exact best that a search promises, unless it is told another.
 RECALL = 0.99
 # With more candidates than the passages divided by this, it is faster to score every passage.
-_WORTH = 4
+_WORTH = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Asked:
         if "surrogate" in self.channels and snapshot.surrogate is None:
             raise InputError("channels: 'surrogate' needs one, and this index has none; call fit_surrogate")
 
+    @torch.inference_mode()
     def find(
         self, snapshot: Snapshot, head: IEM, vectors: Tensor, texts: Sequence[str], weight: float
     ) -> tuple[list[Found], float | None]:

@@ -24,7 +24,7 @@ from d2llm.index.surrogate import Maps, fit
 from d2llm_kernels import IEM
 
 #: Queries that a fit uses at most, and those that it is certified on: the rest, at most so many.
-FITTED, CERTIFIED = 1000, 500
+FITTED, CERTIFIED = 1000, 1000
 #: Passages of each certified query that are kept: promises are for so many hits at most.
 _KEPT = 100
 # Passages that a fit sees.
@@ -48,15 +48,15 @@ def pseudo_queries(snapshot: Snapshot, seed: int) -> list[str]:
 
 
 def divided(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the queries to fit and to certify with, of ``count`` in all: a third, at most 500, certifies.
+    """Numbers of the queries to fit and to certify with, of ``count`` in all: half, at most 1,000, certifies.
 
     Raises:
-        InputError: for fewer than 3.
+        InputError: for fewer than 2.
     """
-    if count < 3:
-        raise InputError(f"queries: expected at least 3, some to fit to and some to certify with, got {count}")
+    if count < 2:
+        raise InputError(f"queries: expected at least 2, some to fit to and some to certify with, got {count}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    certified = min(CERTIFIED, count // 3)
+    certified = min(CERTIFIED, count // 2)
     return order[certified:][:FITTED], order[:certified]
 
 
@@ -92,7 +92,7 @@ def write_surrogate(
         weight: what BM25 weighs there.
 
     Raises:
-        InputError: for fewer than 3 queries.
+        InputError: for fewer than 2 queries.
         OSError: if the disk fills.
     """
     fitted, certified = divided(len(vectors), seed)
@@ -132,11 +132,12 @@ def _certify(
         a = searching.projected(vectors[number : number + 1])
         rough = searching.rough(a)[0]
         surrogate = covering.scores(a)[0].numpy()[searching.places]
-        best = searching.best(a[0], rough, None, k, weight)[1]
+        best = searching.best(a[0], searching.rows, rough, k)[1]
         found["iem"].append((searching.places[best], _places(surrogate, best)))
         if texts is not None:
             lexical = searching.lexical(texts[number])
-            best = searching.best(a[0], rough, lexical, k, weight)[1]
+            among = rough[searching.sample], lexical
+            best = searching.best(a[0], searching.rows, rough, k, lexical, weight, among)[1]
             # What shares no term with the query is not chosen by BM25.
             by_words = np.where(lexical[best] > 0, _places(lexical, best), len(lexical))
             found["hybrid"].append((searching.places[best], np.minimum(_places(surrogate, best), by_words)))

@@ -93,7 +93,7 @@ class Searching:
             a = self.projected(vectors[start : start + step])
             for query, rough, text in zip(a, self.rough(a), texts[start : start + step], strict=True):
                 lexical = self.lexical(text)
-                scores, rows = self.best(query, rough, lexical, k, weight)
+                scores, rows = self.best(query, self.rows, rough, k, lexical, weight, (rough[self.sample], lexical))
                 ranks = {"iem": _ranks(rough, rows), "bm25": np.where(lexical[rows] > 0, _ranks(lexical, rows), 0)}
                 found.append(Found(scores, self.places[rows], ranks))
         return found
@@ -110,6 +110,12 @@ class Searching:
         """Scores of projected queries (Nq, F) with every passage, (Nq, N), rounded where that is faster."""
         return self._search.scores(a, self._snapshot.chunks("projected", self._among)).float().cpu().numpy()
 
+    def rough_at(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
+        """What ``rough`` gives for a projected query (F,) at ascending rows (C,)."""
+        chunks = self._snapshot.chunks("projected", self._among[torch.from_numpy(rows)])
+        scores: Scores = self._search.scores(a[None], chunks)[0].float().cpu().numpy()
+        return scores
+
     def exact(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
         """Scores in full of a projected query (F,) with passages at ascending rows (C,)."""
         if not len(rows):
@@ -120,21 +126,36 @@ class Searching:
         return scores
 
     def best(
-        self, a: Tensor, rough: Scores, lexical: Scores | None, k: int, weight: float
+        self,
+        a: Tensor,
+        rows: NDArray[np.int64],
+        rough: Scores,
+        k: int,
+        lexical: Scores | None = None,
+        weight: float = 0,
+        among: tuple[Scores, Scores] | None = None,
     ) -> tuple[Scores, NDArray[np.int64]]:
-        """Scores and rows of the k best of one query, projected (F,), best first.
+        """Scores and rows of the k best of one query, projected (F,), best first; fewer where there are fewer.
 
         Args:
-            rough: (N,) from ``rough``, which choose candidates.
-            lexical: (N,) from ``lexical``, to rank by both; None to rank by the interaction module alone.
+            rows: (C,) ascending, those that may be found.
+            rough: (C,) their scores as ``rough`` gives them, which choose what is scored in full.
+            lexical: (C,) those by BM25, to rank by both; None to rank by the interaction module alone.
+            weight: what BM25 weighs.
+            among: scores by either that means and deviations are taken of.
         """
-        first = rough if lexical is None else fuse(rough, lexical, weight, among=(rough[self.sample], lexical))
-        rows = np.sort(top_indices(first, min(candidates(k), len(rough))))
-        scores = self.exact(a, rows)
+        first = rough if lexical is None else fuse(rough, lexical, weight, among)
+        few = np.sort(top_indices(first, min(candidates(k), len(rows)))) if len(rows) else rows
+        scores = self.exact(a, rows[few])
         if lexical is not None:
-            scores = fuse(scores, lexical[rows], weight, among=(rough[self.sample], lexical))
-        order = top_indices(scores, k)
-        return scores[order], rows[order]
+            scores = fuse(scores, lexical[few], weight, among)
+        order = top_indices(scores, min(k, len(few))) if len(few) else few
+        return scores[order], rows[few[order]]
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """All rows (N,)."""
+        return np.arange(len(self.places))
 
     @cached_property
     def sample(self) -> NDArray[np.int64]:

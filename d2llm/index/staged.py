@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2llm.bm25 import top_indices
-from d2llm.fusion import fuse
 from d2llm.index.searching import Found, Searching
 
 
@@ -45,12 +44,14 @@ def search_candidates(
             rows = top_indices(lexical, min(bm25, len(lexical)))
             channels["bm25"] = rows[lexical[rows] > 0]
         rows = np.unique(np.concatenate(list(channels.values())))
-        scores = searching.exact(a, rows)
-        if weight is not None and lexical is not None:
-            scores = fuse(scores, lexical[rows], weight, among=(searching.exact(a, searching.sample), lexical))
-        best = top_indices(scores, min(k, len(rows))) if len(rows) else rows
-        ranks = {name: _ranks(order, rows[best]) for name, order in channels.items()}
-        found.append(Found(scores[best], searching.places[rows[best]], ranks))
+        rough = searching.rough_at(a, rows)
+        if weight is None or lexical is None:
+            scores, best = searching.best(a, rows, rough, k)
+        else:
+            among = searching.rough_at(a, searching.sample), lexical
+            scores, best = searching.best(a, rows, rough, k, lexical[rows], weight, among)
+        ranks = {name: _ranks(order, best) for name, order in channels.items()}
+        found.append(Found(scores, searching.places[best], ranks))
     return found
 
 

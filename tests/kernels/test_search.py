@@ -51,6 +51,24 @@ def test_chunks_give_what_one_block_gives(backend, dtype, k, monkeypatch):
     torch.testing.assert_close(exact.gather(1, whole[1]), whole[0])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scores_of_all_are_those_that_choose_candidates(backend, dtype, monkeypatch):
+    needs_even_products(backend, torch.float32, 32)
+    monkeypatch.setattr(search, "_BLOCK", 50)
+    head = iem(backend)
+    a, rows = head.project_queries(torch.randn(3, 16)), stored(head.project_passages(torch.randn(300, 16)), dtype)
+    exact = dk.functional.iem_scores(a, rows.widened() if dtype == torch.int8 else rows.float(), *head._branch(1))
+    ready = head.prepare(1, dtype)
+    scores = ready.scores(a, cut(rows, 1, 0, 137))
+    assert scores.shape == exact.shape and ready.scores(a, []).shape == (3, 0)
+    # Eight bits of hidden values and weight, or of bfloat16; what is not rounded is exact.
+    rounded = ready._rough is not None
+    torch.testing.assert_close(scores.float(), exact, rtol=0, atol=0.05 * float(exact.std()) if rounded else 1e-4)
+    with pytest.raises(dk.ArgumentError, match=r"chunks\[0\]: expected shape"):
+        ready.scores(a, [rows[:, :8] if dtype != torch.int8 else stored(torch.randn(5, 8), dtype)])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_passages_keep_their_order_over_chunks(dtype):
     needs_even_products("folded" if backends.missing("cpu") else "cpu", torch.float32, 32)

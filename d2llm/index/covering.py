@@ -20,7 +20,7 @@ from d2llm_kernels.rough.rows import Rows, widened
 _ROWS, _PRODUCTS = 1 << 15, 1 << 24
 #: Modes of a search that are certified; one that could not be has a certificate of no queries.
 CERTIFIED_MODES = ("iem", "hybrid")
-_LEAST = torch.iinfo(torch.int32).min
+_LEAST = -torch.inf
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Covering:
         return covering, Certified.read(certificate, covering.end)
 
     def scores(self, a: Tensor) -> Tensor:
-        """Products of projected queries (Nq, F) with every passage covered: (Nq, end) int32."""
+        """Products of projected queries (Nq, F) with every passage covered: (Nq, end) float32, whole numbers."""
         queries = self.maps.queries(a)
-        scores, first = torch.empty(len(a), self.end, dtype=torch.int32), 0
+        scores, first = torch.empty(len(a), self.end), 0
         for rows in self._rows:
             scores[:, first : first + len(rows)] = products(queries, rows)
             first += len(rows)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePath
 
+from d2llm.data.descriptions import parameter_descriptions, result_description
 from d2llm.data.example import Example
 from d2llm.errors import InputError, MissingError
 from d2llm.tasks import ASYM
@@ -29,6 +30,7 @@ SPLIT_SEED = 0
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 # An escape such as \ud800 in a docstring makes a text that UTF-8 cannot hold.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n\s*\n")
 
 
@@ -51,6 +53,20 @@ class Function:
     def pair(self) -> Example:
         """The first sentence with the code."""
         return Example(self.query, self.code, task=ASYM)
+
+    @property
+    def words(self) -> str:
+        """Its own name, behind that of its class, in words."""
+        own = [part for part in self.name.split(".")[-2:] if part[:1].isupper() or part == self.name.split(".")[-1]]
+        return " ".join(_WORD.findall(" ".join(own))).lower()
+
+    def queries(self) -> list[str]:
+        """Whatever asks for it: the first sentence, its name in words, what it returns and what it is given."""
+        described = parameter_descriptions(self.docstring)
+        further = [self.words, result_description(self.docstring), f"{self.words}: {', '.join(described)}"]
+        texts = [first_sentence(text) for text in further if " " in text and not _SURROGATE.search(text)]
+        texts = [text[: QUERY_CHARACTERS[1]].rstrip() for text in texts if not text.endswith(":")]
+        return list(dict.fromkeys([self.query, *texts]))
 
 
 def standard_library_functions() -> list[Function]:

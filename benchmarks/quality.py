@@ -24,13 +24,12 @@ from d2llm.data.validation import Validation
 from d2llm.demo.corpus import EVERYDAY, validation_pairs
 from d2llm.evaluation.systems import bm25, iem_scores
 from d2llm.files import atomic_path, read_json
+from d2llm.fusion import fuse
 from d2llm.shipped import STUDENT
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "quality.md"
-#: BM25's weight beside the interaction module's logits, both as z-scores over the passages of a query.
-HYBRID = 0.2
 _LEXICAL, _COSINE, _IEM, _HYBRID = "BM25", "cosine", "IEM", "hybrid"
 
 
@@ -63,12 +62,6 @@ def sets(cosqa_folder: Path | None) -> dict[str, Callable[[], Validation]]:
     if cosqa_folder is not None:
         known["cosqa"] = lambda: cosqa(cosqa_folder)
     return known
-
-
-def standardised(scores: np.ndarray) -> np.ndarray:
-    """Every query's scores as z-scores over the passages, (Nq, Np); 0 where all are alike."""
-    spread = scores.std(axis=1, keepdims=True)
-    return np.asarray((scores - scores.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1))
 
 
 def _key(texts: Sequence[str]) -> str:
@@ -105,8 +98,7 @@ class Measured:
         for each in needed:
             student = D2LLM.from_pretrained(students[each])
             cosine, logits = self._student(student, data)
-            hybrid = standardised(logits) + HYBRID * standardised(lexical)
-            for system, scores in ((_COSINE, cosine), (_IEM, logits), (_HYBRID, hybrid)):
+            for system, scores in ((_COSINE, cosine), (_IEM, logits), (_HYBRID, fuse(logits, lexical))):
                 self.keep(name, f"{each}, {system}", data.reciprocal_ranks(scores))
 
     def _student(self, student: D2LLM, data: Validation) -> tuple[np.ndarray, np.ndarray]:

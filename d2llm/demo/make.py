@@ -17,15 +17,14 @@ from sklearn.metrics import roc_auc_score
 from d2llm.compact import shrink
 from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pairs, without
 from d2llm.data.example import Example, text_id
-from d2llm.demo.corpus import apart, training_examples
 from d2llm.demo.data import load_data
 from d2llm.demo.first_phase import load_first_phase, save_first_phase
 from d2llm.demo.judgements import rerank_pairs
-from d2llm.demo.recipe import DISTIL, FIRST, RERANKED, SCORED_EXAMPLES, STUDENT, TEACHER
+from d2llm.demo.recipe import DISTIL, DOMAIN, MIXED, RERANKED, SCORED_EXAMPLES, STUDENT, TEACHER
 from d2llm.demo.training import train_phase
 from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
-from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, STUDENT_MODEL, VECTORS
+from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, VECTORS
 from d2llm.shipped import STUDENT as STUDENT_FOLDER
 from d2llm.shipped import TEACHER as TEACHER_FOLDER
 from d2llm.student import D2LLM
@@ -35,7 +34,6 @@ from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
 from d2llm.teacher.scoring import collect, plan_groups, plan_pairs, score
 from d2llm.teacher.tuning import TuningConfig, tune
-from d2llm.training.start import fit_warm_start
 from d2llm.training.vectors import TextVectors
 
 #: Held-out groups that the teacher is judged on, and the negatives in each: BM25-hard and random.
@@ -113,16 +111,19 @@ def make_scores(work: Path, teacher: Teacher, shard: int, num_shards: int) -> No
 
 
 def make_first_phase(work: Path) -> None:
-    """Train a student on the in-batch loss, on functions of many packages.
+    """Train a student on the in-batch loss, on many packages and then on the standard library.
 
     Its interaction module is shipped, and all else of it with the student that is distilled from it.
     """
     if (work / _FIRST).is_dir() or (FIRST_PHASE.exists() and STUDENT_FOLDER.is_dir()):
         return
-    examples = training_examples()
-    student = D2LLM.create(STUDENT_MODEL, **STUDENT)
-    fit_warm_start(student, examples, FIRST.seed)
-    train_phase(student, FIRST, examples, work / "student-first", resume=True)
+    train, held_out = hold_out(standard_library_pairs())
+    mixed = list(train)
+    for package in TEACHER.packages:
+        mixed += without(package_pairs(package), held_out)
+    student = D2LLM.create(BASE_MODEL, **STUDENT)
+    train_phase(student, MIXED, mixed, work / "student-mixed", resume=True)
+    train_phase(student, DOMAIN, train, work / "student-domain", resume=True)
     save_first_phase(student)
     student.save_pretrained(work / _FIRST)
 
@@ -133,7 +134,7 @@ def make_student(work: Path) -> None:
         return
     data = load_data()
     student = D2LLM.from_pretrained(work / _FIRST) if (work / _FIRST).is_dir() else load_first_phase()
-    examples = apart(data.mined(SCORED_EXAMPLES))
+    examples = data.mined(SCORED_EXAMPLES)
     vectors = TextVectors.encode(student, examples, passages=data.library)
     train_phase(
         student,

@@ -1,4 +1,4 @@
-"""Pure-Python packages whose functions the shipped student learns from, at the versions that it saw."""
+"""Pure-Python packages whose functions a student on an encoder learns from, at the versions that it saw."""
 
 #: What pip downloads, without installing any of it.
 PACKAGES = (

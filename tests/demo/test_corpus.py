@@ -1,4 +1,4 @@
-"""What the shipped student learns from shares no text with validation and test."""
+"""What a student on an encoder learns from shares no text with validation and test."""
 
 from pathlib import Path
 
@@ -7,8 +7,10 @@ import pytest
 from d2llm.data.docstrings import Function, hold_out
 from d2llm.data.example import Example
 from d2llm.data.questions import read_questions
-from d2llm.demo import corpus
+from d2llm.demo import corpus, encoder
 from d2llm.demo.packages import PACKAGES
+from d2llm.demo.recipe import Phase
+from d2llm.student import D2LLM
 
 
 def test_training_is_apart_from_validation_and_test(
@@ -36,10 +38,20 @@ def test_training_is_apart_from_validation_and_test(
     unseen = {text for pair in (*test, *validation) for text in (pair.query, pair.positive)}
     unseen.update(everyday.queries, (everyday.passages[row] for rows in everyday.relevant for row in rows))
     assert not unseen & {text for example in examples for text in (example.query, example.positive)}
-    kept = corpus.apart([*library_pairs, Example("Another query.", "Another passage.")])
-    assert kept[-1].query == "Another query."
-    assert not unseen & {text for example in kept for text in (example.query, example.positive)}
     # A capped package, each function by its docstring and by its name, and most of the library likewise.
     of_package = [e for e in examples if "def f_" in e.positive and e.query.startswith(("Give thing", "f "))]
     assert len(of_package) == 2 * 600
     assert len(examples) > 1.5 * len(rest) and len(set(examples)) == len(examples)
+
+
+def test_a_student_on_an_encoder_is_made_once(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{verb} the {noun}" for verb in ("open", "close", "read") for noun in ("file", "socket", "lock")]
+    monkeypatch.setattr(encoder, "training_examples", lambda: [Example(text, f"def f(): {text}") for text in texts])
+    phase = Phase(2, lr=1e-3, batch_size=4)
+    made = encoder.make(tmp_path, base_model, phase)
+    monkeypatch.setattr(encoder, "training_examples", lambda: pytest.fail("read anew"))
+    again = encoder.make(tmp_path, base_model, phase)
+    assert again.fingerprint() == made.fingerprint()
+    start, student = (D2LLM.from_pretrained(tmp_path / name) for name in ("start", "student"))
+    assert not any(value.any() for name, value in start.named_parameters() if "lora_B" in name)
+    assert any(value.any() for name, value in student.named_parameters() if "lora_B" in name)

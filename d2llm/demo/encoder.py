@@ -1,0 +1,45 @@
+"""A student on an encoder that is good already: ``python -m d2llm.demo.encoder OUT`` makes it in one go.
+
+Its data are functions of the standard library and of many packages, which pip fetches at first. Killed, it goes on
+where it was.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from d2llm.data.jsonl import read_examples, write_examples
+from d2llm.demo.corpus import training_examples
+from d2llm.demo.recipe import ENCODER, ENCODER_PHASE, ENCODER_STUDENT, Phase
+from d2llm.demo.training import train_phase
+from d2llm.student import D2LLM
+from d2llm.training.start import fit_warm_start
+
+
+def make(out: Path, base: str = ENCODER, phase: Phase = ENCODER_PHASE) -> D2LLM:
+    """Train the student and write it to ``out/student``, in eight bits; beside it lie its start, data and checkpoints.
+
+    ``out/start`` has the base's own cosine, as nothing has learnt there.
+    """
+    file = out / "train.jsonl"
+    if not file.exists():
+        write_examples(file, training_examples())
+    examples = read_examples(file)
+    student = D2LLM.create(base, **ENCODER_STUDENT)
+    fit_warm_start(student, examples, phase.seed)
+    student.save_pretrained(out / "start")
+    train_phase(student, phase, examples, out / "checkpoints", resume=True)
+    student.save_pretrained(out / "student", head_dtype=torch.int8)
+    return student
+
+
+def main() -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(prog="python -m d2llm.demo.encoder", description=main.__doc__)
+    parser.add_argument("out", type=Path, help="folder of the student, its data and its checkpoints")
+    make(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

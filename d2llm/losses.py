@@ -197,17 +197,14 @@ def rank_imitation_pairwise(
 
 
 def cosine_relation(features: Tensor) -> Tensor:
-    """Cosine similarities within each group: (..., N, F) float -> (..., N, N) float32 or float64.
-
-    A zero vector has similarity 0 with everything, itself included, and gets no gradient.
-    """
+    """Cosine similarities within each group, as :func:`cosines`: (..., N, F) float -> (..., N, N)."""
     return cosines(features, features)
 
 
 def cosines(queries: Tensor, passages: Tensor) -> Tensor:
     """Cosine similarity of every pair: (..., N, D) and (..., M, D) float -> (..., N, M) float32 or float64.
 
-    A zero vector has similarity 0 with everything and gets no gradient.
+    A zero vector has similarity 0 with everything, itself included, and gets no gradient.
     """
     left, right, device = _unit(_float(queries)), _unit(_float(passages)), queries.device.type
     # Autocast, where the device has it, would take the product, and it alone, in half precision.

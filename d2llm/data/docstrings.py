@@ -9,7 +9,7 @@ import random
 import re
 import sysconfig
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -77,6 +77,24 @@ def standard_library_functions() -> list[Function]:
 def standard_library_pairs() -> list[Example]:
     """Every (first docstring sentence, code) pair of the running Python's standard library, in file order."""
     return _pairs(standard_library_functions())
+
+
+def standard_library_names() -> dict[str, str]:
+    """``docstring_names`` of the running Python's standard library."""
+    return docstring_names(Path(sysconfig.get_paths()["stdlib"]))
+
+
+def docstring_names(root: Path) -> dict[str, str]:
+    """The name of every passage of ``docstring_pairs``, such as "shutil.rmtree", in their order; all differ."""
+    names: dict[str, str] = {}
+    used: Counter[str] = Counter()
+    for function in functions(root):
+        if function.code not in names:
+            used[function.name] += 1
+            # A property and its setter have one name, and so have versions for several systems.
+            count = used[function.name]
+            names[function.code] = function.name if count == 1 else f"{function.name}#{count}"
+    return names
 
 
 def package_pairs(package: str) -> list[Example]:

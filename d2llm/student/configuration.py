@@ -1,5 +1,6 @@
 """Everything that decides a student's architecture, kept in its config.json."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
@@ -7,6 +8,7 @@ import torch
 from transformers import PretrainedConfig
 
 from d2llm.errors import InputError
+from d2llm.fusion import BM25_WEIGHT
 
 #: Number types that the frozen base model can be held in.
 BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -71,6 +73,7 @@ class D2LLMConfig(PretrainedConfig):
         query_length: tokens that a query is cut to.
         passage_length: tokens that a passage is cut to.
         kernels_backend: backend of the heads (see :mod:`d2llm_kernels`).
+        bm25_weight: what BM25 weighs beside the interaction module in a hybrid search (see :mod:`d2llm.fusion`).
 
     Raises:
         InputError: for a value outside these.
@@ -97,6 +100,7 @@ class D2LLMConfig(PretrainedConfig):
         query_length: int = 250,
         passage_length: int = 250,
         kernels_backend: str = "auto",
+        bm25_weight: float = BM25_WEIGHT,
         **kwargs: Any,
     ) -> None:
         _one_of("base_dtype", base_dtype, tuple(BASE_DTYPES))
@@ -111,6 +115,8 @@ class D2LLMConfig(PretrainedConfig):
         _at_least("passage_length", passage_length, 1)
         if not 0 <= lora_dropout < 1:
             raise InputError(f"lora_dropout: expected a number in [0, 1), got {lora_dropout!r}")
+        if not 0 <= bm25_weight < math.inf:
+            raise InputError(f"bm25_weight: expected a finite number of at least 0, got {bm25_weight!r}")
         if train_base and lora_r:
             raise InputError(f"train_base: expected LoRA or a trained base, got both; set lora_r, {lora_r}, to 0")
         self.base_model = base_model
@@ -130,6 +136,7 @@ class D2LLMConfig(PretrainedConfig):
         self.query_length = query_length
         self.passage_length = passage_length
         self.kernels_backend = kernels_backend
+        self.bm25_weight = bm25_weight
         super().__init__(**kwargs)
 
     def heads_for(self, dim: int, attention_heads: int) -> int:

@@ -216,6 +216,35 @@ def test_index_build_append_delete_verify_search(
     assert damaged.exit_code == 2 and "passages.jsonl" in damaged.stderr
 
 
+def test_plain_texts_are_appended_upserted_and_compacted(run: Run, student_folder: Path, tmp_path: Path) -> None:
+    path, first, second = tmp_path / "x.index", tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("open the file\nclose the file\n")
+    second.write_text("read the pipe\n")
+    assert run("index", student_folder, first, path).exit_code == 0
+    assert "3 passages" in run("index", student_folder, second, path, "--append").output
+    first.write_text("open the file\nclose the socket\nsend z\n")
+    again = run("index", student_folder, first, path, "--append")
+    assert again.exit_code == 2 and "'first.txt:1'" in again.stderr
+    assert "4 passages" in run("index", student_folder, first, path, "--upsert").output
+    assert "4 passages" in run("index", path, "--compact").output
+    assert run("index", path, "--compact", "--verify").exit_code == 2
+    found = Index.open(path, D2LLM.from_pretrained(student_folder), verify=True).search("the", 9)[0]
+    assert {hit.id: hit.text for hit in found} == {
+        "first.txt:1": "open the file",
+        "first.txt:2": "close the socket",
+        "first.txt:3": "send z",
+        "second.txt:1": "read the pipe",
+    }
+    second.write_text("open it\nthe socket\n")
+    rows = run("search", "--queries", second, "--index", path, "--model", student_folder, "-k", 9, "--explain").stdout
+    answers = [json.loads(line) for line in rows.splitlines()]
+    assert [answer["query"] for answer in answers] == ["open it", "the socket"]
+    assert all(len(answer["hits"]) == 4 and answer["hits"][0]["promised"] == 1 for answer in answers)
+    for arguments in ((), ("the socket", "--queries", second)):
+        refused = run("search", *arguments, "--index", path, "--model", student_folder)
+        assert refused.exit_code == 2 and "expected either QUERY or --queries" in refused.stderr
+
+
 def test_search_without_index_asks_the_library(
     run: Run, student_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

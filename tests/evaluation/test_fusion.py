@@ -16,3 +16,11 @@ def test_scores_that_are_all_equal_say_nothing():
     # The mean of 0.1 in float32 is not 0.1: what is left over must not be divided by its own size.
     np.testing.assert_array_equal(z_scores(np.full((2, 1000), 0.1)), np.zeros((2, 1000)))
     assert fuse(semantic, [[0.1, 0.1, 0.1]])[0] == pytest.approx(zscore(semantic[0]), abs=1e-6)
+
+
+def test_some_passages_are_fused_as_among_all() -> None:
+    draw = np.random.default_rng(1)
+    semantic, lexical = draw.standard_normal((2, 3, 40), np.float32)
+    some = [3, 9, 31]
+    found = fuse(semantic[:, some], lexical[:, some], 0.5, among=(semantic, lexical))
+    np.testing.assert_array_equal(found, fuse(semantic, lexical, 0.5)[:, some])

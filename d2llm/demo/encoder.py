@@ -5,16 +5,29 @@ where it was.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from d2llm.data.jsonl import read_examples, write_examples
 from d2llm.demo.corpus import training_examples
-from d2llm.demo.recipe import ENCODER, ENCODER_PHASE, ENCODER_STUDENT, Phase
+from d2llm.demo.recipe import ENCODER, ENCODER_PHASE, ENCODER_SHARE, ENCODER_STUDENT, Phase
 from d2llm.demo.training import train_phase
 from d2llm.student import D2LLM
 from d2llm.training.start import fit_warm_start
+
+
+def draw_back(student: D2LLM, start: Mapping[str, Tensor], share: float) -> None:
+    """Leave a student ``share`` of the way that it has gone from the weights it started with, in place.
+
+    What its base knew of other texts comes back sooner than what it has learnt is lost (WiSE-FT, arXiv 2109.01903). Of
+    LoRA's two factors the second, which starts at 0, is drawn back, so that their product is.
+    """
+    for name, value in student.trainable_state().items():
+        if ".lora_A." not in name:
+            value.copy_(torch.lerp(start[name], value, share))
 
 
 def make(out: Path, base: str = ENCODER, phase: Phase = ENCODER_PHASE) -> D2LLM:
@@ -29,7 +42,9 @@ def make(out: Path, base: str = ENCODER, phase: Phase = ENCODER_PHASE) -> D2LLM:
     student = D2LLM.create(base, **ENCODER_STUDENT)
     fit_warm_start(student, examples, phase.seed)
     student.save_pretrained(out / "start")
+    start = {name: value.clone() for name, value in student.trainable_state().items()}
     train_phase(student, phase, examples, out / "checkpoints", resume=True)
+    draw_back(student, start, ENCODER_SHARE)
     student.save_pretrained(out / "student", head_dtype=torch.int8)
     return student
 

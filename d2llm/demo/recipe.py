@@ -132,6 +132,8 @@ ENCODER_PHASE = Phase(
     save_steps=40,
     loss=LossWeights(in_batch_temperature=0.3, cosine=1.0),
 )
+#: How much of its way from the encoder it keeps, chosen on validation.
+ENCODER_SHARE = 0.5
 
 
 @dataclass(frozen=True)

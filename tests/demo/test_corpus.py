@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from d2llm.data.docstrings import Function, hold_out
 from d2llm.data.example import Example
@@ -55,3 +56,15 @@ def test_a_student_on_an_encoder_is_made_once(base_model: str, tmp_path: Path, m
     start, student = (D2LLM.from_pretrained(tmp_path / name) for name in ("start", "student"))
     assert not any(value.any() for name, value in start.named_parameters() if "lora_B" in name)
     assert any(value.any() for name, value in student.named_parameters() if "lora_B" in name)
+
+
+def test_a_student_is_drawn_back_towards_its_start(base_model: str) -> None:
+    student = D2LLM.create(base_model, lora_r=2, iem_hidden=8)
+    start = {name: value.clone() for name, value in student.trainable_state().items()}
+    for value in student.trainable_state().values():
+        value.add_(1)
+    adapted = student.backbone.get_submodule("layers.0.mlp.up_proj")
+    whole = adapted.get_delta_weight("default").clone()
+    encoder.draw_back(student, start, 0.25)
+    torch.testing.assert_close(adapted.get_delta_weight("default"), 0.25 * whole)
+    torch.testing.assert_close(student.iem.linear1.weight, start["iem.linear1.weight"] + 0.25)

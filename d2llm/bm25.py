@@ -100,6 +100,11 @@ class BM25:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inverted index."""
+        return sum(part.nbytes for part in self._parts)
+
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Scores of every query against every passage.
 

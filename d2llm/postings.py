@@ -56,6 +56,11 @@ class Postings:
         """n."""
         return len(self.lengths)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all five."""
+        return sum(each.nbytes for each in (self.terms, self.starts, self.rows, self.counts, self.lengths))
+
     def holders(self, key: int) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
         """Passages that hold the term of a key, ascending, and how often."""
         place = int(np.searchsorted(self.terms, key))

@@ -71,7 +71,7 @@ def test_what_measures_them_needs_no_more_and_is_imported_when_it_is_asked_for()
 
 
 def test_what_compares_searches_by_words_and_draws_is_imported_when_it_is_needed() -> None:
-    run(LIGHT, *({each.name for each in needed()} - {"gguf", "pytrec-eval-terrier", "scikit-learn", "scipy"}))
+    run(LIGHT, *({each.name for each in needed()} - {"gguf", "scikit-learn", "scipy"}))
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,11 @@ class Ranks:
     def __str__(self) -> str:
         means = self.ends.mean(axis=1)
         spread = f"{means.mean():.3f} ({means.min():.3f} to {means.max():.3f})"
-        return f"{self.starts.mean():.3f} | {spread} | {interval(self.ends - self.starts)}"
+        return f"{self.starts.mean():.3f} | {spread} | {_interval(self.ends - self.starts)}"
 
     def over(self, other: "Ranks") -> str:
         """By how much these students end above others of the same seeds."""
-        return interval(self.ends - other.ends)
+        return _interval(self.ends - other.ends)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def after(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def interval(difference: np.ndarray) -> str:
+def _interval(difference: np.ndarray) -> str:
     """95 % interval of a mean over queries of differences, (seeds, Nq), by bootstrap of the queries."""
     queries = difference.mean(axis=0)
     draw = np.random.default_rng(0).integers(len(queries), size=(_DRAWS, len(queries)))

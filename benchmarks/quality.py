@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.defaults import interval
 from benchmarks.document import replaced
+from d2llm.data.cosqa import read_cosqa
 from d2llm.data.docstrings import hold_out, standard_library_functions, standard_library_pairs
 from d2llm.data.example import Example, text_id
 from d2llm.data.questions import read_questions
 from d2llm.data.validation import Validation
 from d2llm.demo.corpus import EVERYDAY, validation_pairs
+from d2llm.evaluation.significance import Means, difference
 from d2llm.evaluation.systems import bm25, iem_scores
-from d2llm.files import atomic_path, read_json
+from d2llm.files import atomic_path
 from d2llm.fusion import fuse
 from d2llm.shipped import STUDENT
 from d2llm.student import D2LLM
@@ -45,11 +46,10 @@ def over_library(held_out: Iterable[Example]) -> Validation:
 
 def cosqa(folder: Path) -> Validation:
     """CoSQA's development part: queries that people typed, over Python functions."""
-    codes: dict[str, int] = read_json(folder / "codes.json")
-    rows = {number: row for row, number in enumerate(codes.values())}
-    dev = read_json(folder / "dev.json")
-    relevant = tuple(frozenset({rows[each["code"]]}) for each in dev)
-    return Validation(tuple(each["query"] for each in dev), tuple(codes), relevant)
+    found = read_cosqa(folder)
+    rows = {name: row for row, name in enumerate(found.corpus)}
+    relevant = (frozenset(rows[name] for name in found.qrels[query]) for query in found.queries)
+    return Validation(tuple(found.queries.values()), tuple(found.corpus.values()), tuple(relevant))
 
 
 def sets(cosqa_folder: Path | None) -> dict[str, Callable[[], Validation]]:
@@ -116,9 +116,14 @@ def table(measured: Measured, data: str, systems: Sequence[str]) -> list[str]:
     for system in systems:
         ranks = measured.ranks(data, system)
         if ranks is not None:
-            over = "" if first is None or system == systems[0] else interval((ranks - first)[None])
+            over = "" if first is None or system == systems[0] else _interval(ranks, first)
             lines.append(f"| {system} | {ranks.mean():.3f} | {over} |")
     return lines
+
+
+def _interval(ranks: np.ndarray, others: np.ndarray) -> str:
+    found = difference(Means(ranks, others))
+    return f"{found.low:+.3f} to {found.high:+.3f}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in known if asked.only is None else asked.only:
         if asked.only is not None or name != "test":
             measured.measure(name, known[name](), students)
-    systems = [*(f"{each}, {how}" for each in students for how in (_HYBRID, _IEM, _COSINE)), _LEXICAL]
+    systems = [*(f"{each}, {how}" for each in students for how in (_COSINE, _IEM, _HYBRID)), _LEXICAL]
     blocks = {name: table(measured, name, systems) for name in ("docstrings", "everyday", "cosqa", "test")}
     for name, lines in blocks.items():
         print(f"\n{name}", *lines, sep="\n")

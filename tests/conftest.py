@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from d2llm.data.docstrings import standard_library_pairs
+from d2llm.data.docstrings import Function, standard_library_functions
 from d2llm.data.example import Example
 
 TEXTS = [
@@ -48,6 +48,12 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def library_pairs() -> tuple[Example, ...]:
-    """The pairs of the standard library, whose files take seconds to read."""
-    return tuple(standard_library_pairs())
+def library_functions() -> tuple[Function, ...]:
+    """The functions of the standard library, whose files take seconds to read."""
+    return tuple(standard_library_functions())
+
+
+@pytest.fixture(scope="session")
+def library_pairs(library_functions: tuple[Function, ...]) -> tuple[Example, ...]:
+    """Their distinct pairs."""
+    return tuple(dict.fromkeys(function.pair for function in library_functions))

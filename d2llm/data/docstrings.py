@@ -9,11 +9,13 @@ import random
 import re
 import sysconfig
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from d2llm.data.descriptions import parameter_descriptions, result_description
 from d2llm.data.example import Example
 from d2llm.errors import InputError, MissingError
 from d2llm.tasks import ASYM
@@ -28,12 +30,53 @@ SPLIT_SEED = 0
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 # An escape such as \ud800 in a docstring makes a text that UTF-8 cannot hold.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Function:
+    """A documented function of a source file."""
+
+    #: Module and qualified name, such as ``pathlib.Path.exists``.
+    name: str
+    docstring: str
+    #: Its source without decorators and docstring, cut.
+    code: str
+
+    @property
+    def query(self) -> str:
+        """The first sentence of its docstring."""
+        return first_sentence(self.docstring)
+
+    @property
+    def pair(self) -> Example:
+        """The first sentence with the code."""
+        return Example(self.query, self.code, task=ASYM)
+
+    @property
+    def words(self) -> str:
+        """Its own name, behind that of its class, in words."""
+        own = [part for part in self.name.split(".")[-2:] if part[:1].isupper() or part == self.name.split(".")[-1]]
+        return " ".join(_WORD.findall(" ".join(own))).lower()
+
+    def queries(self) -> list[str]:
+        """Whatever asks for it: the first sentence, its name in words, what it returns and what it is given."""
+        described = parameter_descriptions(self.docstring)
+        further = [self.words, result_description(self.docstring), f"{self.words}: {', '.join(described)}"]
+        texts = [first_sentence(text) for text in further if " " in text and not _SURROGATE.search(text)]
+        texts = [text[: QUERY_CHARACTERS[1]].rstrip() for text in texts if not text.endswith(":")]
+        return list(dict.fromkeys([self.query, *texts]))
+
+
+def standard_library_functions() -> list[Function]:
+    """Every function of the running Python's standard library that makes a pair, in file order."""
+    return list(functions(Path(sysconfig.get_paths()["stdlib"])))
 
 
 def standard_library_pairs() -> list[Example]:
     """Every (first docstring sentence, code) pair of the running Python's standard library, in file order."""
-    return list(docstring_pairs(Path(sysconfig.get_paths()["stdlib"])))
+    return _pairs(standard_library_functions())
 
 
 def standard_library_names() -> dict[str, str]:
@@ -45,14 +88,12 @@ def docstring_names(root: Path) -> dict[str, str]:
     """The name of every passage of ``docstring_pairs``, such as "shutil.rmtree", in their order; all differ."""
     names: dict[str, str] = {}
     used: Counter[str] = Counter()
-    for file in _library_files(root):
-        module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        for function, _, passage in _file_pairs(file):
-            if passage not in names:
-                name = f"{module}.{function}"
-                used[name] += 1
-                # A property and its setter have one name, and so have versions for several systems.
-                names[passage] = name if used[name] == 1 else f"{name}#{used[name]}"
+    for function in functions(root):
+        if function.code not in names:
+            used[function.name] += 1
+            # A property and its setter have one name, and so have versions for several systems.
+            count = used[function.name]
+            names[function.code] = function.name if count == 1 else f"{function.name}#{count}"
     return names
 
 
@@ -66,7 +107,8 @@ def package_pairs(package: str) -> list[Example]:
         files = distribution(package).files or []
     except (PackageNotFoundError, ValueError):  # ValueError: an empty name.
         raise MissingError(f"package {package!r} is not installed") from None
-    return list(_pairs(Path(str(file.locate())) for file in sorted(files) if _is_library(Path(str(file)))))
+    found = ((Path(str(file.locate())), PurePath(str(file))) for file in sorted(files))
+    return _pairs(function for path, name in found if _is_library(name) for function in _file_functions(path, name))
 
 
 def docstring_pairs(root: Path) -> Iterator[Example]:
@@ -75,13 +117,19 @@ def docstring_pairs(root: Path) -> Iterator[Example]:
     Raises:
         MissingError: if ``root`` is not a folder.
     """
+    return iter(_pairs(functions(root)))
+
+
+def functions(root: Path) -> Iterator[Function]:
+    """Every function below ``root`` that makes a pair, in path order.
+
+    Raises:
+        MissingError: if ``root`` is not a folder.
+    """
     if not root.is_dir():
         raise MissingError(f"root: expected a folder of Python files, got {root}")
-    return _pairs(_library_files(root))
-
-
-def _library_files(root: Path) -> list[Path]:
-    return [file for file in sorted(root.rglob("*.py")) if _is_library(file.relative_to(root))]
+    files = ((file, file.relative_to(root)) for file in sorted(root.rglob("*.py")))
+    return (function for file, name in files if _is_library(name) for function in _file_functions(file, name))
 
 
 def hold_out(
@@ -112,21 +160,17 @@ def without(pairs: Iterable[Example], unseen: Iterable[Example]) -> list[Example
     return [pair for pair in pairs if pair.query not in queries and pair.positive not in passages]
 
 
-def _is_library(path: Path) -> bool:
+def _is_library(path: PurePath) -> bool:
     return path.suffix == ".py" and _NOT_LIBRARY.isdisjoint(path.parts)
 
 
-def _pairs(files: Iterable[Path]) -> Iterator[Example]:
-    seen: set[tuple[str, str]] = set()
-    for file in files:
-        for _, query, passage in _file_pairs(file):
-            if (query, passage) not in seen:
-                seen.add((query, passage))
-                yield Example(query, passage, task=ASYM)
+def _pairs(found: Iterable[Function]) -> list[Example]:
+    """The distinct pairs of functions, in order."""
+    return list(dict.fromkeys(function.pair for function in found))
 
 
-def _file_pairs(file: Path) -> Iterator[tuple[str, str, str]]:
-    """(name within the module, query, passage) of every function that has both."""
+def _file_functions(file: Path, name: PurePath) -> Iterator[Function]:
+    """The functions of a file that is imported as ``name``."""
     try:
         source = file.read_text(encoding="utf-8-sig")
         with warnings.catch_warnings():
@@ -137,28 +181,24 @@ def _file_pairs(file: Path) -> Iterator[tuple[str, str, str]]:
         return  # Not UTF-8, a template, nested beyond the parser, or written for another Python: no pairs in it.
     # Not splitlines(), which also breaks at form feeds and other characters that end no line for the parser.
     lines = source.split("\n")
-    names = _qualified(tree)
-    for node in ast.walk(tree):
+    module = ".".join(part for part in name.with_suffix("").parts if part != "__init__")
+    for node, qualified in _named(tree, module):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (doc := ast.get_docstring(node)):
             query = first_sentence(doc)
-            passage = _code_without_docstring(node, lines)
-            if QUERY_CHARACTERS[0] <= len(query) <= QUERY_CHARACTERS[1] and passage and not _SURROGATE.search(query):
-                yield names[node], query, passage
+            code = _code_without_docstring(node, lines)
+            if QUERY_CHARACTERS[0] <= len(query) <= QUERY_CHARACTERS[1] and code and not _SURROGATE.search(query):
+                yield Function(qualified, doc, code)
 
 
-def _qualified(tree: ast.Module) -> dict[ast.AST, str]:
-    """Names of functions and classes, behind those of what they stand in."""
-    names: dict[ast.AST, str] = {}
-    open_nodes: list[tuple[ast.AST, str]] = [(tree, "")]
-    while open_nodes:
-        parent, prefix = open_nodes.pop()
-        for child in ast.iter_child_nodes(parent):
-            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                names[child] = f"{prefix}{child.name}"
-                open_nodes.append((child, f"{names[child]}."))
-            else:
-                open_nodes.append((child, prefix))
-    return names
+def _named(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str]]:
+    """Every node, breadth first as ``ast.walk`` goes, and the name of the innermost function or class that it is in."""
+    waiting: deque[tuple[ast.AST, str]] = deque([(tree, module)])
+    while waiting:
+        node, name = waiting.popleft()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            name = f"{name}.{node.name}"
+        waiting.extend((child, name) for child in ast.iter_child_nodes(node))
+        yield node, name
 
 
 def first_sentence(docstring: str) -> str:

@@ -3,14 +3,20 @@
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
 import d2llm_kernels as dk
 from d2llm.student.configuration import D2LLMConfig
 
 
 def with_lora(backbone: Any, config: D2LLMConfig) -> Any:
-    """Freeze the base, unless it is to be trained, and put float32 LoRA beside its projections."""
+    """Freeze the base and its dropout, unless it is to be trained, and put float32 LoRA beside its projections."""
     backbone.requires_grad_(config.train_base)
+    if not config.train_base:
+        # What is frozen has nothing to be kept from learning by heart; BERT-like bases bring dropout.
+        for module in backbone.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
     if config.lora_r == 0:
         return backbone
     lora = LoraConfig(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -21,7 +20,7 @@ from d2llm.data.example import Example
 from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
-from d2llm.losses import d2llm_loss, false_negative_mask
+from d2llm.losses import cosines, d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import WEIGHTS, load_weights, read_weights
 from d2llm.training.collator import Collator, Scores
@@ -231,6 +230,7 @@ class DistillationTrainer(Trainer):
         run = self.config.run
         output = model(**tokens, texts_per_chunk=run.texts_per_chunk, cached_gradients=run.cached_gradients)
         positives = output.passage_embeddings[inputs["groups"][:, 0]]
+        near = cosines(output.embeddings, positives)
         total, parts = d2llm_loss(
             output.logits,
             output.in_batch_logits,
@@ -239,7 +239,8 @@ class DistillationTrainer(Trainer):
             features=output.features,
             teacher_relation=targets.get("relation"),
             valid=targets["valid"],
-            duplicates=self._no_negatives(targets, output.embeddings, positives),
+            duplicates=self._no_negatives(targets, near),
+            embedding_cosines=near,
             weights=self.config.loss,
         )
         for name, value in parts.items():
@@ -247,20 +248,17 @@ class DistillationTrainer(Trainer):
         self.part_steps += 1
         return (total, output) if return_outputs else total
 
-    def _no_negatives(self, targets: dict[str, Tensor], queries: Tensor, positives: Tensor) -> Tensor:
+    def _no_negatives(self, targets: dict[str, Tensor], near: Tensor) -> Tensor:
         """(B, B) in-batch columns to mask: known positives, and what the filter of false negatives takes for some.
 
         Args:
             targets: of the batch.
-            queries, positives: (B, D) embeddings.
+            near: (B, B) cosines of queries and positives.
         """
         data, known = self.config.data, targets["duplicates"]
         if data.false_negative_filter is None:
             return known
-        if data.false_negative_filter == "teacher":
-            scores = targets["s_in_batch"]
-        else:
-            scores = F.normalize(queries.detach(), dim=1) @ F.normalize(positives.detach(), dim=1).T
+        scores = targets["s_in_batch"] if data.false_negative_filter == "teacher" else near.detach()
         return known | false_negative_mask(scores, data.false_negative_margin)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

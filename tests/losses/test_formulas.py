@@ -161,6 +161,20 @@ def test_published_weights_are_the_defaults():
     weights = LossWeights()
     assert (weights.in_batch, weights.alpha, weights.beta, weights.gamma, weights.eta) == (1, 1, 1, 0.01, 0.001)
     assert (weights.temperature, weights.in_batch_temperature, weights.scale) == (1, 1, 1)
+    assert weights.cosine == 0
+
+
+def test_cosines_of_the_embeddings_are_a_part_where_they_weigh():
+    data, embeddings = draw(4, 3, 0), torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1))
+    near = losses.cosines(*embeddings)
+    torch.testing.assert_close(near, torch.cosine_similarity(embeddings[0][:, None], embeddings[1][None], dim=-1))
+    for form, share in (("mean", 1), ("paper", 4)):
+        weights = LossWeights(cosine=3, cosine_temperature=0.1, in_batch_form=form)
+        total, parts = losses.d2llm_loss(**data, embedding_cosines=near, weights=weights)
+        expected = 3 * torch.nn.functional.cross_entropy(near / 0.1, torch.arange(4)) / share
+        torch.testing.assert_close(parts["cosine"], expected)
+        torch.testing.assert_close(total, torch.stack(list(parts.values())).sum())
+    assert "cosine" not in losses.d2llm_loss(**data, embedding_cosines=near)[1]
 
 
 def test_without_teacher_labels_remain():

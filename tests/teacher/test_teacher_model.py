@@ -183,5 +183,5 @@ def test_faulty_model_folders_are_named(tiny_lm, tmp_path):
 def test_a_packages_model_is_named_by_what_is_missing():
     with pytest.raises(MissingError, match="pip install"):
         Teacher.from_pretrained("pypi:no-such-package-of-models")
-    with pytest.raises(MissingError, match=r"one \.gguf file in package numpy, found 0"):
+    with pytest.raises(MissingError, match=r"one \.gguf file or model.safetensors in package numpy, found 0"):
         Teacher.from_pretrained("pypi:numpy")

@@ -21,6 +21,7 @@ from d2llm.data.validation import Validation
 from d2llm.errors import InputError, MismatchError
 from d2llm.evaluation.systems import student_mrr
 from d2llm.files import write_json
+from d2llm.losses import cosines
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, train
@@ -151,7 +152,7 @@ def test_learning_without_a_teacher_lowers_the_loss_and_leaves_the_base(base_mod
 def test_a_filter_masks_what_scores_above_the_positive(base_model: str, tmp_path: Path) -> None:
     config = make_config(base_model, tmp_path)
     student = D2LLM.create(base_model, **config.student)
-    queries, positives = torch.eye(3), torch.tensor([[1.0, 0, 0], [2, 0, 0], [0, 9, 1]])
+    near = cosines(torch.eye(3), torch.tensor([[1.0, 0, 0], [2, 0, 0], [0, 9, 1]]))
     known, s_in_batch = torch.zeros(3, 3, dtype=torch.bool), torch.tensor([[0.5, 0.1, 0.9], [0, 0.6, 0], [0, 0, 0.1]])
     known[2, 1] = True
     masks = {}
@@ -163,7 +164,7 @@ def test_a_filter_masks_what_scores_above_the_positive(base_model: str, tmp_path
                 DistillationTrainer(student, filtered, make_examples())
         trainer = DistillationTrainer(student, filtered, make_examples(), teacher=ScoreTable({}))
         targets = {"duplicates": known, "s_in_batch": s_in_batch}
-        masks[name] = trainer._no_negatives(targets, queries, positives).nonzero().tolist()
+        masks[name] = trainer._no_negatives(targets, near).nonzero().tolist()
     assert masks == {None: [[2, 1]], "cosine": [[1, 2], [2, 1]], "teacher": [[0, 2], [2, 1]]}
 
 

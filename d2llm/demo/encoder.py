@@ -1,0 +1,60 @@
+"""A student on an encoder that is good already: ``python -m d2llm.demo.encoder OUT`` makes it in one go.
+
+Its data are functions of the standard library and of many packages, which pip fetches at first. Killed, it goes on
+where it was.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from d2llm.data.jsonl import read_examples, write_examples
+from d2llm.demo.corpus import training_examples
+from d2llm.demo.recipe import ENCODER, ENCODER_PHASE, ENCODER_SHARE, ENCODER_STUDENT, Phase
+from d2llm.demo.training import train_phase
+from d2llm.student import D2LLM
+from d2llm.training.start import fit_warm_start
+
+
+def draw_back(student: D2LLM, start: Mapping[str, Tensor], share: float) -> None:
+    """Leave a student ``share`` of the way that it has gone from the weights it started with, in place.
+
+    What its base knew of other texts comes back sooner than what it has learnt is lost (WiSE-FT, arXiv 2109.01903). Of
+    LoRA's two factors the second, which starts at 0, is drawn back, so that their product is.
+    """
+    for name, value in student.trainable_state().items():
+        if ".lora_A." not in name:
+            value.copy_(torch.lerp(start[name], value, share))
+
+
+def make(out: Path, base: str = ENCODER, phase: Phase = ENCODER_PHASE) -> D2LLM:
+    """Train the student and write it to ``out/student``, in eight bits; beside it lie its start, data and checkpoints.
+
+    ``out/start`` has the base's own cosine, as nothing has learnt there.
+    """
+    file = out / "train.jsonl"
+    if not file.exists():
+        write_examples(file, training_examples())
+    examples = read_examples(file)
+    student = D2LLM.create(base, **ENCODER_STUDENT)
+    fit_warm_start(student, examples, phase.seed)
+    student.save_pretrained(out / "start")
+    start = {name: value.clone() for name, value in student.trainable_state().items()}
+    train_phase(student, phase, examples, out / "checkpoints", resume=True)
+    draw_back(student, start, ENCODER_SHARE)
+    student.save_pretrained(out / "student", head_dtype=torch.int8)
+    return student
+
+
+def main() -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(prog="python -m d2llm.demo.encoder", description=main.__doc__)
+    parser.add_argument("out", type=Path, help="folder of the student, its data and its checkpoints")
+    make(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The quality table: measured once, kept, and written between its marks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import quality
+from d2llm.data.example import Example
+from d2llm.data.validation import Validation
+from d2llm.files import write_json
+from d2llm.student import D2LLM
+from tests.conftest import TEXTS
+
+
+@pytest.fixture
+def data() -> Validation:
+    return Validation(tuple(TEXTS[:6]), tuple(f"def {text}" for text in TEXTS), tuple(frozenset({i}) for i in range(6)))
+
+
+def test_a_set_is_measured_once_and_gone_on_with(
+    base_model: str,
+    data: Validation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    D2LLM.create(base_model, lora_r=2, iem_hidden=8).save_pretrained(tmp_path / "student")
+    monkeypatch.setattr(quality, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
+    document = tmp_path / "quality.md"
+    names = ("docstrings", "everyday", "cosqa", "test")
+    document.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names), encoding="utf-8")
+    monkeypatch.setattr(quality, "DOCUMENT", document)
+    arguments = ["--work", str(tmp_path / "work"), "--student", f"tiny={tmp_path / 'student'}", "--write"]
+    assert quality.main(arguments) == 0
+    table = document.read_text(encoding="utf-8")
+    ranks = {file.stem for file in (tmp_path / "work" / "ranks" / "docstrings").iterdir()}
+    assert ranks == {"BM25", "tiny, cosine", "tiny, IEM", "tiny, hybrid"}
+    # What a table reports on is not read unless it is asked for by name.
+    assert not (tmp_path / "work" / "ranks" / "test").exists()
+    found = np.load(tmp_path / "work" / "ranks" / "docstrings" / "BM25.npy")
+    assert f"| BM25 | {found.mean():.3f} |" in table and "old" not in table
+
+    monkeypatch.setattr(quality.D2LLM, "from_pretrained", lambda *_: pytest.fail("measured again"))
+    assert quality.main(arguments) == 0
+    assert document.read_text(encoding="utf-8") == table
+    assert f"{found.mean():.3f}" in capsys.readouterr().out
+
+
+def test_held_out_pairs_are_searched_for_among_the_whole_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [Example("one?", "a"), Example("two?", "b"), Example("one?", "c"), Example("three?", "a")]
+    monkeypatch.setattr(quality, "standard_library_pairs", lambda: pairs)
+    data = quality.over_library([pairs[0], pairs[2]])
+    assert data.passages == ("a", "b", "c") and data.queries == ("one?",) and data.relevant == (frozenset({0, 2}),)
+
+
+def test_cosqa_is_read_by_its_numbers(tmp_path: Path) -> None:
+    write_json(tmp_path / "codes.json", {"def a(): 1": 7, "def b(): 2": 4})
+    write_json(tmp_path / "dev.json", [{"query": "how to b", "code": 4}])
+    data = quality.cosqa(tmp_path)
+    assert data.queries == ("how to b",) and data.relevant == (frozenset({1}),)

@@ -84,20 +84,42 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
         path.write_text(json_text(value), encoding="utf-8")
 
 
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        FormatError: if it is not valid JSON, or has a name twice in an object, of which one value would be lost.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON ({error})") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r:.200} stands twice in an object")
+    return made
+
+
 def read_json(source: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
         MissingError: if there is no such file.
-        FormatError: if it is not valid JSON.
+        FormatError: if it is not valid JSON, or has a name twice in an object.
     """
     source = Path(source)
     if not source.is_file():
         raise MissingError(f"{source}: file not found")
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(source.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
         raise FormatError(f"{source}: not valid JSON ({error})") from None
+    except FormatError as error:
+        raise FormatError(f"{source}: {error}") from None
 
 
 def sha256(source: str | os.PathLike[str]) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from d2llm.errors import FormatError, InputError
-from d2llm.index.segment import write_tensors
+from d2llm.tensor_files import write_tensors
 from d2llm_kernels import IEM
 
 

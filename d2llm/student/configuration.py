@@ -50,6 +50,14 @@ class Architecture(TypedDict, total=False):
     kernels_backend: str
 
 
+#: Those of them that change neither a student's weights nor what they mean.
+FREE = frozenset({"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend"})
+
+
+#: The fields of a :class:`D2LLMConfig`.
+FIELDS = frozenset({"base_model", *Architecture.__annotations__})
+
+
 def check_fields(names: Iterable[str]) -> None:
     """Make sure that every name is a field of :class:`Architecture`, as Python itself does not.
 

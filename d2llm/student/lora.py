@@ -5,11 +5,16 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 
 import d2llm_kernels as dk
+from d2llm.errors import InputError, shown
 from d2llm.student.configuration import D2LLMConfig
 
 
 def with_lora(backbone: Any, config: D2LLMConfig) -> Any:
-    """Freeze the base, unless it is to be trained, and put float32 LoRA beside its projections."""
+    """Freeze the base, unless it is to be trained, and put float32 LoRA beside its projections.
+
+    Raises:
+        InputError: if it has no module that ``lora_targets`` names.
+    """
     backbone.requires_grad_(config.train_base)
     if config.lora_r == 0:
         return backbone
@@ -19,7 +24,12 @@ def with_lora(backbone: Any, config: D2LLMConfig) -> Any:
         lora_dropout=config.lora_dropout,
         target_modules=config.lora_targets,
     )
-    model = inject_adapter_in_model(lora, backbone)
+    try:
+        model = inject_adapter_in_model(lora, backbone)
+    except ValueError as error:
+        raise InputError(
+            f"lora_targets: {shown(config.lora_targets)} fit no module of the base ({error!s:.200})"
+        ) from None
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Updates of 1e-4 vanish in the eight bits of a bfloat16 mantissa.

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from d2llm import merging
 from d2llm.compact import shrink
 from d2llm.errors import FormatError, InputError, MissingError
-from d2llm.files import atomic_path, read_json, write_json
+from d2llm.files import atomic_path, make_folder, read_json, write_json
 from d2llm.student.configuration import FIELDS, Architecture, D2LLMConfig, check_fields
 from d2llm.student.weights import WEIGHTS, Header, read_weights, write_weights
 
@@ -70,7 +70,7 @@ def save(
     if not is_main_process:
         return
     path = Path(save_directory)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     if merged:
         own = {name: value for name, value in own.items() if ".lora_" not in name}
     if head_dtype == torch.int8:

@@ -11,7 +11,7 @@ from torch import Tensor
 from d2llm_kernels import functional
 from d2llm_kernels.backends.cpu import library
 from d2llm_kernels.errors import KernelError
-from tests.kernels.test_cpu_checks import ACCEPTED
+from tests.kernels.operator_cases import ACCEPTED
 from tests.torture import worker
 
 _DTYPES = (

@@ -147,7 +147,8 @@ class StudentWriter(Whole):
     """A student's folder; the state is the number that fills its weights."""
 
     def __init__(self, folder: Path) -> None:
-        self.base, self.path = folder / "base", folder / "student"
+        # Beside what is written, as a base is.
+        self.base, self.path = folder.parent / "base", folder / "student"
 
     def state(self) -> int | None:
         if not (self.path / "config.json").exists():

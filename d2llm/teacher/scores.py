@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.files import atomic_path, parse_json
 from d2llm.teacher.model import check_temperature, yes_probability
+from d2llm.tensor_files import writing
 
 _METADATA = "d2llm_teacher"
 #: Fields that must agree before scores are mixed; number types may differ, they change the rounding alone.
@@ -158,6 +159,7 @@ class ScoreTable:
 
         Raises:
             InputError: for another dtype, or logits that float16 cannot hold.
+            OSError: if the disk fills; what was there stays.
         """
         if dtype not in ("float32", "float16"):
             raise InputError(f"dtype: expected float32 or float16, got {dtype!r}")
@@ -177,7 +179,7 @@ class ScoreTable:
         header = {**self.header, "dtype": dtype}
         # One entry, as safetensors writes several in any order and the same table shall give the same bytes.
         about = json.dumps({"header": header, "sha256": _checksum(header, tensors)}, sort_keys=True)
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, writing(Path(path)):
             save_file(tensors, temporary, metadata={_METADATA: about})
 
     @classmethod

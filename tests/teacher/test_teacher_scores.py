@@ -1,4 +1,5 @@
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,19 @@ def test_what_float16_cannot_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"dtype.*'bfloat16'"):
         table().save(tmp_path / "s", "bfloat16")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """Found by the campaign: the error was one of safetensors' own."""
+    table().save(tmp_path / "s")
+    before, limit = (tmp_path / "s").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written .*File too large"):
+            table(model="other").save(tmp_path / "s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "s").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

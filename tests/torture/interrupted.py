@@ -12,7 +12,7 @@ from tests.torture.tally import Tally
 from tests.torture.writers import WRITERS
 
 #: Shares of the time: a run of training takes seconds, and a write of an index milliseconds.
-_SHARES = {"index": 10, "mine": 2, "scores": 1, "student": 2, "teach": 2, "train": 4}
+_SHARES = {"index": 10, "mine": 1, "scores": 2, "student": 2, "teach": 1, "train": 3}
 
 
 def context() -> Any:

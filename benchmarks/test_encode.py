@@ -19,6 +19,8 @@ from d2llm_kernels.measure.case import Call, Case, Prepared
 from d2llm_kernels.measure.contract import Verdict, agreement
 
 _TRANSFORMERS, _SENTENCE_TRANSFORMERS = "transformers", "sentence-transformers"
+#: The student itself with ``compile_encoder``.
+_COMPILED = "torch.compile"
 #: Texts at once where tokens do not decide.
 _BATCH = 32
 
@@ -26,10 +28,10 @@ _BATCH = 32
 def cases(full: bool) -> Iterator[Case]:
     """The rows."""
     for texts in (16, 64, 256) if full else (64,):
-        yield _encode(texts)
+        yield _encode(texts, compiled=full)
 
 
-def _encode(texts: int) -> Case:
+def _encode(texts: int, compiled: bool) -> Case:
     def prepare(device: torch.device) -> Prepared:
         student = corpus.student()
         passages = [pair.positive for pair in corpus.pairs()[:texts]]
@@ -40,8 +42,13 @@ def _encode(texts: int) -> Case:
         peers = {_TRANSFORMERS: _transformers(folder, ids, student.tokenizer.pad_token_id)}
         if find_spec("sentence_transformers"):
             peers[_SENTENCE_TRANSFORMERS] = _sentence_transformers(folder, passages, student)
+        if compiled:
+            graph = corpus.student.__wrapped__().compile_encoder()
+            peers[_COMPILED] = partial(graph.encode, passages, show_progress=False, convert_to="torch")
 
         def check(name: str) -> Verdict:
+            if name == _COMPILED:
+                return agreement(peers[name](), _unmerged(student, ids), torch.bfloat16)
             if name in peers:
                 return agreement(peers[name](), _mean_pooled(student, ids), torch.bfloat16)
             return agreement(backend.under(name, encode), _unmerged(student, ids), torch.bfloat16)
@@ -57,8 +64,8 @@ def _encode(texts: int) -> Case:
             items=("tokens", sum(map(len, ids))),
         )
 
-    found = (_TRANSFORMERS, *([_SENTENCE_TRANSFORMERS] if find_spec("sentence_transformers") else []))
-    return Case("encode", f"{texts} passages", torch.bfloat16, 1, prepare, peers=found)
+    others = [_SENTENCE_TRANSFORMERS] * bool(find_spec("sentence_transformers")) + [_COMPILED] * compiled
+    return Case("encode", f"{texts} passages", torch.bfloat16, 1, prepare, peers=(_TRANSFORMERS, *others))
 
 
 def _batches(ids: list[list[int]], pad_id: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:

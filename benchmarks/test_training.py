@@ -2,22 +2,27 @@
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import backend, corpus
+from d2llm.compiling import compile_in_place
 from d2llm.data.example import Example
 from d2llm.demo.recipe import DISTIL, Phase
 from d2llm.student import D2LLM
 from d2llm.training import DistillationTrainer
 from d2llm.training.vectors import TextVectors
-from d2llm_kernels.measure.case import Case, Prepared
+from d2llm_kernels.measure.case import Call, Case, Prepared
 from d2llm_kernels.measure.contract import Verdict, agreement
 
 _NEGATIVES = 8
+#: ``run.torch_compile``.
+_COMPILED = "torch.compile"
 
 
 def cases(full: bool) -> Iterator[Case]:
@@ -64,7 +69,8 @@ def _whole(batch: int, negatives: int) -> Case:
         texts = batch * (2 + negatives)
         return _prepared(student, examples, phase, counter.get_total_flops() * texts, 2 * weights, texts, "texts")
 
-    return Case("training step, LoRA and heads", f"B={batch} K={negatives}", torch.bfloat16, 1, prepare)
+    shape = f"B={batch} K={negatives}"
+    return Case("training step, LoRA and heads", shape, torch.bfloat16, 1, prepare, peers=(_COMPILED,))
 
 
 def _prepared(
@@ -82,23 +88,45 @@ def _prepared(
         student, phase.config(student.config.base_model, str(folder)), examples, vectors=vectors
     )
     batch = next(iter(trainer.get_train_dataloader()))
-    # A rate of 0: every run of the step starts from the same weights.
-    optimizer = torch.optim.AdamW((p for p in student.parameters() if p.requires_grad), lr=0.0)
-
-    def gradients() -> Tensor:
-        optimizer.zero_grad()
-        trainer.compute_loss(student, dict(batch)).backward()
-        return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
-
-    def step() -> None:
-        gradients()
-        optimizer.step()
+    step = Step(trainer, student, batch)
+    peers = {}
+    if vectors is None:
+        graph = Step(trainer, _fresh_student(), batch)
+        compile_in_place(graph.student.backbone)
+        peers[_COMPILED] = graph
 
     def check(name: str) -> Verdict:
-        got, exact = (backend.under(each, gradients) for each in (name, "reference"))
+        exact = backend.under("reference", step.gradients)
+        got = peers[name].gradients() if name in peers else backend.under(name, step.gradients)
         return agreement(got, exact, torch.float32 if vectors else torch.bfloat16)
 
-    return Prepared(flops, traffic, backend.kernel(step), backend.literal(step), check, items=(items, count))
+    return Prepared(
+        flops,
+        traffic,
+        backend.kernel(step),
+        backend.literal(step),
+        check,
+        peers={name: partial(Call, run) for name, run in peers.items()},
+        items=(items, count),
+    )
+
+
+class Step:
+    """One step of a student on a batch, from the same weights each time: its rate is 0."""
+
+    def __init__(self, trainer: DistillationTrainer, student: D2LLM, batch: dict[str, Any]) -> None:
+        self.trainer, self.student, self.batch = trainer, student, batch
+        self.optimizer = torch.optim.AdamW((p for p in student.parameters() if p.requires_grad), lr=0.0)
+
+    def gradients(self) -> Tensor:
+        """All of them, one after the other."""
+        self.optimizer.zero_grad()
+        self.trainer.compute_loss(self.student, dict(self.batch)).backward()
+        return torch.cat([p.grad.flatten() for p in self.student.parameters() if p.grad is not None])
+
+    def __call__(self) -> None:
+        self.gradients()
+        self.optimizer.step()
 
 
 def _fresh_student() -> D2LLM:

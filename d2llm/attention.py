@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -63,7 +62,7 @@ def attention(
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril_()[None, None]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast("cpu", enabled=False):
-        return _Attention.apply(query, key, value, attention_mask, scale).transpose(1, 2), None  # type: ignore[no-untyped-call]
+        return _attend(query, key, value, attention_mask, scale).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, attention)
@@ -72,41 +71,62 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 def _fits(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> bool:
     """Whether it is for this module: on a CPU, of one square a head, and not so long that the square counts."""
-    plain = query.device.type == "cpu" and not torch.compiler.is_compiling()
     known = mask is None or (mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1] == 1)
     square = query.shape[2] == key.shape[2] or not causal
-    return plain and known and square and 0 < query.shape[1:3].numel() * key.shape[2] <= _LONG
+    return query.device.type == "cpu" and known and square and 0 < query.shape[1:3].numel() * key.shape[2] <= _LONG
 
 
-class _Attention(torch.autograd.Function):
-    """softmax(scale q kᵀ) v; the backward pass makes the weights again from q and k."""
+@torch.library.custom_op("d2llm::attention", mutates_args=())
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale q kᵀ) v, (B, H, L, C')."""
+    out = query.new_empty(*query.shape[:3], value.shape[-1])
+    for rows in _slices(query, key):
+        q = _grouped(query[rows], key) * scale
+        weights = _weights(q, key[rows], _of(mask, rows), query.shape[2])
+        out[rows] = (weights.to(value.dtype) @ value[rows]).view(out[rows].shape)
+    return out
 
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        out = query.new_empty(*query.shape[:3], value.shape[-1])
-        for rows in _slices(query, key):
-            q = _grouped(query[rows], key) * scale
-            weights = _weights(q, key[rows], _of(mask, rows), query.shape[2])
-            out[rows] = (weights.to(value.dtype) @ value[rows]).view(out[rows].shape)
-        ctx.save_for_backward(query, key, value, mask, out)
-        ctx.scale = scale
-        return out
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, out = ctx.saved_tensors
-        dquery, dkey, dvalue = (torch.empty_like(each) for each in (query, key, value))
-        for rows in _slices(query, key):
-            q, slope = _grouped(query[rows], key) * ctx.scale, _grouped(dout[rows], key)
-            weights = _weights(q, key[rows], _of(mask, rows), query.shape[2])
-            dvalue[rows] = weights.to(value.dtype).transpose(2, 3) @ slope
-            # A row's gradients less their weighted mean, which is the product of the output with its own gradient.
-            mean = (slope.to(weights.dtype) * _grouped(out[rows], key)).sum(-1, keepdim=True)
-            dscores = (slope @ value[rows].transpose(2, 3)).to(weights.dtype).sub_(mean).mul_(weights).to(key.dtype)
-            dquery[rows] = (dscores @ key[rows]).mul_(ctx.scale).view(query[rows].shape)
-            dkey[rows] = dscores.transpose(2, 3) @ q
-        return dquery, dkey, dvalue, None, None
+@_attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    return query.new_empty(*query.shape[:3], value.shape[-1])
+
+
+@torch.library.custom_op("d2llm::attention_backward", mutates_args=())
+def _attend_backward(
+    dout: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; the weights are made again from q and k."""
+    dquery, dkey, dvalue = (torch.empty_like(each) for each in (query, key, value))
+    for rows in _slices(query, key):
+        q, slope = _grouped(query[rows], key) * scale, _grouped(dout[rows], key)
+        weights = _weights(q, key[rows], _of(mask, rows), query.shape[2])
+        dvalue[rows] = weights.to(value.dtype).transpose(2, 3) @ slope
+        # A row's gradients less their weighted mean, which is the product of the output with its own gradient.
+        mean = (slope.to(weights.dtype) * _grouped(out[rows], key)).sum(-1, keepdim=True)
+        dscores = (slope @ value[rows].transpose(2, 3)).to(weights.dtype).sub_(mean).mul_(weights).to(key.dtype)
+        dquery[rows] = (dscores @ key[rows]).mul_(scale).view(query[rows].shape)
+        dkey[rows] = dscores.transpose(2, 3) @ q
+    return dquery, dkey, dvalue
+
+
+@_attend_backward.register_fake
+def _(
+    dout: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4], output)
+    ctx.scale = inputs[4]
+
+
+def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attend_backward(dout, *ctx.saved_tensors, ctx.scale), None, None
+
+
+_attend.register_autograd(_differentiate, setup_context=_save)
 
 
 def _slices(query: Tensor, key: Tensor) -> list[slice]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from d2llm.compiling import compile_in_place
+
 #: Instructions of x86 CPUs, any of which multiplies bfloat16.
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
 
@@ -39,6 +41,8 @@ class InferenceCopy:
     """:func:`merged` of one module, kept and made again when the module's weights are others."""
 
     def __init__(self) -> None:
+        #: Whether torch compiles the copies made from now on.
+        self.compiled = False
         self._made: tuple[Any, list[tuple[Any, ...]], list[Tensor]] | None = None
 
     def of(self, module: Any, dtype: torch.dtype) -> Any:
@@ -55,6 +59,8 @@ class InferenceCopy:
             if places == old_places and all(map(torch.equal, learned, old_learned)):
                 return made
         made = merged(module, dtype)
+        if self.compiled:
+            compile_in_place(made)
         self._made = made, places, [weight.clone() for weight in learned]
         return made
 

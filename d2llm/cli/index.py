@@ -27,6 +27,9 @@ def index(
     batch_size: Annotated[
         int | None, typer.Option(help="Most texts encoded at a time; by default their tokens decide.")
     ] = None,
+    torch_compile: Annotated[
+        bool, typer.Option("--torch-compile", help="Compile the LLM first: for many thousand passages.")
+    ] = False,
 ) -> None:
     """Make a corpus searchable, or change an index.
 
@@ -55,6 +58,8 @@ def index(
     model, corpus, path = _arguments(paths, 3, "MODEL CORPUS PATH")
     passages = read_corpus(corpus)
     student = load_student(model)
+    if torch_compile:
+        student.compile_encoder()
     if append:
         opened = Index.open(path, student)
         opened.append(passages, batch_size=batch_size)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from d2llm.compiling import is_single
 from d2llm.errors import InputError
 from d2llm.merging import inference_dtype, is_sharded
 from d2llm.student.vector_file import VectorFile
@@ -130,7 +132,12 @@ class _Encoder:
             autocast = torch.autocast(device.type, self.dtype, self.dtype != torch.float32)
             return autocast(lambda tokens, mask: model.embed(tokens, mask, u))
         backbone = model.inference.of(model.backbone, self.dtype)
-        return lambda tokens, mask: model.embed(tokens, mask, u, backbone)
+
+        def embed(tokens: Tensor, mask: Tensor) -> Tensor:
+            with torch.compiler.set_stance("force_eager") if is_single(tokens) else nullcontext():
+                return model.embed(tokens, mask, u, backbone)
+
+        return embed if model.inference.compiled else lambda tokens, mask: model.embed(tokens, mask, u, backbone)
 
     def _chunk(self, ids: list[list[int]], embed: Callable[[Tensor, Tensor], Tensor], bar: Any) -> Tensor:
         device = self.model.device

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 import d2llm_kernels as dk
 from d2llm.backbone import empty_encoder, load_encoder, load_tokenizer
+from d2llm.compiling import check_compiler
 from d2llm.errors import FormatError, InputError
 from d2llm.merging import InferenceCopy
 from d2llm.student import checkpoint, encoding
@@ -173,6 +174,20 @@ class D2LLM(PreTrainedModel):
         if mode:
             self.inference.drop()
         return super().train(mode)
+
+    def compile_encoder(self) -> "D2LLM":
+        """Let torch compile the LLM that :meth:`encode` computes with, at its next call, and return the student.
+
+        It takes a minute or more, and pays where many thousand texts are encoded. Training is told by
+        ``run.torch_compile``.
+
+        Raises:
+            MissingError: if torch cannot compile here.
+        """
+        check_compiler(self.device)
+        self.inference.drop()
+        self.inference.compiled = True
+        return self
 
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor, u: Tensor | None = None, backbone: Any | None = None

@@ -131,6 +131,8 @@ class RunConfig:
     #: Compute in bfloat16 where that is safe; weights stay as they are.
     bf16: bool = True
     gradient_checkpointing: bool = True
+    #: Let torch compile the LLM: a minute or more at the first step, and shorter steps.
+    torch_compile: bool = False
     #: Texts of like length encoded at once; None takes as many as make some thousand tokens.
     texts_per_chunk: int | None = None
     #: Keep the activations of one chunk only and encode every chunk twice: batches in the thousands.

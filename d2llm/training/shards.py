@@ -18,7 +18,7 @@ def check_sharding(trainer: Trainer, run: RunConfig) -> None:
 
     Raises:
         InputError: for FSDP 1 and ZeRO-3, which keep their shards where only their own wrappers find them, or for
-            cached gradients beside any shards.
+            cached gradients or a compiled LLM beside any shards.
     """
     kind = None
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
@@ -34,6 +34,10 @@ def check_sharding(trainer: Trainer, run: RunConfig) -> None:
         raise InputError(
             "run.cached_gradients: expected whole weights in every process, since each chunk reads them anew, got "
             "shards (FSDP or DeepSpeed); train with DDP (torchrun) or set it to false"
+        )
+    if run.torch_compile and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise InputError(
+            "run.torch_compile: expected whole weights in every process (DDP, torchrun), got shards (FSDP or DeepSpeed)"
         )
 
 

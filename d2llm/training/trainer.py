@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.trainer_utils import TrainOutput
 
 from d2llm.checkpoints import STATE, result
+from d2llm.compiling import check_compiler, compile_in_place
 from d2llm.data.example import Example
 from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
@@ -120,6 +121,7 @@ class DistillationTrainer(Trainer):
             InputError: as :func:`training_arguments` and :func:`~d2llm.training.shards.check_sharding` do, if the
                 examples do not fill a batch, several GPUs are to be driven by one process, a base is to be trained in
                 half precision, or false negatives are to be filtered by a teacher whose scores are not given.
+            MissingError: if the LLM is to be compiled and torch cannot compile here.
         """
         if student.config.train_base and student.config.base_dtype != "float32":
             raise InputError(
@@ -168,6 +170,8 @@ class DistillationTrainer(Trainer):
             callbacks=[*(callbacks or []), *watching],
         )
         check_sharding(self, config.run)
+        if config.run.torch_compile:
+            check_compiler(arguments.device)
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's planned batches; the epoch follows from the steps done, so that resuming needs no more."""
@@ -200,6 +204,8 @@ class DistillationTrainer(Trainer):
                 load_weights(self.student, read_weights(made / WEIGHTS), made / WEIGHTS)
                 self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, STATE))
                 return TrainOutput(self.state.global_step, 0.0, {})
+        if self.config.run.torch_compile:
+            compile_in_place(self.student.backbone)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

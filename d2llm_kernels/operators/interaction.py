@@ -176,7 +176,8 @@ def iem_topk(
         BackendError: if a backend named explicitly is missing or takes no such tensors.
     """
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2, stacked=task is not None)
-    require(0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
+    whole = isinstance(k, (int, torch.SymInt)) and not isinstance(k, bool)
+    require(whole and 0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
     branch, task = _branch(Branch(weight, bias, out_weight, out_bias), task, a.shape[:1], a.device)
     a, b, *weights = (tensor.detach() for tensor in autocast(a, b, *branch))
     chosen = backends.select("iem_topk", backend, a.device, promotion(a, b, *weights))

@@ -1,5 +1,7 @@
 """The campaign at its shortest, in one process: some inputs of every target, and the table that tells of it."""
 
+import multiprocessing
+import os
 import random
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from tests.torture import folders, operators, readers
 from tests.torture.power import lose_power
 from tests.torture.report import BEGIN, END, update
 from tests.torture.tally import Tally
-from tests.torture.worker import judged
+from tests.torture.worker import _Worker, judged
 
 #: Inputs of a target: a student takes long to load.
 INPUTS = {"students": 5, "indexes": 20}
@@ -48,6 +50,14 @@ def test_a_row_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
         and "| one | 5,000 | 7 | 1 | 4 | def |" in text
         and "| two | 2 | 1 | 0 | 3 | abc |" in text
     )
+
+
+def test_a_worker_that_dies_is_a_fault_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = iter([lambda: True, lambda: True, lambda: False, lambda: os._exit(3)])
+    monkeypatch.setattr("tests.torture.worker.find", lambda _: lambda *_: next(outcomes)())
+    worker = _Worker(multiprocessing.get_context("fork"), "any")
+    assert [worker.ask(number) for number in range(3)] == ["taken", "refused", "the process died (exit code 3)"]
+    assert worker.dead
 
 
 def test_the_worker_tells_what_should_not_have_been(tmp_path: Path) -> None:

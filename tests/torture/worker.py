@@ -20,8 +20,10 @@ from typing import Any
 
 from tests.torture.tally import Tally
 
-#: What an input may cost: seconds, and bytes beyond what the process holds when it begins.
+#: What an input may cost: seconds of the processor, and bytes beyond what the process holds when it begins.
 SECONDS, BYTES = 5, 1 << 30
+#: Seconds by the clock after which a process that does nothing hangs. Others may want the processor.
+_ASLEEP = 60
 
 #: Tries the input that follows from a random state in a folder: True if it was taken, False if it was refused as it
 #: should be; any exception is a fault.
@@ -63,13 +65,22 @@ class _Worker:
         self._pipe.recv()
 
     def ask(self, number: int) -> str:
+        used = self._used()
         self._pipe.send(number)
         try:
-            if self._pipe.poll(SECONDS):
-                return str(self._pipe.recv())
-            return self._died(f"no answer within {SECONDS} s")
+            for _ in range(0, _ASLEEP, SECONDS):
+                if self._pipe.poll(SECONDS):
+                    return str(self._pipe.recv())
+                if self._used() - used > SECONDS:
+                    return self._died(f"more than {SECONDS} s of the processor")
+            return self._died(f"no answer within {_ASLEEP} s")
         except EOFError:
             return self._died("the process died")
+
+    def _used(self) -> float:
+        """Seconds of the processor that the process has had."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _died(self, verdict: str) -> str:
         self.end()

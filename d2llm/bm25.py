@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2llm.errors import InputError
+from d2llm.postings import Postings, keys_of
 from d2llm.texts import check_texts
 
 # Scripts written without spaces, or with long compounds: Han, kana, Hangul.
@@ -51,9 +52,9 @@ def tokenize(text: str) -> list[str]:
 
 
 class BM25:
-    """Okapi BM25 with Lucene's idf over a fixed list of passages (bm25s underneath).
+    """Okapi BM25 with Lucene's idf over a fixed list of passages.
 
-    The same passages and queries give the same scores in every process.
+    The same passages and queries give the same scores in every process, whatever parts the passages come in.
 
     Args:
         passages: Np texts; a text without any term is kept and scores 0.
@@ -66,21 +67,43 @@ class BM25:
 
     def __init__(self, passages: Sequence[str], k1: float = 1.5, b: float = 0.75) -> None:
         passages = check_texts(passages, "passages", blank=True)
-        self.size = len(passages)
-        self._vocabulary: dict[str, int] = {}
-        ids = [
-            [self._vocabulary.setdefault(token, len(self._vocabulary)) for token in tokenize(passage)]
-            for passage in tqdm(passages, desc="BM25 index", disable=self.size < _MANY_PASSAGES)
-        ]
-        # Imported here, for the index, which has other ways to search.
-        import bm25s
+        bar = tqdm(passages, desc="BM25 index", disable=len(passages) < _MANY_PASSAGES)
+        self._read([Postings.of(map(tokenize, bar))], None, k1, b)
 
-        self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
-        if self._vocabulary:
-            self._index.index((ids, self._vocabulary), create_empty_token=False, show_progress=False)
+    @classmethod
+    def over(
+        cls, parts: Sequence[Postings], kept: NDArray[np.bool_] | None = None, k1: float = 1.5, b: float = 0.75
+    ) -> "BM25":
+        """BM25 over passages whose terms were read before, part after part.
+
+        Args:
+            parts: Np passages together, at least one.
+            kept: (Np,), which of them count, at least one; None for all. The others are as if they were not there,
+                except that they keep their numbers: they score minus infinity.
+            k1, b: as above.
+        """
+        made = cls.__new__(cls)
+        made._read(parts, kept, k1, b)
+        return made
+
+    def _read(self, parts: Sequence[Postings], kept: NDArray[np.bool_] | None, k1: float, b: float) -> None:
+        self._parts, self._kept = parts, kept
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.size = int(self._starts[-1])
+        lengths = np.concatenate([part.lengths for part in parts])
+        count = lengths if kept is None else lengths[kept]
+        self._live = len(count)
+        # Without any term there is no average, and nothing to be scored.
+        norms = k1 * (1 - b + b * lengths / (count.mean(dtype=np.float64) or 1))
+        self._norms = norms.astype(np.float32)
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inverted index."""
+        return sum(part.nbytes for part in self._parts)
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Scores of every query against every passage.
@@ -94,7 +117,7 @@ class BM25:
         Raises:
             InputError: for a query that is not a str.
         """
-        rows = list(self._rows(queries))
+        rows = list(self.rows(queries))
         return np.stack(rows) if rows else np.zeros((0, self.size), dtype=np.float32)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -115,18 +138,31 @@ class BM25:
             raise InputError(f"k: expected an integer from 1 to the number of passages ({self.size}), got {k!r}")
         values = np.empty((len(queries), k), dtype=np.float32)
         indices = np.empty((len(queries), k), dtype=np.int64)
-        for row, scores in enumerate(self._rows(queries)):
+        for row, scores in enumerate(self.rows(queries)):
             indices[row] = top_indices(scores, k)
             values[row] = scores[indices[row]]
         return values, indices
 
-    def _rows(self, queries: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        """One (Np,) row of scores a query; rows rather than a matrix keep a search small."""
+    def rows(self, queries: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """One (Np,) row of ``scores`` a query; rows rather than a matrix keep a search small."""
         queries = check_texts(queries, "queries", none=True, blank=True)
         for query in tqdm(queries, desc="BM25", disable=len(queries) * self.size < _MANY_SCORES):
-            ids = [self._vocabulary[token] for token in tokenize(query) if token in self._vocabulary]
-            row = self._index.get_scores(ids) if ids else np.zeros(self.size)
-            yield row.astype(np.float32, copy=False)
+            row = np.zeros(self.size, np.float32)
+            # A term that a query repeats counts as often.
+            for key in keys_of(tokenize(query)).tolist():
+                self._add(row, key)
+            if self._kept is not None:
+                row[~self._kept] = -np.inf
+            yield row
+
+    def _add(self, row: NDArray[np.float32], key: int) -> None:
+        """Add what one term gives to each passage."""
+        found = [part.holders(key) for part in self._parts]
+        rows = np.concatenate([some + start for (some, _), start in zip(found, self._starts[:-1], strict=True)])
+        counts = np.concatenate([some for _, some in found]).astype(np.float32)
+        holders = len(rows) if self._kept is None else int(self._kept[rows].sum())
+        idf = np.float32(np.log(1 + (self._live - holders + 0.5) / (holders + 0.5)))
+        row[rows] += idf * (counts / (counts + self._norms[rows]))
 
 
 def top_indices(scores: NDArray[np.floating], k: int) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from packaging.utils import canonicalize_name
 
 NAME = "d2llm"
 #: Names of packages that are imported under another one.
-_PACKAGES = {"sklearn": "scikit-learn", "pytrec_eval": "pytrec-eval-terrier", "yaml": "pyyaml"}
+_PACKAGES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def needed(extra: str = "") -> list[Requirement]:

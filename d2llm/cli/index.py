@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from d2llm.cli.options import load_student
+from d2llm.cli.options import load_student, read_queries
 from d2llm.errors import InputError
 
 
@@ -13,17 +13,30 @@ def index(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="[MODEL CORPUS] PATH", help="Student, passages and index; PATH alone for --delete and --verify."
+            metavar="[MODEL CORPUS] PATH",
+            help="Student, passages and index; PATH alone for --delete, --compact and --verify.",
         ),
     ],
     append: Annotated[bool, typer.Option("--append", help="Add the passages to the index at PATH.")] = False,
+    upsert: Annotated[
+        bool, typer.Option("--upsert", help="Add the passages; those whose id is there replace what has it.")
+    ] = False,
     delete: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Remove this passage; may be repeated.")
     ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Free the space of what is deleted, put small segments together.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its SHA-256.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index of other content.")] = False,
     dtype: Annotated[str, typer.Option(help="Stored number type: bfloat16, float16, float32 or int8.")] = "bfloat16",
     keep_vectors: Annotated[bool, typer.Option(help="Also store what search --mode cosine needs.")] = True,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            help="Queries, one a line, to fit the surrogate of a large corpus to; by default first sentences."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Most texts encoded at a time; by default their tokens decide.")
     ] = None,
@@ -36,33 +49,39 @@ def index(
     A build that was stopped goes on when called again.
 
     \b
-    CORPUS is .jsonl with "text" and perhaps "id" and "title", or a passage a line.
+    CORPUS is .jsonl with "text" and perhaps "id" and "title", or a passage a line; a passage without an id is
+    called FILE:LINE.
     Examples:
       d2llm index student corpus.jsonl corpus.index
       d2llm index student more.jsonl corpus.index --append
+      d2llm index student notes.txt corpus.index --upsert
       d2llm index corpus.index --delete doc7 --delete doc8
       d2llm index corpus.index --verify
     """
     from d2llm.data.jsonl import read_corpus
     from d2llm.index import Index
 
-    if sum((append, delete is not None, verify, overwrite)) > 1:
-        raise InputError("options: expected one of --append, --delete, --verify and --overwrite, got several")
-    if delete is not None or verify:
-        (path,) = _arguments(paths, 1, "PATH alone with --delete or --verify")
+    if sum((append, upsert, delete is not None, compact, verify, overwrite)) > 1:
+        raise InputError(
+            "options: expected one of --append, --upsert, --delete, --compact, --verify and --overwrite, got several"
+        )
+    if delete is not None or compact or verify:
+        (path,) = _arguments(paths, 1, "PATH alone with --delete, --compact or --verify")
         opened = Index.open(path, verify=verify)
         if delete is not None:
             opened.delete(delete)
+        if compact:
+            opened.compact()
         typer.echo(f"{path}: {len(opened)} passages" + (", every file as it was written" if verify else ""))
         return
     model, corpus, path = _arguments(paths, 3, "MODEL CORPUS PATH")
-    passages = read_corpus(corpus)
+    passages = read_corpus(corpus, prefix=f"{corpus.name}:")
     student = load_student(model)
     if torch_compile:
         student.compile_encoder()
-    if append:
+    if append or upsert:
         opened = Index.open(path, student)
-        opened.append(passages, batch_size=batch_size)
+        opened.append(passages, batch_size=batch_size, upsert=upsert)
     else:
         opened = Index.build(
             student,
@@ -72,6 +91,7 @@ def index(
             keep_vectors=keep_vectors,
             batch_size=batch_size,
             overwrite=overwrite,
+            queries=None if queries is None else read_queries(queries),
         )
     typer.echo(f"{path}: {len(opened)} passages; next: d2llm search QUERY --index {path} --model {model}")
 

@@ -145,6 +145,17 @@ def read_passages(corpus: Path | None, examples: "Sequence[Example]") -> list[st
     return list(dict.fromkeys(passage for example in examples for passage in example.passages))
 
 
+def read_queries(file: Path) -> list[str]:
+    """The texts of a file of queries, one a line, or .jsonl with "text".
+
+    Raises:
+        D2LLMError: if the file is absent or malformed.
+    """
+    from d2llm.data.jsonl import read_corpus
+
+    return [text for _, text in read_corpus(file)]
+
+
 def load_student(folder: Path) -> Any:
     """A student, on the accelerator where there is one.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2llm.cli.options import load_student
+from d2llm.cli.options import load_student, read_queries
 from d2llm.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,18 +15,34 @@ if TYPE_CHECKING:
 
 
 def search(
-    words: Annotated[list[str], typer.Argument(metavar="QUERY...", help="The question; quotes are optional.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUERY...]", help="The question; quotes are optional.")
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="Questions, one a line; what is found is printed as a JSON object a line.")
+    ] = None,
     index: Annotated[Path | None, typer.Option(help="Index to search; by default the Python standard library.")] = None,
     model: Annotated[Path | None, typer.Option(help="Student that the index was built with.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="How many passages.")] = 5,
     mode: Annotated[
-        str, typer.Option(help="exact scores every passage; bm25 and cosine only the best candidates.")
-    ] = "exact",
-    candidates: Annotated[int, typer.Option(help="Candidates of the modes bm25 and cosine.")] = 100,
+        str | None,
+        typer.Option(help="What ranks: hybrid (the default where there are texts), iem, bm25 or cosine."),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(help="Share of the exact best to find where a surrogate chooses what is scored; by default 0.99."),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Score every passage.")] = False,
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(help="Rank only the best candidates by bm25, cosine or surrogate; may be repeated."),
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="Candidates of each channel.")] = 100,
     task: Annotated[
         str, typer.Option(help="asym: does the passage answer the query; sym: do they say the same.")
     ] = "asym",
     lines: Annotated[int, typer.Option(min=0, help="Lines of each passage to print; 0 for all.")] = 3,
+    explain: Annotated[bool, typer.Option(help="Show by which measures each was found, and at what rank.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print rank, id, score and text as JSON.")] = False,
 ) -> None:
     """Find the passages that answer a question.
@@ -36,16 +52,33 @@ def search(
       d2llm search parse a date from a string
       d2llm search "what is a walrus?" --index corpus.index --model student -k 3
       d2llm search remove a folder with all that is in it --mode bm25 --json
+      d2llm search --queries questions.txt --index corpus.index --model student > found.jsonl
     """
-    opened = _open(index, model)
-    # An empty index, or a k below 1, is for the search to refuse.
-    count = min(k, len(opened) or k)
-    hits = opened.search(" ".join(words), count, task=task, mode=mode, candidates=max(candidates, count))[0]
+    if bool(words) == (queries is not None):
+        raise InputError("arguments: expected either QUERY or --queries, got " + ("both" if words else "neither"))
+    asked = read_queries(queries) if queries is not None else [" ".join(words or ())]
+    found = _open(index, model).search(
+        asked,
+        k,
+        task=task,
+        mode=mode,
+        channels=channel or (),
+        candidates=candidates,
+        recall=recall,
+        exact=exact,
+        explain=explain,
+    )
+    if queries is not None:
+        for query, hits in zip(asked, found, strict=True):
+            typer.echo(json.dumps({"query": query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+        return
+    (hits,) = found
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
         return
     for hit in hits:
-        typer.secho(f"{hit.rank:>3}  {hit.score:9.3f}  {hit.id}", bold=True)
+        ranks = "".join(f"  {measure} {rank}" for measure, rank in (hit.ranks or {}).items())
+        typer.secho(f"{hit.rank:>3}  {hit.score:9.3f}  {hit.id}{ranks}", bold=True)
         for line in _excerpt(hit.text or "", lines):
             typer.echo(f"     {line}")
 

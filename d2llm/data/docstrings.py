@@ -9,6 +9,7 @@ import random
 import re
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -35,6 +36,26 @@ def standard_library_pairs() -> list[Example]:
     return list(docstring_pairs(Path(sysconfig.get_paths()["stdlib"])))
 
 
+def standard_library_names() -> dict[str, str]:
+    """``docstring_names`` of the running Python's standard library."""
+    return docstring_names(Path(sysconfig.get_paths()["stdlib"]))
+
+
+def docstring_names(root: Path) -> dict[str, str]:
+    """The name of every passage of ``docstring_pairs``, such as "shutil.rmtree", in their order; all differ."""
+    names: dict[str, str] = {}
+    used: Counter[str] = Counter()
+    for file in _library_files(root):
+        module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for function, _, passage in _file_pairs(file):
+            if passage not in names:
+                name = f"{module}.{function}"
+                used[name] += 1
+                # A property and its setter have one name, and so have versions for several systems.
+                names[passage] = name if used[name] == 1 else f"{name}#{used[name]}"
+    return names
+
+
 def package_pairs(package: str) -> list[Example]:
     """The pairs of one installed package, named as pip names it.
 
@@ -56,7 +77,11 @@ def docstring_pairs(root: Path) -> Iterator[Example]:
     """
     if not root.is_dir():
         raise MissingError(f"root: expected a folder of Python files, got {root}")
-    return _pairs(file for file in sorted(root.rglob("*.py")) if _is_library(file.relative_to(root)))
+    return _pairs(_library_files(root))
+
+
+def _library_files(root: Path) -> list[Path]:
+    return [file for file in sorted(root.rglob("*.py")) if _is_library(file.relative_to(root))]
 
 
 def hold_out(
@@ -94,13 +119,14 @@ def _is_library(path: Path) -> bool:
 def _pairs(files: Iterable[Path]) -> Iterator[Example]:
     seen: set[tuple[str, str]] = set()
     for file in files:
-        for query, passage in _file_pairs(file):
+        for _, query, passage in _file_pairs(file):
             if (query, passage) not in seen:
                 seen.add((query, passage))
                 yield Example(query, passage, task=ASYM)
 
 
-def _file_pairs(file: Path) -> Iterator[tuple[str, str]]:
+def _file_pairs(file: Path) -> Iterator[tuple[str, str, str]]:
+    """(name within the module, query, passage) of every function that has both."""
     try:
         source = file.read_text(encoding="utf-8-sig")
         with warnings.catch_warnings():
@@ -111,12 +137,28 @@ def _file_pairs(file: Path) -> Iterator[tuple[str, str]]:
         return  # Not UTF-8, a template, nested beyond the parser, or written for another Python: no pairs in it.
     # Not splitlines(), which also breaks at form feeds and other characters that end no line for the parser.
     lines = source.split("\n")
+    names = _qualified(tree)
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (doc := ast.get_docstring(node)):
             query = first_sentence(doc)
             passage = _code_without_docstring(node, lines)
             if QUERY_CHARACTERS[0] <= len(query) <= QUERY_CHARACTERS[1] and passage and not _SURROGATE.search(query):
-                yield query, passage
+                yield names[node], query, passage
+
+
+def _qualified(tree: ast.Module) -> dict[ast.AST, str]:
+    """Names of functions and classes, behind those of what they stand in."""
+    names: dict[ast.AST, str] = {}
+    open_nodes: list[tuple[ast.AST, str]] = [(tree, "")]
+    while open_nodes:
+        parent, prefix = open_nodes.pop()
+        for child in ast.iter_child_nodes(parent):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                names[child] = f"{prefix}{child.name}"
+                open_nodes.append((child, f"{names[child]}."))
+            else:
+                open_nodes.append((child, prefix))
+    return names
 
 
 def first_sentence(docstring: str) -> str:

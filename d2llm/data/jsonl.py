@@ -52,12 +52,12 @@ def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) ->
     return count
 
 
-def read_corpus(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+def read_corpus(path: str | os.PathLike[str], prefix: str = "") -> list[tuple[str, str]]:
     """Read passages with their ids.
 
     ``.jsonl``: objects with ``text``, optional ``title`` (put in front of the text) and ``id``,
     ``_id`` or ``docid`` (a text or integer; by default the line number). Any other file: one passage a line, its
-    id the line number; blank lines are skipped.
+    id the line number; blank lines are skipped. ``prefix`` stands before a line number that is an id.
 
     Returns:
         (id, text) pairs in file order, ids distinct.
@@ -73,7 +73,11 @@ def read_corpus(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
         line, content = row
         if isinstance(content, FormatError):
             raise content
-        identifier, text = _passage(line, content) if isinstance(content, Mapping) else (str(line), content.strip())
+        identifier, text = (
+            _passage(f"{prefix}{line}", content)
+            if isinstance(content, Mapping)
+            else (f"{prefix}{line}", content.strip())
+        )
         if identifier in seen:
             raise FormatError(f"id: {identifier!r:.200} stands on line {seen[identifier]} already")
         seen[identifier] = line
@@ -178,5 +182,5 @@ def _line(example: Example) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
-def _passage(line: int, row: Mapping[str, Any]) -> tuple[str, str]:
-    return passage_id(next((row[key] for key in _ID_KEYS if key in row), line)), titled_text(row)
+def _passage(default: str, row: Mapping[str, Any]) -> tuple[str, str]:
+    return passage_id(next((row[key] for key in _ID_KEYS if key in row), default)), titled_text(row)

@@ -7,16 +7,17 @@ from safetensors.torch import load_file
 
 from d2llm.cache import cache_folder
 from d2llm.compact import restore
-from d2llm.data.docstrings import standard_library_pairs
+from d2llm.data.docstrings import standard_library_names
 from d2llm.data.example import text_id
 from d2llm.errors import MissingError
 from d2llm.index import Index
+from d2llm.index.manifest import VERSION
 from d2llm.shipped import STUDENT, VECTORS
 from d2llm.student import D2LLM
 
 
 def open_library() -> Index:
-    """The index of the running Python's standard library, with the shipped student to search it.
+    """The index of the running Python's standard library, with the shipped student to search it; ids name functions.
 
     It is built in the cache folder at first use. Passages that the shipped vectors hold are not
     encoded again; those that only this version of Python has are.
@@ -27,11 +28,13 @@ def open_library() -> Index:
     if not STUDENT.is_dir():
         raise MissingError(f"shipped student: {STUDENT} not found; this installation lacks the package's data")
     student = D2LLM.from_pretrained(STUDENT)
-    path = cache_folder() / f"library-{sysconfig.get_python_version()}-{student.fingerprint()}"
+    path = cache_folder() / f"library-{VERSION}-{sysconfig.get_python_version()}-{student.fingerprint()}"
     if (path / "manifest.json").is_file():
         return Index.open(path, student)
-    passages = list(dict.fromkeys(pair.positive for pair in standard_library_pairs()))
-    return Index.build(student, passages, path, vectors=library_vectors(student, passages), overwrite=True)
+    names = standard_library_names()
+    passages = list(names)
+    vectors = library_vectors(student, passages)
+    return Index.build(student, passages, path, ids=list(names.values()), vectors=vectors, overwrite=True)
 
 
 def library_vectors(student: D2LLM, passages: list[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from d2llm.data.docstrings import standard_library_names
 from d2llm.data.validation import Validation
 from d2llm.demo.data import load_data
 from d2llm.demo.first_phase import load_first_phase
@@ -113,11 +114,13 @@ def run_demo(
 
     _say(f"Index of all {len(demo_data.library)} passages, and three questions to it")
     embedded = vectors.passages(demo_data.library).numpy()
-    index = Index.build(student, demo_data.library, out / "index", vectors=embedded, overwrite=True)
+    names = standard_library_names() if data is None else None
+    ids = None if names is None else [names[passage] for passage in demo_data.library]
+    index = Index.build(student, demo_data.library, out / "index", ids=ids, vectors=embedded, overwrite=True)
     for question in _QUESTIONS if data is None else held_out.queries[: len(_QUESTIONS)]:
         print(f"\n  {question}")
         for hit in index.search(question, min(_HITS, len(index)))[0]:
-            print(f"    {hit.rank}. {hit.score:7.2f}  {(hit.text or '').splitlines()[0]}")
+            print(f"    {hit.rank}. {hit.score:7.2f}  {hit.id}: {(hit.text or '').splitlines()[0]}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Table, picture, student and index are in {out}/.")
     command = "d2llm" if shutil.which("d2llm") else Path(sys.executable).with_name("d2llm")
     print("Go on with, on the shipped student, trained for longer, or on the one just trained:")

@@ -1,50 +1,70 @@
 """Several systems measured on the same data, side by side: as text, Markdown or JSON."""
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from numpy.typing import ArrayLike
 
 from d2llm.errors import InputError
+from d2llm.evaluation.significance import Difference
 from d2llm.files import write_json
 
-#: Scores as they are, or a function without arguments that computes them (and is timed).
 Scores: TypeAlias = ArrayLike | Mapping[Any, Mapping[Any, float]]
-System: TypeAlias = Scores | Callable[[], Scores]
 
-#: Columns that describe a row rather than rank it: never marked as best.
-_NOT_RANKED = ("seconds", "queries", "accuracy_threshold", "f1_threshold")
+#: Columns that describe a row rather than rank it, and the digits behind the point that they have.
+_NOT_RANKED = {"queries": 0, "pairs": 0, "accuracy_threshold": 3, "f1_threshold": 3}
+#: Cost: milliseconds to encode or index a passage, milliseconds to search with a query, bytes that a passage takes;
+#: for pairs, milliseconds a pair.
+COSTS = {"encode_ms": 2, "search_ms": 1, "pair_ms": 2, "bytes": 0}
+_DIGITS = _NOT_RANKED | COSTS
 _SCORE_DIGITS = 3
+
+_Cells: TypeAlias = Iterable[list[str]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One system: its name, its metrics and the seconds it took, where it was computed here."""
+    """One system: its name and its columns; the spread of those over several seeds, where there are some."""
 
     name: str
     metrics: dict[str, float]
-    seconds: float | None = None
+    #: Standard deviation over the seeds (n - 1) of some columns.
+    spread: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How one system differs from another in one metric."""
+
+    system: str
+    baseline: str
+    metric: str
+    found: Difference
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in the order given; metrics that a row lacks are shown as a dash."""
+    """Rows in the order given; columns that a row lacks are shown as a dash.
+
+    Differences between rows, and what a reader should know of the data, each in a sentence, follow the table.
+    """
 
     rows: tuple[Row, ...]
+    contrasts: tuple[Contrast, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
-        """Every metric of any row, in order of first appearance; ``seconds`` last where any row has it."""
+        """Every column of any row, in order of first appearance; costs last."""
         names = dict.fromkeys(name for row in self.rows for name in row.metrics)
-        return [*names, *(["seconds"] if any(row.seconds is not None for row in self.rows) else [])]
+        return [name for name in names if name not in COSTS] + [name for name in names if name in COSTS]
 
     def best(self, column: str) -> float | None:
         """The highest value of a metric as it is printed; None for columns that do not rank."""
-        values = [value for row in self.rows if (value := _value(row, column)) is not None]
-        return None if column in _NOT_RANKED or not values else round(max(values), _SCORE_DIGITS)
+        values = [row.metrics[column] for row in self.rows if column in row.metrics]
+        return None if column in _DIGITS or not values else round(max(values), _SCORE_DIGITS)
 
     def to_text(self, columns: Sequence[str] | None = None) -> str:
         """Aligned plain text, the best value of a column marked with an asterisk.
@@ -53,33 +73,32 @@ class Comparison:
             InputError: for a column that no row has.
         """
         header, *body = self._cells(columns, lambda cell, best: cell + ("*" if best else " "))
-        table = [[header[0], *(cell + " " for cell in header[1:])], *body]
-        widths = [max(len(row[number]) for row in table) for number in range(len(header))]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-            ).rstrip()
-            for row in table
-        ]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+        tables = [[[header[0], *(cell + " " for cell in header[1:])], *body]]
+        tables += [list(self._contrast_cells())] if self.contrasts else []
+        return "\n\n".join([*map(_aligned, tables), *(["\n".join(self.notes)] if self.notes else [])])
 
     def to_markdown(self, columns: Sequence[str] | None = None) -> str:
-        """A Markdown table, the best value of a column in bold.
+        """Markdown tables, the best value of a column in bold.
 
         Raises:
             InputError: for a column that no row has.
         """
-        header, *body = self._cells(columns, lambda cell, best: f"**{cell}**" if best else cell)
-        lines = [
-            header,
-            ["---", *("---:" for _ in header[1:])],
-            *([row[0].replace("|", r"\|"), *row[1:]] for row in body),
-        ]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        tables = [self._cells(columns, lambda cell, best: f"**{cell}**" if best else cell)]
+        tables += [self._contrast_cells()] if self.contrasts else []
+        notes = ["\n".join(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n\n".join([*map(_markdown, tables), *notes])
 
-    def to_dict(self) -> dict[str, dict[str, float]]:
-        """{system: {metric: value}}, unrounded, with ``seconds`` where known."""
-        return {row.name: row.metrics | ({} if row.seconds is None else {"seconds": row.seconds}) for row in self.rows}
+    def to_dict(self) -> dict[str, Any]:
+        """``systems`` {name: {column: value}}, ``spread`` likewise, ``differences`` and ``notes``, unrounded."""
+        return {
+            "systems": {row.name: row.metrics for row in self.rows},
+            "spread": {row.name: row.spread for row in self.rows if row.spread},
+            "differences": [
+                {"system": each.system, "baseline": each.baseline, "metric": each.metric, **asdict(each.found)}
+                for each in self.contrasts
+            ],
+            "notes": list(self.notes),
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``to_dict`` as JSON, atomically."""
@@ -88,7 +107,7 @@ class Comparison:
     def __str__(self) -> str:
         return self.to_text()
 
-    def _cells(self, columns: Sequence[str] | None, mark: Callable[[str, bool], str]) -> Iterable[list[str]]:
+    def _cells(self, columns: Sequence[str] | None, mark: Callable[[str, bool], str]) -> _Cells:
         columns = self.columns if columns is None else columns
         if unknown := [name for name in columns if name not in self.columns]:
             raise InputError(f"columns: expected some of {self.columns}, got {unknown}")
@@ -97,18 +116,29 @@ class Comparison:
         for row in self.rows:
             cells = []
             for name in columns:
-                value = _value(row, name)
+                value = row.metrics.get(name)
                 is_best = value is not None and best[name] is not None and round(value, _SCORE_DIGITS) == best[name]
-                cells.append(mark(_format(name, value), is_best))
+                cells.append(mark(_format(name, value, row.spread.get(name)), is_best))
             yield [row.name, *cells]
 
+    def _contrast_cells(self) -> _Cells:
+        yield ["difference", "metric", "value", "95 % interval", "p"]
+        for each in self.contrasts:
+            found = each.found
+            yield [
+                f"{each.system} − {each.baseline}",
+                each.metric,
+                f"{found.value:+.{_SCORE_DIGITS}f}",
+                f"{found.low:+.{_SCORE_DIGITS}f} to {found.high:+.{_SCORE_DIGITS}f}",
+                f"{found.p:.4f}",
+            ]
 
-def compare(systems: Mapping[str, System], metrics: Callable[[Any], Mapping[str, float]]) -> Comparison:
+
+def compare(systems: Mapping[str, Scores], metrics: Callable[[Any], Mapping[str, float]]) -> Comparison:
     """Measure every system with the same metrics.
 
     Args:
-        systems: {name: scores}, or {name: function that returns them}, such as
-            ``{"BM25": lambda: bm25.scores(queries), "student IEM": score_matrix}``.
+        systems: {name: scores}, such as ``{"BM25": bm25.scores(queries), "student IEM": score_matrix}``.
         metrics: scores -> {metric: value}, such as ``lambda scores: ir_metrics(scores, qrels)``.
 
     Returns:
@@ -120,28 +150,35 @@ def compare(systems: Mapping[str, System], metrics: Callable[[Any], Mapping[str,
     if not systems:
         raise InputError("systems: expected at least one, got none")
     rows = []
-    for name, system in systems.items():
-        start = time.perf_counter()
-        scores = system() if callable(system) else system
-        seconds = time.perf_counter() - start if callable(system) else None
+    for name, scores in systems.items():
         try:
-            rows.append(Row(name, dict(metrics(scores)), seconds))
+            rows.append(Row(name, dict(metrics(scores))))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     return Comparison(tuple(rows))
 
 
-def _value(row: Row, column: str) -> float | None:
-    return row.seconds if column == "seconds" else row.metrics.get(column)
-
-
-def _format(column: str, value: float | None) -> str:
+def _format(column: str, value: float | None, spread: float | None) -> str:
     if value is None:
         return "-"
-    return (
-        f"{value:.0f}"
-        if column == "queries"
-        else f"{value:.1f}"
-        if column == "seconds"
-        else f"{value:.{_SCORE_DIGITS}f}"
-    )
+    digits = _DIGITS.get(column, _SCORE_DIGITS)
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ±{spread:.{digits}f}")
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[number]) for row in table) for number in range(len(table[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in table
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _markdown(table: _Cells) -> str:
+    header, *body = table
+    lines = [
+        header,
+        ["---", *("---:" for _ in header[1:])],
+        *([row[0].replace("|", r"\|"), *row[1:]] for row in body),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

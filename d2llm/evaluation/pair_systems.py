@@ -1,7 +1,8 @@
 """The systems of an NLI or STS table, each as one score a pair (higher is better)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,19 +10,27 @@ from numpy.typing import NDArray
 
 from d2llm.bm25 import BM25
 from d2llm.errors import InputError
-from d2llm.evaluation.compare import Comparison, compare
-from d2llm.evaluation.systems import BM25_ROW, COSINE_ROW, IEM_ROW, MEAN_POOL_ROW, mean_pool
+from d2llm.evaluation.lineup import BM25_ROW, Lineup, System, own_name
+from d2llm.evaluation.models import encoder_of, judge_of
+from d2llm.evaluation.scorers import Encoder, StudentEncoder
 from d2llm.student import D2LLM
 from d2llm.tasks import SYM, task_index
-
-if TYPE_CHECKING:
-    from d2llm.teacher.model import Teacher
 
 Scores = NDArray[np.float32]
 Pairs = Sequence[tuple[str, str]]
 
 #: Queries that BM25 scores at once against all second texts.
 _BLOCK = 256
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """What one system says of N pairs."""
+
+    #: (N,) each, one of every seed.
+    seeds: tuple[Scores, ...]
+    #: Milliseconds a pair, of the first seed.
+    pair_ms: float
 
 
 def bm25_pairs(pairs: Pairs) -> Scores:
@@ -44,85 +53,84 @@ def bm25_pairs(pairs: Pairs) -> Scores:
     return result
 
 
-def mean_pool_pairs(base_model: str, num_layers: int | None, pairs: Pairs, device: str = "cpu") -> Scores:
-    """Cosine of a plain LLM's mean-pooled states, (N,) float32; see :func:`d2llm.evaluation.systems.mean_pool`."""
-    pooled = mean_pool(base_model, num_layers, [text for pair in pairs for text in pair], device=device)
-    return _cosine(torch.from_numpy(pooled[::2]), torch.from_numpy(pooled[1::2]))
+def cosine_pairs(encoder: Encoder, pairs: Pairs) -> Scores:
+    """Cosine of an encoder's vectors, (N,) float32; each distinct text is run once, as first and as second."""
+    first, second = (side.float() for side in _encoded(encoder, pairs))
+    return torch.cosine_similarity(first, second, dim=1).cpu().numpy()
 
 
 @torch.inference_mode()
-def student_pairs(
-    student: D2LLM, pairs: Pairs, task: str | int = SYM, show_progress: bool | None = None
-) -> tuple[Scores, Scores]:
+def student_pairs(student: D2LLM, pairs: Pairs, task: str | int = SYM) -> tuple[Scores, Scores]:
     """Cosine and IEM logits of one encoding (paper section 3.2), both (N,) float32.
 
     Raises:
         InputError: for no pairs, an empty text or an unknown task.
     """
     branch = task_index(task)
-    sides = []
-    for side, kind in enumerate(("query", "passage")):
-        rows = {text: row for row, text in enumerate(dict.fromkeys(pair[side] for pair in pairs))}
-        encoded = student.encode(list(rows), kind=kind, convert_to="torch", show_progress=show_progress)
-        sides.append(encoded[[rows[pair[side]] for pair in pairs]])
-    return _cosine(*sides), student.iem(*sides, branch).float().cpu().numpy()
+    first, second = _encoded(StudentEncoder(student), pairs)
+    cosine = torch.cosine_similarity(first.float(), second.float(), dim=1)
+    return cosine.cpu().numpy(), student.iem(first, second, branch).float().cpu().numpy()
 
 
-def teacher_pairs(teacher: "Teacher", pairs: Pairs, task: str = SYM, show_progress: bool = True) -> Scores:
-    """The teacher's z_yes - z_no of each pair (paper section 3.1), (N,) float32.
-
-    Raises:
-        InputError: for an empty text, or a task that the teacher has no template for.
-    """
-    first, second = zip(*pairs, strict=True)
-    logits, _ = teacher.judge(first, second, task, show_progress=show_progress)
-    return logits[:, 0] - logits[:, 1]
-
-
-def pairs_side_by_side(
-    pairs: Pairs,
-    metrics: Callable[[Any], Mapping[str, float]],
-    student: D2LLM | None = None,
-    teacher: "Teacher | None" = None,
-    *,
-    task: str = SYM,
-    base_model: str | None = None,
-    num_layers: int | None = None,
-    show_progress: bool = True,
-) -> Comparison:
-    """Measure BM25, the untrained LLM, the student twice and the teacher on the same pairs.
+def score_pairs(lineup: Lineup, pairs: Pairs, task: str = SYM, show_progress: bool = True) -> dict[str, ScoredPairs]:
+    """Have every system of the line-up score the same pairs.
 
     Args:
+        lineup: the systems; a hybrid is none for pairs.
         pairs: N (first, second) non-empty texts.
-        metrics: scores (N,) -> {metric: value}, such as ``lambda s: nli_metrics(s, labels)``.
-        student: adds its cosine and its IEM; its base, cut as its own, is the untrained LLM unless named.
-        teacher: adds its own judgement.
         task: branch of the interaction module and template of the teacher.
-        base_model: the untrained LLM, where it is not the student's; without either it has no row.
-        num_layers: layers kept of ``base_model``.
-        show_progress: show progress bars.
+        show_progress: show the teacher's progress.
 
     Returns:
-        A ``Comparison``; the student's two rows share one encoding and are not timed.
+        {name of the row: scores}; both rows of a student share the time of one encoding.
 
     Raises:
-        InputError: for no pairs, and as the systems and ``metrics`` do.
+        InputError: for no pairs, a hybrid, and as the systems do.
     """
     if not pairs:
         raise InputError("pairs: expected at least one, got none")
-    systems: dict[str, Any] = {BM25_ROW: lambda: bm25_pairs(pairs)}
-    if base_model is None and student is not None:
-        base_model, num_layers = student.config.base_model, student.config.num_layers
-    if base_model is not None:
-        name, device = base_model, "cpu" if student is None else str(student.device)
-        systems[MEAN_POOL_ROW] = lambda: mean_pool_pairs(name, num_layers, pairs, device)
-    if student is not None:
-        progress = None if show_progress else False
-        systems[COSINE_ROW], systems[IEM_ROW] = student_pairs(student, pairs, task, progress)
-    if teacher is not None:
-        systems["teacher"] = lambda: teacher_pairs(teacher, pairs, task, show_progress)
-    return compare(systems, metrics)
+    if any(system.kind == "hybrid" for system in lineup.systems):
+        raise InputError(
+            "--systems: hybrid fuses scores over the passages of a query, which pairs do not have; leave it out"
+        )
+    result: dict[str, ScoredPairs] = {}
+
+    def add(name: str, scores: Scores, seconds: float) -> None:
+        before = result.get(name, ScoredPairs((), 1000 * seconds / len(pairs)))
+        result[name] = ScoredPairs((*before.seeds, scores), before.pair_ms)
+
+    own: dict[str, list[tuple[dict[str, Scores], float]]] = {label: [] for label in lineup.labels()}
+    for label, student in lineup.students if any(s.kind in ("cosine", "iem") for s in lineup.systems) else ():
+        start = time.perf_counter()
+        both = student_pairs(student, pairs, task)
+        own[label].append((dict(zip(("cosine", "iem"), both, strict=True)), time.perf_counter() - start))
+    for system in lineup.systems:
+        if system.kind in ("cosine", "iem"):
+            for label, seeds in own.items():
+                for scores, seconds in seeds:
+                    add(own_name(system.kind, label, lineup.bm25_weight), scores[system.kind], seconds)
+            continue
+        name, score = _scorer(lineup, system, pairs, task, show_progress)
+        start = time.perf_counter()
+        add(name, score(), time.perf_counter() - start)
+    return result
 
 
-def _cosine(first: torch.Tensor, second: torch.Tensor) -> Scores:
-    return torch.cosine_similarity(first.float(), second.float(), dim=1).cpu().numpy()
+def _scorer(
+    lineup: Lineup, system: System, pairs: Pairs, task: str, show_progress: bool
+) -> tuple[str, Callable[[], Scores]]:
+    if system.kind == "bm25":
+        return BM25_ROW, lambda: bm25_pairs(pairs)
+    if system.reranks:
+        name, judge = judge_of(lineup, system, task, show_progress)
+        return name, lambda: np.asarray(judge(*zip(*pairs, strict=True)), np.float32)
+    name, encoder = encoder_of(lineup, system)
+    return name, lambda: cosine_pairs(encoder, pairs)
+
+
+def _encoded(encoder: Encoder, pairs: Pairs) -> list[torch.Tensor]:
+    sides = []
+    for side, kind in enumerate(("query", "passage")):
+        rows = {text: row for row, text in enumerate(dict.fromkeys(pair[side] for pair in pairs))}
+        sides.append(torch.as_tensor(encoder.encode(list(rows), kind))[[rows[pair[side]] for pair in pairs]])
+    return sides

@@ -1,5 +1,7 @@
 """Metrics of scored text pairs: inference (NLI, two classes) and similarity (STS), by scikit-learn and scipy."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import pearsonr, spearmanr
@@ -15,46 +17,57 @@ from sklearn.metrics import (
 from d2llm.errors import InputError
 
 
-def nli_metrics(scores: ArrayLike, labels: ArrayLike, threshold: float | None = None) -> dict[str, float]:
+class Thresholds(NamedTuple):
+    """The score from which on a pair counts as 1, for the best accuracy and for the best F1."""
+
+    accuracy: float
+    f1: float
+
+
+def fit_thresholds(scores: ArrayLike, labels: ArrayLike) -> Thresholds:
+    """The best thresholds on validation pairs, to measure other pairs with.
+
+    Args:
+        scores: (N,) float.
+        labels: (N,) of 0 and 1 (or bool).
+
+    Raises:
+        InputError: as :func:`nli_metrics`.
+    """
+    values, truth = _two_classes(scores, labels)
+    return Thresholds(_best_accuracy_threshold(values, truth), _best_f1_threshold(values, truth))
+
+
+def nli_metrics(scores: ArrayLike, labels: ArrayLike, thresholds: Thresholds | None = None) -> dict[str, float]:
     """Two-class metrics of a score that should be higher for label 1.
 
     Args:
         scores: (N,) float.
         labels: (N,) of 0 and 1 (or bool); 1 is entailment, or relevant.
-        threshold: a pair counts as 1 from this score on. None takes the best threshold on these
-            very pairs, once for accuracy and once for F1, as is usual for this task; to measure
-            without that advantage, pass the threshold found on other data.
+        thresholds: those of :func:`fit_thresholds` on other pairs than these.
 
     Returns:
-        ``accuracy`` and ``accuracy_threshold``; ``f1`` and ``f1_threshold`` with ``precision`` and
-        ``recall`` there; ``ap`` (average precision) and ``roc_auc``. Constant scores give an
-        accuracy of the larger class and a ``roc_auc`` of 0.5.
+        ``ap`` (average precision) and ``roc_auc``. With thresholds also ``accuracy`` and ``accuracy_threshold``;
+        ``f1`` and ``f1_threshold`` with ``precision`` and ``recall`` there. Constant scores give a ``roc_auc`` of 0.5.
 
     Raises:
         InputError: for shapes that do not match, NaN or infinite scores, labels other than 0 and 1,
             or labels of one class only, where precision and AUC are not defined.
     """
-    values, truth = _numbers("scores", scores), _numbers("labels", labels)
-    _same_length(values, truth, "labels")
-    classes = set(truth.tolist())
-    if classes - {0.0, 1.0}:
-        raise InputError(f"labels: expected 0 and 1, got {sorted(classes)[:5]}")
-    if len(classes) != 2:
-        raise InputError(f"labels: expected both classes, got only {int(truth[0])}")
-    at_accuracy = _best_accuracy_threshold(values, truth) if threshold is None else threshold
-    at_f1 = _best_f1_threshold(values, truth) if threshold is None else threshold
+    values, truth = _two_classes(scores, labels)
+    result = {"ap": float(average_precision_score(truth, values)), "roc_auc": float(roc_auc_score(truth, values))}
+    if thresholds is None:
+        return result
     precision, recall, f1, _ = precision_recall_fscore_support(
-        truth, values >= at_f1, average="binary", pos_label=1.0, zero_division=0.0
+        truth, values >= thresholds.f1, average="binary", pos_label=1.0, zero_division=0.0
     )
-    return {
-        "accuracy": float(accuracy_score(truth, values >= at_accuracy)),
-        "accuracy_threshold": float(at_accuracy),
+    return result | {
+        "accuracy": float(accuracy_score(truth, values >= thresholds.accuracy)),
         "precision": float(precision),
         "recall": float(recall),
         "f1": float(f1),
-        "f1_threshold": float(at_f1),
-        "ap": float(average_precision_score(truth, values)),
-        "roc_auc": float(roc_auc_score(truth, values)),
+        "accuracy_threshold": thresholds.accuracy,
+        "f1_threshold": thresholds.f1,
     }
 
 
@@ -96,6 +109,17 @@ def _best_f1_threshold(values: NDArray[np.float64], truth: NDArray[np.float64]) 
     precision, recall = precision[:-1], recall[:-1]
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
     return float(thresholds[np.argmax(f1)])
+
+
+def _two_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values, truth = _numbers("scores", scores), _numbers("labels", labels)
+    _same_length(values, truth, "labels")
+    classes = set(truth.tolist())
+    if classes - {0.0, 1.0}:
+        raise InputError(f"labels: expected 0 and 1, got {sorted(classes)[:5]}")
+    if len(classes) != 2:
+        raise InputError(f"labels: expected both classes, got only {int(truth[0])}")
+    return values, truth
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -1,38 +1,33 @@
-"""Retrieval metrics through trec_eval (pytrec_eval), free of its tie-breaking and its rounding.
-
-trec_eval compares scores as 32-bit floats and ranks equal ones by passage id, so a metric would
-depend on how passages are called. Here rankings are made first, in full precision, and trec_eval
-only sees ranks. Equal scores are ranked against the system: the less relevant passage first, so
-that a constant scorer gains nothing from the order of the data.
-"""
+"""Retrieval metrics of whole matrices of scores, and matrices that a second stage re-orders."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import pytrec_eval
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from d2llm.errors import InputError
+from d2llm.evaluation.metrics import per_query
+from d2llm.evaluation.run import Run, best, check_finite
 
 #: {query id: {passage id: score}}, any hashable ids.
-Run: TypeAlias = Mapping[Any, Mapping[Any, float]]
+Scores: TypeAlias = Mapping[Any, Mapping[Any, float]]
 #: {query id: {passage id: relevance}}, relevant where above 0.
-Qrels: TypeAlias = Mapping[Any, Mapping[Any, int]]
+Judgements: TypeAlias = Mapping[Any, Mapping[Any, int]]
 
 CUT = 10
 RECALL_AT = (1, 5, 10, 100)
 
 
 def ir_metrics(
-    scores: ArrayLike | Run, qrels: ArrayLike | Qrels | None = None, recall_at: Sequence[int] = RECALL_AT
+    scores: ArrayLike | Scores, qrels: ArrayLike | Judgements | None = None, recall_at: Sequence[int] = RECALL_AT
 ) -> dict[str, float]:
-    """Ranking metrics averaged over queries.
+    """Ranking metrics averaged over queries, for as few passages as a matrix of scores holds.
 
     Args:
-        scores: (Nq, Np) float, or a run {query id: {passage id: score}}. In a matrix, minus
-            infinity marks a passage that was not retrieved, as absence does in a run.
+        scores: (Nq, Np) float, or {query id: {passage id: score}}. In a matrix, minus
+            infinity marks a passage that was not retrieved, as absence does in a mapping.
         qrels: relevance: (Nq, Np) integers, or {query id: {passage id: relevance}} (for a matrix
             the ids are row and column numbers), or None for a square matrix whose diagonal is relevant.
         recall_at: the k of Recall@k.
@@ -40,7 +35,7 @@ def ir_metrics(
     Returns:
         ``mrr`` (the whole ranking), ``mrr@10``, ``map``, ``ndcg@10``, ``recall@k`` for each k, and
         ``queries``, the number of queries averaged: those with at least one relevant passage. A
-        query of ``qrels`` that the run lacks counts 0.
+        query of ``qrels`` that the scores lack counts 0.
 
     Raises:
         InputError: for NaN or plus infinity among the scores, shapes that do not match, no query
@@ -50,19 +45,10 @@ def ir_metrics(
         raise InputError(f"recall_at: expected numbers of at least 1, got {tuple(recall_at)}")
     if not isinstance(scores, Mapping):
         scores = np.asarray(scores)
-    judged = {query: row for query, row in _qrels(scores, qrels).items() if any(r > 0 for r in row.values())}
-    if not judged:
-        raise InputError("qrels: expected a relevant passage for at least one query, got none")
-    names = {query: f"q{number}" for number, query in enumerate(judged)}
-    ranked: dict[str, dict[str, float]] = {}
-    relevance: dict[str, dict[str, int]] = {}
-    for query, name in names.items():
-        order = _ranking(_row(scores, query), judged[query])
-        passages = {passage: f"p{number}" for number, passage in enumerate(dict.fromkeys([*order, *judged[query]]))}
-        ranked[name] = {passages[p]: float(len(order) - rank) for rank, p in enumerate(order)}
-        # trec_eval knows no negative grades; they mean "not relevant" too.
-        relevance[name] = {passages[p]: max(int(grade), 0) for p, grade in judged[query].items()}
-    return _evaluate(ranked, relevance, recall_at)
+    run, judged = _run(scores), _qrels(scores, qrels)
+    names = ["mrr", f"mrr@{CUT}", "map", f"ndcg@{CUT}", *(f"recall@{k}" for k in recall_at)]
+    values = per_query(run, judged, names)
+    return {name: float(row.mean()) for name, row in values.items()} | {"queries": float(len(values["mrr"]))}
 
 
 def reranked_scores(first_stage: ArrayLike, candidates: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
@@ -98,15 +84,25 @@ def reranked_scores(first_stage: ArrayLike, candidates: ArrayLike, scores: Array
     return result
 
 
-def _qrels(scores: ArrayLike | Run, qrels: ArrayLike | Qrels | None) -> Qrels:
+def _run(scores: NDArray | Scores) -> Run:
+    if isinstance(scores, Mapping):
+        return Run.of_mapping(scores)
+    if scores.ndim != 2 or 0 in scores.shape:
+        raise InputError(f"scores: expected (Nq, Np), not empty, got {scores.shape}")
+    values = scores.astype(np.float64)
+    for query, row in enumerate(values):
+        check_finite(row[~np.isneginf(row)], query)
+    # Row and column numbers serve as ids: whatever tells them apart will do.
+    return Run(range(len(values)), range(values.shape[1]), *best(values, values.shape[1]))  # type: ignore[arg-type]
+
+
+def _qrels(scores: NDArray | Scores, qrels: ArrayLike | Judgements | None) -> Judgements:
     """Relevance as a mapping, its ids checked against a matrix of scores."""
     if isinstance(scores, Mapping):
         if not isinstance(qrels, Mapping):
-            raise InputError("qrels: expected {query id: {passage id: relevance}} beside a run")
+            raise InputError("qrels: expected {query id: {passage id: relevance}} beside a mapping of scores")
         return qrels
-    shape = np.shape(scores)
-    if len(shape) != 2 or 0 in shape:
-        raise InputError(f"scores: expected (Nq, Np), not empty, got {shape}")
+    shape = scores.shape
     if qrels is None:
         if shape[0] != shape[1]:
             raise InputError(f"qrels: needed unless scores are square, got scores of {shape}")
@@ -120,48 +116,3 @@ def _qrels(scores: ArrayLike | Run, qrels: ArrayLike | Qrels | None) -> Qrels:
     if grades.shape != shape:
         raise InputError(f"qrels: expected {shape} as scores, got {grades.shape}")
     return {row: {int(c): int(grades[row, c]) for c in np.flatnonzero(grades[row])} for row in range(shape[0])}
-
-
-def _row(scores: ArrayLike | Run, query: Any) -> tuple[list[Any], NDArray[np.float64]]:
-    """Ids and scores of the passages retrieved for one query."""
-    if isinstance(scores, Mapping):
-        row = scores.get(query, {})
-        ids, values = list(row), np.fromiter(row.values(), dtype=np.float64, count=len(row))
-    else:
-        values = np.asarray(scores)[query].astype(np.float64)
-        ids = list(range(len(values)))
-    if np.isnan(values).any() or np.isposinf(values).any():
-        raise InputError(f"scores: expected numbers below infinity, got NaN or inf for query {query!r}")
-    retrieved = np.flatnonzero(~np.isneginf(values))
-    return [ids[number] for number in retrieved], values[retrieved]
-
-
-def _ranking(row: tuple[list[Any], NDArray[np.float64]], relevance: Mapping[Any, int]) -> list[Any]:
-    ids, values = row
-    grades = np.array([relevance.get(passage, 0) for passage in ids])
-    # The last key is the first to sort by; lexsort is stable.
-    return [ids[number] for number in np.lexsort((grades, -values))] if ids else []
-
-
-def _evaluate(
-    ranked: dict[str, dict[str, float]], relevance: dict[str, dict[str, int]], recall_at: Sequence[int]
-) -> dict[str, float]:
-    recall = "recall." + ",".join(str(k) for k in sorted(set(recall_at)))
-    measures = {"recip_rank", "map", f"ndcg_cut.{CUT}"} | ({recall} if recall_at else set())
-    results = pytrec_eval.RelevanceEvaluator(relevance, measures).evaluate(ranked)
-    # An empty ranking may be left out of the results: it scores 0 everywhere.
-    rows = [results.get(name, {}) for name in relevance]
-
-    def mean(measure: str) -> float:
-        return float(np.mean([row.get(measure, 0.0) for row in rows]))
-
-    reciprocal = np.array([row.get("recip_rank", 0.0) for row in rows])
-    metrics = {
-        "mrr": mean("recip_rank"),
-        f"mrr@{CUT}": float(np.where(reciprocal >= 1 / CUT, reciprocal, 0.0).mean()),
-        "map": mean("map"),
-        f"ndcg@{CUT}": mean(f"ndcg_cut_{CUT}"),
-    }
-    metrics.update({f"recall@{k}": mean(f"recall_{k}") for k in recall_at})
-    metrics["queries"] = float(len(rows))
-    return metrics

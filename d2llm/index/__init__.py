@@ -1,6 +1,7 @@
-"""A searchable corpus on disk: projected passages, exact and two-stage search."""
+"""A searchable corpus on disk: projected passages, BM25, searches in full or in two certified stages."""
 
-from d2llm.index.index import Hit, Index
+from d2llm.index.hits import Hit
+from d2llm.index.index import Index
 from d2llm.index.model import Encoder
 
 __all__ = ["Encoder", "Hit", "Index"]

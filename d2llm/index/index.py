@@ -1,64 +1,42 @@
-"""The public face of the index: build, open, search, append, delete, verify."""
+"""The public face of the index, and how it is written: build, append, delete, compact, fit a surrogate."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from d2llm.errors import FormatError, InputError, MismatchError, MissingError
-from d2llm.files import atomic_path
-from d2llm.index.inputs import Corpus, Passages, check_corpus, check_count, check_ids, check_vectors
+from d2llm.errors import InputError, MismatchError
+from d2llm.index.building import add, changed, existing, plan, same, without, write_head
+from d2llm.index.compaction import MOST_SMALL, compacted, first_loose, small_tail
+from d2llm.index.fitting import pseudo_queries, write_surrogate
+from d2llm.index.inputs import Passages, check_corpus, check_count, check_ids, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import (
     Model,
-    encode,
-    fingerprint_of,
+    bm25_weight,
     head_of,
-    load_head,
-    project,
-    save_head,
-    weights_digest,
     width,
 )
-from d2llm.index.ranking import nearest
-from d2llm.index.records import FileRecord
-from d2llm.index.segment import DTYPES
-from d2llm.index.snapshot import Snapshot, of_newest, save_deleted
-from d2llm.index.writer import SEGMENTS, collect, shards, write_lock, write_shards
+from d2llm.index.reader import Reader
+from d2llm.index.snapshot import Snapshot
+from d2llm.index.surrogate import RANK
+from d2llm.index.writer import collect, shards, write_lock
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
+from d2llm_kernels import IEM
 
-MODES = ("exact", "bm25", "cosine")
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One passage found: its rank from 1, id, IEM logit (higher is better), and text where the index holds texts."""
-
-    rank: int
-    id: str
-    score: float
-    text: str | None
+# From so many passages on a build fits a surrogate: below that, to score all of them is fast enough.
+_LARGE = 50_000
 
 
-class Index:
+class Index(Reader):
     """A corpus on disk, searched by the interaction module (paper section 3, IEM).
 
     A passage is stored as F numbers, its half of IEM's first layer, so that a search costs 2F² FLOPs
     a pair and no encoding. Made by :meth:`build` or :meth:`open`. An open index keeps showing the
     state it was opened at; :meth:`append` and :meth:`delete` move it to the newest.
     """
-
-    def __init__(self, path: Path, snapshot: Snapshot, model: Model | None) -> None:
-        self.path = path
-        self._snapshot = snapshot
-        self._model = model
-        self._head = load_head(path / snapshot.manifest.head.name) if model is None else head_of(model)
 
     @classmethod
     def build(
@@ -75,6 +53,7 @@ class Index:
         batch_size: int | None = None,
         progress: bool = True,
         overwrite: bool = False,
+        queries: Sequence[str] | Any | None = None,
     ) -> "Index":
         """Build an index from texts, or from vectors that the model made before.
 
@@ -95,6 +74,8 @@ class Index:
             batch_size: most texts encoded at a time; None leaves it to their tokens.
             progress: show a progress bar.
             overwrite: replace an index of other content at ``path``; readers see the old one until the end.
+            queries: what :meth:`fit_surrogate` takes, which is called here for 50,000 passages or more, if there are
+                queries or texts to make them of.
 
         Raises:
             InputError: for an empty corpus, empty texts, repeated ids, NaN, a wrong shape, or an index
@@ -106,91 +87,21 @@ class Index:
         check_count("shard_size", shard_size, 1)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
-        layout = _layout(model, dtype, texts=corpus.texts is not None, unit=keep_vectors)
+        layout = plan(model, dtype, texts=corpus.texts is not None, unit=keep_vectors)
         parts = shards(corpus, shard_size, layout)
         with write_lock(root):
-            old = _existing(root, overwrite)
-            if old is None or not _same(old, layout, list(parts)):
+            old = existing(root, overwrite)
+            if old is None or not same(old, layout, list(parts)):
                 if old is not None and not overwrite:
                     raise InputError(f"path: {root} holds an index of other content; pass overwrite=True to replace it")
                 generation = old.generation + 1 if old else 0
-                layout = replace(layout, generation=generation, head=_save_head(root, layout, head))
-                _add(root, layout, model, parts, batch_size, progress)
-        return cls(root, Snapshot.open(root), model)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, verify: bool = False) -> "Index":
-        """Open an index. Sizes and headers are checked; vectors and texts stay on disk until they are needed.
-
-        Args:
-            path: folder of the index.
-            model: the D2LLM it was built with; None allows :meth:`search_vectors` only.
-            verify: also compare every file with its SHA-256.
-
-        Raises:
-            MissingError: if there is no finished index, or a file is gone.
-            FormatError: if a file is truncated or altered.
-            MismatchError: if the index was built with another model.
-        """
-        root = Path(path)
-        index = of_newest(root, lambda manifest: cls(root, Snapshot(root, manifest), model))
-        if model is not None and (given := fingerprint_of(model)) != (built := index._snapshot.manifest.model):
-            raise MismatchError(f"model: {root} was built with {built}, got {given}")
-        if verify:
-            index.verify()
+                layout = replace(layout, generation=generation, head=write_head(root, layout, head))
+                add(root, layout, model, parts, batch_size, progress)
+        index = cls(root, Snapshot.open(root), model)
+        askable = queries is not None or (corpus.texts is not None and not isinstance(model, IEM))
+        if len(index) >= _LARGE and askable and index._snapshot.surrogate is None:
+            index.fit_surrogate(queries, progress=progress)
         return index
-
-    def search(
-        self,
-        queries: str | Sequence[str],
-        k: int = 10,
-        *,
-        task: str | int = ASYM,
-        mode: str = "exact",
-        candidates: int = 100,
-        batch_size: int = 32,
-    ) -> list[list[Hit]]:
-        """The k best passages of every query, best first, the one added earlier first among equals.
-
-        Args:
-            queries: one text or Nq of them.
-            k: how many, at most ``len(self)``.
-            task: "asym" (does the passage answer the query) or "sym" (do they say the same), or its index.
-            mode: "exact" scores every passage with IEM; "bm25" and "cosine" score only the best
-                ``candidates`` by that measure, a number of passages at least k (all, where there are fewer).
-            batch_size: queries encoded at a time.
-
-        Returns:
-            Nq lists of k hits; one list in a list for a single text.
-
-        Raises:
-            InputError: for an empty query, k or candidates out of range, an unknown task or mode, or
-                an index without what the mode or the encoding needs.
-        """
-        texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
-        branch = self._check_search(k, task, mode, candidates)
-        vectors = check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)
-        return self._hits(*self._rank(vectors, texts, k, branch, mode, candidates))
-
-    def search_vectors(
-        self, queries: Any, k: int = 10, *, task: str | int = ASYM, mode: str = "exact", candidates: int = 100
-    ) -> list[list[Hit]]:
-        """As :meth:`search`, for queries encoded before; needs no model.
-
-        Args:
-            queries: (Nq, D) floating array or tensor.
-            mode: "exact" or "cosine".
-
-        Raises:
-            InputError: as :meth:`search`, and for a wrong shape, NaN or infinity.
-        """
-        vectors = check_vectors("queries", queries, self.dim)
-        if not len(vectors):
-            raise InputError("queries: expected at least one, got none")
-        if mode == "bm25":
-            raise InputError("mode: 'bm25' needs the queries' texts; use search, or 'exact' or 'cosine'")
-        branch = self._check_search(k, task, mode, candidates)
-        return self._hits(*self._rank(vectors, [], k, branch, mode, candidates))
 
     def append(
         self,
@@ -201,10 +112,12 @@ class Index:
         shard_size: int = 16384,
         batch_size: int | None = None,
         progress: bool = True,
+        upsert: bool = False,
     ) -> None:
         """Add passages after all others, all or none of them. Arguments and resumption as in :meth:`build`.
 
-        By default ids go on counting from the number of passages ever added.
+        By default ids go on counting from the number of passages ever added. With ``upsert`` a passage replaces the one
+        that has its id; where the text is the same and no vectors are given, that one is left as it is.
 
         Raises:
             InputError: as :meth:`build`; for an id that is in the index; for texts missing where the
@@ -221,13 +134,89 @@ class Index:
                 raise InputError(
                     f"passages: expected {'texts' if manifest.texts else 'None'}, as in the rest of the index"
                 )
-            known = self._snapshot.positions
-            if taken := [name for name in corpus.ids if name in known]:
-                raise InputError(f"ids: expected new ids, got {len(taken)} that the index holds, such as {taken[0]!r}")
+            taken = self._snapshot.find(corpus.ids)
+            if taken and not upsert:
+                raise InputError(
+                    f"ids: expected new ids, got {len(taken)} that the index holds, such as {min(taken)!r}"
+                )
+            corpus, gone = changed(corpus, taken, self._snapshot)
+            if not len(corpus):
+                return
             model = self._head if self._model is None else self._model
-            layout = replace(manifest, generation=manifest.generation + 1)
-            _add(self.path, layout, model, shards(corpus, shard_size, layout), batch_size, progress)
+            layout = without(self.path, self._snapshot, gone)
+            add(self.path, layout, model, shards(corpus, shard_size, layout), batch_size, progress)
             self._snapshot = Snapshot.open(self.path)
+            tail = small_tail(self._snapshot, shard_size)
+            if len(self._snapshot.segments) - tail > MOST_SMALL:
+                self._move(compacted(self.path, self._snapshot, tail, shard_size))
+
+    def fit_surrogate(
+        self,
+        queries: Sequence[str] | Any | None = None,
+        *,
+        task: str | int = ASYM,
+        rank: int = RANK,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        """Fit a surrogate of the interaction module to the passages, and certify searches by it.
+
+        It costs ``rank`` bytes a passage and, on two cores, some seconds to fit; each of up to 500 queries that it is
+        certified on is searched in full. Passages that are appended later are all scored; fit anew when they are many.
+
+        Args:
+            queries: texts, or vectors (Nq, D), like those that will be asked. Two thirds, 1,000 at most, are fitted to,
+                the others, 500 at most, certify; 302 of them are the least that can promise a recall of 0.99. With
+                vectors "iem" alone is certified, not "hybrid". By default first sentences of passages.
+            task: the branch that will be searched.
+            rank: width R; a wider one needs fewer candidates.
+            seed: of what is drawn.
+            progress: show a bar.
+
+        Raises:
+            InputError: for fewer than 3 queries; for an index that is empty, or without texts where none are given.
+            OSError: if the disk fills; the index stays as it was.
+        """
+        check_count("rank", rank, 1)
+        branch = task_index(task)
+        with write_lock(self.path):
+            self._refresh()
+            snapshot, weight = self._snapshot, bm25_weight(self._model)
+            if not len(self):
+                raise InputError("passages: expected some to fit a surrogate to, got an empty index")
+            given = pseudo_queries(snapshot, seed) if queries is None else queries
+            texts = None if hasattr(given, "shape") else check_texts(given, "queries")
+            vectors = check_vectors("queries", given, self.dim) if texts is None else self._encoded(texts, None)
+            record = write_surrogate(
+                self.path,
+                snapshot,
+                self._head,
+                vectors,
+                texts,
+                task=branch,
+                rank=rank,
+                weight=weight,
+                seed=seed,
+                progress=progress,
+            )
+            self._move(replace(snapshot.manifest, generation=snapshot.manifest.generation + 1, surrogate=record))
+
+    def compact(self, *, shard_size: int = 16384) -> None:
+        """Free the space of deleted passages, and put those of small segments together, ``shard_size`` in each.
+
+        The first segments stay that are full and have none deleted; the others are written anew. A surrogate that
+        covers any of these is dropped: fit it again. An append does the same by itself for the segments behind the
+        last full one, and behind those that a surrogate covers, when they are more than 32.
+
+        Raises:
+            OSError: if the disk fills; the index stays as it was.
+        """
+        check_count("shard_size", shard_size, 1)
+        with write_lock(self.path):
+            self._refresh()
+            start = first_loose(self._snapshot, shard_size)
+            if start < len(self._snapshot.segments):
+                self._move(compacted(self.path, self._snapshot, start, shard_size))
 
     def delete(self, ids: str | Sequence[str]) -> None:
         """Remove passages from every later search, all or none of them. Their ids may be given again.
@@ -238,49 +227,16 @@ class Index:
         names = check_ids([ids] if isinstance(ids, str) else ids)
         with write_lock(self.path):
             self._refresh()
-            known = self._snapshot.positions
+            known = self._snapshot.find(names)
             if absent := [name for name in names if name not in known]:
                 raise InputError(f"ids: expected ids of the index, got {len(absent)} unknown, such as {absent[0]!r}")
-            old = self._snapshot.manifest
-            deleted = self._snapshot.deleted.clone()
-            deleted[[known[name] for name in names]] = True
-            generation = old.generation + 1
-            replace(old, generation=generation, deleted=save_deleted(self.path, deleted, generation)).save(self.path)
-            if old.deleted is not None:
-                (self.path / old.deleted.name).unlink(missing_ok=True)
-            self._snapshot = Snapshot.open(self.path)
+            self._move(without(self.path, self._snapshot, list(known.values())))
 
-    def verify(self) -> None:
-        """Compare every file with its SHA-256.
-
-        Raises:
-            MissingError: if a file is gone.
-            FormatError: if a file is altered, naming it.
-        """
-        of_newest(self.path, self._verify)
-
-    def ids(self) -> list[str]:
-        """Ids of the passages, in the order they were added."""
-        return list(self._snapshot.positions)
-
-    @property
-    def dim(self) -> int:
-        """Width D of the vectors it takes."""
-        return self._snapshot.manifest.dim
-
-    def __len__(self) -> int:
-        """Passages that are not deleted."""
-        return self._snapshot.size
-
-    def __repr__(self) -> str:
-        return f"Index({str(self.path)!r}, passages={len(self)}, dim={self.dim})"
-
-    def _verify(self, manifest: Manifest) -> None:
-        for record in tqdm(manifest.segments, desc="verify", unit="segment", delay=2):
-            record.check(self.path / SEGMENTS)
-        for file in [manifest.head, manifest.deleted]:
-            if file is not None:
-                file.check(self.path)
+    def _move(self, manifest: Manifest) -> None:
+        """Make a manifest the state of the index, and move to it."""
+        manifest.save(self.path)
+        collect(self.path, manifest)
+        self._snapshot = Snapshot.open(self.path)
 
     def _refresh(self) -> None:
         """Move to the newest state, for a write that builds on it."""
@@ -289,99 +245,3 @@ class Index:
             raise MismatchError(f"path: {self.path} was rebuilt with another model since it was opened; open it again")
         if manifest != self._snapshot.manifest:
             self._snapshot = Snapshot.open(self.path)
-
-    def _check_search(self, k: int, task: str | int, mode: str, candidates: int) -> int:
-        """Check the arguments that both searches share; the task's index."""
-        if mode not in MODES:
-            raise InputError(f"mode: expected one of {MODES}, got {mode!r}")
-        if not len(self):
-            raise InputError("k: expected an index with passages to search, got one that is empty")
-        check_count("k", k, 1, len(self))
-        if mode != "exact":
-            check_count("candidates", candidates, k)
-        if mode == "cosine" and not self._snapshot.manifest.unit:
-            raise InputError("mode: 'cosine' needs unit vectors, and this index was built with keep_vectors=False")
-        return task_index(task)
-
-    @torch.inference_mode()
-    def _rank(
-        self, vectors: Tensor, texts: list[str], k: int, task: int, mode: str, candidates: int
-    ) -> tuple[Tensor, Tensor]:
-        """Scores and positions, both (Nq, k), of query vectors (Nq, D); ``texts`` is read by BM25 alone."""
-        snapshot = self._snapshot
-        projected = project(self._head, vectors, "query")
-        search = self._head.prepare(task, DTYPES[snapshot.manifest.dtype])
-        if mode == "exact":
-            scores, rows = search.topk(projected, snapshot.chunks("projected"), k)
-            return scores.cpu(), snapshot.live[rows.cpu()]
-        count = min(candidates, len(self))
-        if mode == "bm25":
-            rows = torch.from_numpy(snapshot.bm25.search(texts, count)[1])
-        else:
-            rows = nearest(vectors, snapshot.chunks("unit"), count)
-        scores, positions = search.rerank(projected, snapshot.live[rows], snapshot.gather, k)
-        return scores.cpu(), positions
-
-    def _hits(self, scores: Tensor, positions: Tensor) -> list[list[Hit]]:
-        """Look up what was found; both arguments (Nq, k)."""
-        return [
-            [self._hit(rank, *pair) for rank, pair in enumerate(zip(row, where, strict=True), start=1)]
-            for row, where in zip(scores.tolist(), positions.tolist(), strict=True)
-        ]
-
-    def _hit(self, rank: int, score: float, position: int) -> Hit:
-        name, text = self._snapshot.passage(position)
-        return Hit(rank, name, score, text)
-
-
-def _layout(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
-    """The manifest of an index still without passages; the head is named, not yet written."""
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: expected one of {tuple(DTYPES)}, got {dtype!r}")
-    head = head_of(model)
-    return Manifest(
-        generation=0,
-        model=fingerprint_of(model),
-        dim=width(head),
-        hidden=head.linear1.out_features,
-        dtype=dtype,
-        texts=texts,
-        unit=unit,
-        head=FileRecord(f"head-{weights_digest(head)}.safetensors", 0, ""),
-        segments=(),
-    )
-
-
-def _add(
-    root: Path, layout: Manifest, model: Model, parts: dict[str, Corpus], batch_size: int | None, progress: bool
-) -> None:
-    """Write shards behind the segments that ``layout`` has, then make it the state of the index."""
-    added = write_shards(root, layout, model, parts, batch_size=batch_size, progress=progress)
-    manifest = replace(layout, segments=layout.segments + added)
-    manifest.save(root)
-    collect(root, manifest)
-
-
-def _existing(root: Path, overwrite: bool) -> Manifest | None:
-    """The manifest of an index at ``root``, None where there is none, or none worth keeping."""
-    try:
-        return Manifest.load(root)
-    except MissingError:
-        return None
-    except FormatError:
-        if overwrite:
-            return None
-        raise
-
-
-def _same(old: Manifest, new: Manifest, names: list[str]) -> bool:
-    """Whether the finished index is what the new build would give."""
-    settings = [(m.model, m.dim, m.hidden, m.dtype, m.texts, m.unit, m.head.name) for m in (old, new)]
-    return settings[0] == settings[1] and [s.name for s in old.segments] == names and old.deleted is None
-
-
-def _save_head(root: Path, layout: Manifest, head: Any) -> FileRecord:
-    """Write the head; its name comes from its content, so a rebuild never touches one in use."""
-    with atomic_path(root / layout.head.name) as scratch:
-        save_head(head, scratch)
-    return FileRecord.of(root / layout.head.name)

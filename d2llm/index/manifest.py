@@ -8,11 +8,11 @@ from typing import Any
 
 from d2llm.errors import FormatError, MissingError
 from d2llm.files import read_json, write_json
-from d2llm.index.records import DELETED, HEAD, FileRecord, SegmentRecord, field
+from d2llm.index.records import DELETED, HEAD, FileRecord, SegmentRecord, SurrogateRecord, field
 from d2llm.index.segment import DTYPES
 
 NAME = "manifest.json"
-FORMAT, VERSION = "d2llm-index", 1
+FORMAT, VERSION = "d2llm-index", 2
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Manifest:
     """Everything that identifies one state of an index.
 
     ``generation`` grows by one with every change. ``model`` is the fingerprint of the model that
-    encoded the passages. ``texts`` and ``unit`` say whether segments hold texts and unit vectors.
+    encoded the passages. ``texts``, ``unit`` and ``lookup`` say whether segments hold texts, unit vectors, and the file
+    that ids and terms are looked up in, which version 1 of the format did not have.
+    ``surrogate`` covers the first segments.
     """
 
     generation: int
@@ -30,9 +32,11 @@ class Manifest:
     dtype: str
     texts: bool
     unit: bool
+    lookup: bool
     head: FileRecord
     segments: tuple[SegmentRecord, ...]
     deleted: FileRecord | None = None
+    surrogate: SurrogateRecord | None = None
 
     @property
     def rows(self) -> int:
@@ -58,25 +62,38 @@ class Manifest:
         body = read_json(path)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise FormatError(f"{path}: expected the format {FORMAT!r}")
-        if body.get("version") != VERSION:
-            raise FormatError(f"{path}: expected version {VERSION}, got {body.get('version')!r}")
+        if body.get("version") not in (1, VERSION):
+            raise FormatError(f"{path}: expected version 1 or {VERSION}, got {body.get('version')!r}")
         if body.pop("sha256", None) != _digest(body):
             raise FormatError(f"{path}: SHA-256 differs from the record; the file is altered")
+        if body["version"] == 1:
+            body |= {"lookup": False, "surrogate": None}
         return cls._from_json(body, str(path))
 
     @classmethod
     def _from_json(cls, body: dict[str, Any], where: str) -> "Manifest":
         if unknown := body.keys() - {"format", "version", *cls.__dataclass_fields__}:
             raise FormatError(f"{where}: expected no other fields, got {sorted(unknown)!r:.200}")
-        if not isinstance(body.get("segments"), list) or "deleted" not in body:
-            raise FormatError(f"{where}: segments, deleted: expected a list and a record or null")
-        kinds = {"generation": int, "model": str, "dim": int, "hidden": int, "texts": bool, "unit": bool}
+        if not isinstance(body.get("segments"), list) or not {"deleted", "surrogate"} <= body.keys():
+            raise FormatError(f"{where}: segments, deleted, surrogate: expected a list and records or null")
+        segments = tuple(SegmentRecord.from_json(each, f"{where}: segments") for each in body["segments"])
+        surrogate = body["surrogate"]
+        kinds = {
+            "generation": int,
+            "model": str,
+            "dim": int,
+            "hidden": int,
+            "texts": bool,
+            "unit": bool,
+            "lookup": bool,
+        }
         return cls(
             **{name: field(body, name, kind, where) for name, kind in kinds.items()},
             dtype=field(body, "dtype", str, where, "|".join(DTYPES)),
             head=FileRecord.from_json(body.get("head"), HEAD, f"{where}: head"),
-            segments=tuple(SegmentRecord.from_json(each, f"{where}: segments") for each in body["segments"]),
+            segments=segments,
             deleted=FileRecord.from_json(body["deleted"], DELETED, f"{where}: deleted") if body["deleted"] else None,
+            surrogate=SurrogateRecord.from_json(surrogate, segments, f"{where}: surrogate") if surrogate else None,
         )
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from d2llm.errors import FormatError, InputError
+from d2llm.fusion import BM25_WEIGHT
 from d2llm.tensor_files import write_tensors
 from d2llm_kernels import IEM
 
@@ -44,6 +45,11 @@ def head_of(model: Model) -> IEM:
 def fingerprint_of(model: Model) -> str:
     """What tells one model from another: its own fingerprint, or a digest of a bare IEM's weights."""
     return f"iem-{weights_digest(model)}" if isinstance(model, IEM) else model.fingerprint()
+
+
+def bm25_weight(model: Model | None) -> float:
+    """What BM25 weighs beside the interaction module: what the model was saved with, or the default."""
+    return getattr(getattr(model, "config", None), "bm25_weight", BM25_WEIGHT)
 
 
 def weights_digest(head: IEM) -> str:

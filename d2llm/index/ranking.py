@@ -13,7 +13,7 @@ from d2llm_kernels.rough.rows import Rows, widened
 _BLOCK = 16384
 
 
-def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> Tensor:
+def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> tuple[Tensor, Tensor]:
     """The k best passages of each query by cosine.
 
     Args:
@@ -21,16 +21,17 @@ def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> Tensor:
         chunks: vectors of unit length (n, D), at least k passages together.
 
     Returns:
-        Numbers of passages (Nq, k) int64 on the CPU, which count on from chunk to chunk, best first, the lower number
-        first among equals.
+        Cosines and numbers of passages, both (Nq, k) on the CPU, the numbers int64; they count on from chunk to chunk,
+        best first, the lower number first among equals.
     """
     directions = torch.nn.functional.normalize(queries, dim=1)
-    best, first = Best.of_none(queries, k), 0
+    best, first = Best.of_none(queries.cpu(), k), 0
     for chunk in chunks:
-        for unit in widened(chunk).split(_BLOCK):
+        # A chunk whose passages are all deleted is empty.
+        for unit in widened(chunk).split(_BLOCK) if len(chunk) else ():
             cosines = (directions @ unit.to(directions.device, directions.dtype).T).cpu()
             few = min(k, len(unit))
             rows = torch.stack([torch.from_numpy(top_indices(row, few)) for row in cosines.numpy()])
             best.add(cosines.gather(1, rows), rows + first)
             first += len(unit)
-    return best.indices
+    return best.values, best.indices

@@ -5,7 +5,7 @@ opened, written or removed because a record says so.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from d2llm.errors import FormatError, MissingError
 from d2llm.files import json_text, sha256
 
 #: Files of a segment.
-VECTORS, PASSAGES, RECORD = "vectors.safetensors", "passages.jsonl", "segment.json"
-#: Names of heads, deletions and segments.
-HEAD, DELETED, SEGMENT = (r"head-\w+\.safetensors", r"deleted-\d+\.safetensors", r"segment-[0-9a-f]+")
+VECTORS, PASSAGES, LOOKUP, RECORD = "vectors.safetensors", "passages.jsonl", "lookup.safetensors", "segment.json"
+#: Files of a surrogate, beside one for each segment.
+MAPS, CERTIFICATE = "maps.safetensors", "certificate.safetensors"
+#: Names of heads, deletions, segments and surrogates.
+HEAD, DELETED = r"head-\w+\.safetensors", r"deleted-\d+\.safetensors"
+SEGMENT, SURROGATE = r"segment-[0-9a-f]+", r"surrogate-[0-9a-f]+"
 
 
 def field(values: Any, name: str, kind: type[Any], where: str, pattern: str = "") -> Any:
@@ -108,10 +111,16 @@ class SegmentRecord:
             field(value, "rows", int, where),
             value.get("files"),
         )
-        if not isinstance(files, list) or len(files) != 2:
-            raise FormatError(f"{where}: files: expected two, got {files!r:.200}")
-        patterns = (re.escape(VECTORS), re.escape(PASSAGES))
-        return cls(name, rows, tuple(map(FileRecord.from_json, files, patterns, (where, where))))
+        if not isinstance(files, list) or len(files) not in (2, 3):
+            raise FormatError(f"{where}: files: expected two or three, got {files!r:.200}")
+        patterns = map(re.escape, (VECTORS, PASSAGES, LOOKUP))
+        # Older indices have no file for looking up; zip ends with the files.
+        return cls(name, rows, tuple(FileRecord.from_json(*each, where) for each in zip(files, patterns, strict=False)))
+
+    @property
+    def lookup(self) -> bool:
+        """Whether it has a file for looking up ids and terms."""
+        return len(self.files) == 3
 
     def check(self, root: Path) -> None:
         """Compare every file of the segment below ``root`` with its size and SHA-256."""
@@ -131,3 +140,34 @@ class SegmentRecord:
             raise MissingError(f"{path}: file not found")
         if path.read_bytes() != json_text(asdict(self)).encode():
             raise FormatError(f"{path}: differs from the manifest; the file is altered")
+
+
+@dataclass(frozen=True)
+class SurrogateRecord:
+    """What the manifest knows of a surrogate: its maps, its certificate, and a file for each of the first segments."""
+
+    name: str
+    files: tuple[FileRecord, ...]
+
+    @staticmethod
+    def names(segments: Sequence[SegmentRecord]) -> list[str]:
+        """Names of the files, where it covers these segments."""
+        return [MAPS, CERTIFICATE, *(f"{segment.name}.safetensors" for segment in segments)]
+
+    @classmethod
+    def from_json(cls, value: Any, segments: Sequence[SegmentRecord], where: str) -> "SurrogateRecord":
+        """Inverse of ``dataclasses.asdict``, in the manifest of an index of these segments.
+
+        Raises:
+            FormatError: naming ``where`` and the field that does not fit.
+        """
+        name, files = field(value, "name", str, where, SURROGATE), value.get("files")
+        patterns = [re.escape(each) for each in cls.names(segments)]
+        if not isinstance(files, list) or not 3 <= len(files) <= len(patterns):
+            raise FormatError(f"{where}: files: expected 3 to {len(patterns)}, got {files!r:.200}")
+        return cls(name, tuple(FileRecord.from_json(*each, where) for each in zip(files, patterns, strict=False)))
+
+    def check(self, root: Path) -> None:
+        """Compare every file below ``root`` with its size and SHA-256."""
+        for file in self.files:
+            file.check(root / self.name)

@@ -4,21 +4,29 @@
 ``scale`` (n,) and ``centre`` (F,) float32, so that they are projected * scale + centre; ``unit``
 (n, D) float16, their unit vectors, where the index keeps them; and ``offsets`` (n + 1,) int64,
 where each line of ``passages.jsonl`` ({"id": ..., "text": ...}) starts. ``segment.json`` records
-the size and SHA-256 of both. All is mapped, nothing is read before it is asked for.
+the size and SHA-256 of the others. All is mapped, nothing is read before it is asked for.
+
+``lookup.safetensors`` holds ``keys`` (n,) int64, a number for each id, and where there are texts the arrays of their
+``Postings``, for BM25. Segments of older indices have no such file.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from d2llm.bm25 import tokenize
 from d2llm.errors import FormatError, MissingError
 from d2llm.files import atomic_path, read_json, write_json
-from d2llm.index.records import PASSAGES, RECORD, VECTORS, FileRecord, SegmentRecord
+from d2llm.index.records import LOOKUP, PASSAGES, RECORD, VECTORS, FileRecord, SegmentRecord
+from d2llm.postings import Postings, keys_of
 from d2llm.tensor_files import write_tensors
 from d2llm_kernels.rough.rows import Int8Rows, Rows
 
@@ -26,8 +34,35 @@ from d2llm_kernels.rough.rows import Int8Rows, Rows
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 
 
+def read_tensors(path: Path, expected: Mapping[str, tuple[Any, ...]]) -> dict[str, Tensor]:
+    """Map tensors of a safetensors file.
+
+    Args:
+        expected: of each its sizes, None for any, and its dtype.
+
+    Raises:
+        FormatError: if one is absent, or of another shape or dtype.
+    """
+    try:
+        with safe_open(path, "pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in expected}
+    except SafetensorError as error:
+        raise FormatError(f"{path}: {error}") from None
+    for name, tensor in tensors.items():
+        found, wanted = (*tensor.shape, tensor.dtype), expected[name]
+        if len(found) != len(wanted) or any(w not in (None, f) for f, w in zip(found, wanted, strict=True)):
+            raise FormatError(f"{path}: {name}: expected {wanted}, got {found}")
+    return tensors
+
+
 def write_segment(
-    folder: Path, projected: Rows, unit: Tensor | None, ids: Sequence[str], texts: Sequence[str] | None
+    folder: Path,
+    projected: Rows,
+    unit: Tensor | None,
+    ids: Sequence[str],
+    texts: Sequence[str] | None,
+    *,
+    lookup: bool,
 ) -> SegmentRecord:
     """Write a segment as a whole or not at all.
 
@@ -36,6 +71,7 @@ def write_segment(
         unit: (n, D) float16, or None.
         ids: n ids.
         texts: n texts, or None.
+        lookup: whether to write the file that ids and terms are looked up in.
 
     Raises:
         OSError: if the disk fills.
@@ -57,10 +93,21 @@ def write_segment(
         if unit is not None:
             tensors["unit"] = unit.contiguous()
         write_tensors(tensors, scratch / VECTORS)
-        files = (FileRecord.of(scratch / VECTORS), FileRecord.of(scratch / PASSAGES))
-        record = SegmentRecord(folder.name, len(ids), files)
+        names = [VECTORS, PASSAGES]
+        if lookup:
+            names.append(LOOKUP)
+            write_tensors(_lookup(ids, texts), scratch / LOOKUP)
+        record = SegmentRecord(folder.name, len(ids), tuple(FileRecord.of(scratch / name) for name in names))
         write_json(scratch / RECORD, asdict(record))
     return record
+
+
+def _lookup(ids: Sequence[str], texts: Sequence[str] | None) -> dict[str, Tensor]:
+    """What ids and terms are looked up in."""
+    arrays = {"keys": keys_of(ids)}
+    if texts is not None:
+        arrays |= vars(Postings.of(map(tokenize, texts)))
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def finished_segment(folder: Path, rows: int) -> SegmentRecord | None:
@@ -81,41 +128,52 @@ class Segment:
     Args:
         root: folder that holds the segment's folder.
         record: the segment's entry in the manifest.
-        hidden: F. dim: D. dtype: name of the stored dtype. unit: whether unit vectors must be there.
+        hidden: F. dim: D. dtype: name of the stored dtype. unit, texts: whether unit vectors and texts
+            must be there.
 
     Raises:
         MissingError: if a file is gone.
         FormatError: if a file has another size, header or shape than recorded.
     """
 
-    def __init__(self, root: Path, record: SegmentRecord, *, hidden: int, dim: int, dtype: str, unit: bool) -> None:
+    def __init__(
+        self, root: Path, record: SegmentRecord, *, hidden: int, dim: int, dtype: str, unit: bool, texts: bool
+    ) -> None:
         self.folder = root / record.name
         self.rows = record.rows
         record.check_copy(root)
         for file in record.files:
             file.check_size(self.folder)
         path = self.folder / VECTORS
-        expected = {"projected": (self.rows, hidden, DTYPES[dtype]), "offsets": (self.rows + 1, torch.int64)}
+        expected: dict[str, tuple[Any, ...]] = {
+            "projected": (self.rows, hidden, DTYPES[dtype]),
+            "offsets": (self.rows + 1, torch.int64),
+        }
         if dtype == "int8":
             expected |= {"scale": (self.rows, torch.float32), "centre": (hidden, torch.float32)}
         if unit:
             expected["unit"] = (self.rows, dim, torch.float16)
-        try:
-            with safe_open(path, "pt") as handle:
-                tensors = {name: handle.get_tensor(name) for name in expected}
-        except SafetensorError as error:
-            raise FormatError(f"{path}: {error}") from None
-        for name, tensor in tensors.items():
-            if (*tensor.shape, tensor.dtype) != expected[name]:
-                raise FormatError(f"{path}: {name}: expected {expected[name]}, got {(*tensor.shape, tensor.dtype)}")
+        tensors = read_tensors(path, expected)
         self.projected: Rows = tensors["projected"]
         if dtype == "int8":
             self.projected = Int8Rows(tensors["projected"], tensors["scale"], tensors["centre"])
         self.unit: Tensor | None = tensors.get("unit")
         self._offsets: Tensor = tensors["offsets"]
+        #: The terms of the texts, where they are kept.
+        self.postings: Postings | None = None
+        self._keys: NDArray[np.int64] | None = None
+        if record.lookup:
+            self._read_lookup(texts)
         # Unlike mmap.mmap, this mapping keeps no file descriptor open: an index may have thousands of segments.
         size = next(file.bytes for file in record.files if file.name == PASSAGES)
         self._passages = torch.from_file(str(self.folder / PASSAGES), shared=False, size=size, dtype=torch.uint8)
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """A number for each id (n,), from ``keys_of``."""
+        if self._keys is None:
+            self._keys = keys_of([name for name, _ in self.passages()])
+        return self._keys
 
     def passage(self, row: int) -> tuple[str, str | None]:
         """(id, text) of a row; text is None in an index of vectors alone.
@@ -134,6 +192,20 @@ class Segment:
         """
         content, offsets = self._passages.numpy().tobytes(), self._offsets.tolist()
         return (self._parse(content[offsets[row] : offsets[row + 1]], row) for row in range(self.rows))
+
+    def _read_lookup(self, texts: bool) -> None:
+        path = self.folder / LOOKUP
+        expected: dict[str, tuple[Any, ...]] = {"keys": (self.rows, torch.int64)}
+        if texts:
+            expected |= {"lengths": (self.rows, torch.int32), "terms": (None, torch.int64)}
+            expected |= {"starts": (None, torch.int64), "rows": (None, torch.int32), "counts": (None, torch.int16)}
+        arrays = {name: tensor.numpy() for name, tensor in read_tensors(path, expected).items()}
+        self._keys = arrays.pop("keys")
+        if texts:
+            self.postings = Postings(**arrays)
+            terms, starts, rows, counts = (len(arrays[name]) for name in ("terms", "starts", "rows", "counts"))
+            if starts != terms + 1 or rows != counts:
+                raise FormatError(f"{path}: {terms} terms, {starts} starts, {rows} rows and {counts} counts do not fit")
 
     def _parse(self, line: bytes, row: int) -> tuple[str, str | None]:
         try:

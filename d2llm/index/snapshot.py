@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, overload
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,10 +15,12 @@ from tqdm import tqdm
 from d2llm.bm25 import BM25
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
+from d2llm.index.covering import Certified, Covering
 from d2llm.index.manifest import Manifest
 from d2llm.index.records import FileRecord
 from d2llm.index.segment import Segment
 from d2llm.index.writer import SEGMENTS
+from d2llm.postings import keys_of
 from d2llm.tensor_files import write_tensors
 from d2llm_kernels.rough.rows import Rows, widened
 
@@ -56,6 +59,7 @@ class Snapshot:
                 dim=manifest.dim,
                 dtype=manifest.dtype,
                 unit=manifest.unit,
+                texts=manifest.texts,
             )
             for record in manifest.segments
         ]
@@ -64,6 +68,8 @@ class Snapshot:
         self.starts: Tensor = rows.cumsum(0)
         self.deleted: Tensor = _load_deleted(root, manifest)
         self.size = manifest.rows - int(self.deleted.sum())
+        #: The surrogate and what it promises.
+        self.surrogate: tuple[Covering, Certified] | None = _load_surrogate(root, manifest)
 
     @classmethod
     def open(cls, root: Path) -> "Snapshot":
@@ -79,38 +85,57 @@ class Snapshot:
         """Positions (N,) int64 of the passages that are not deleted, ascending."""
         return self.deleted.logical_not().nonzero().squeeze(1)
 
-    @cached_property
-    def positions(self) -> dict[str, int]:
-        """Position of every live id."""
+    def ids(self) -> Iterator[str]:
+        """Every live id, by position."""
         every = (name for segment in self.segments for name, _ in segment.passages())
-        return {name: i for i, (name, gone) in enumerate(zip(every, self.deleted.tolist(), strict=True)) if not gone}
+        return (name for name, gone in zip(every, self.deleted.tolist(), strict=True) if not gone)
+
+    def find(self, names: Sequence[str]) -> dict[str, int]:
+        """Positions of those ids that are live; of the texts only lines with such ids are read."""
+        wanted, found = keys_of(names), {}
+        known = set(names)
+        for segment, start in zip(self.segments, self.starts[:-1].tolist(), strict=True):
+            for row in np.flatnonzero(np.isin(segment.keys, wanted)).tolist():
+                name, _ = segment.passage(row)
+                # Two ids may share a key.
+                if name in known and not self.deleted[start + row]:
+                    found[name] = start + row
+        return found
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether there are terms of texts, which BM25 needs."""
+        return self.manifest.texts and self.manifest.lookup
 
     @cached_property
     def bm25(self) -> BM25:
-        """BM25 over the texts of the live passages, in the order of ``live``.
+        """BM25 over the texts of the live passages, by position.
 
         Raises:
-            InputError: if the index holds no texts.
+            InputError: if the index holds no terms.
         """
-        if not self.manifest.texts:
-            raise InputError("mode: 'bm25' needs texts, and this index was built from vectors alone")
-        every = (text or "" for segment in self.segments for _, text in segment.passages())
-        return BM25([text for text, gone in zip(every, self.deleted.tolist(), strict=True) if not gone])
+        if not self.has_terms:
+            had = "from vectors alone" if not self.manifest.texts else "by an older version; build it again"
+            raise InputError(f"mode: 'bm25' and 'hybrid' need the terms of texts, and this index was built {had}")
+        parts = [segment.postings for segment in self.segments if segment.postings is not None]
+        return BM25.over(parts, None if self.size == self.manifest.rows else self.deleted.logical_not().numpy())
 
     def passage(self, position: int) -> tuple[str, str | None]:
         """(id, text) at a position."""
         segment = int(torch.searchsorted(self.starts, position, right=True)) - 1
         return self.segments[segment].passage(position - int(self.starts[segment]))
 
-    def chunks(self, stored: str) -> "Chunks":
-        """What is stored of the live passages, ``"projected"`` or ``"unit"``, in the order of ``live``."""
-        return Chunks([getattr(segment, stored) for segment in self.segments], self.deleted)
+    def chunks(self, stored: str, among: Tensor) -> "Chunks":
+        """What is stored, ``"projected"`` or ``"unit"``, of the passages at ascending positions."""
+        kept = torch.zeros(self.manifest.rows, dtype=torch.bool)
+        kept[among] = True
+        return Chunks([getattr(segment, stored) for segment in self.segments], kept)
 
-    def gather(self, positions: Tensor) -> Tensor:
-        """Projected passages (C, F), floating, at ascending positions (C,)."""
+    def gather(self, positions: Tensor, stored: str = "projected") -> Tensor:
+        """What is stored, ``"projected"`` (C, F) or ``"unit"`` (C, D), floating, at ascending positions (C,)."""
         cuts = torch.searchsorted(positions, self.starts).tolist()
         pieces = [
-            segment.projected[positions[low:high] - start]
+            getattr(segment, stored)[positions[low:high] - start]
             for segment, start, low, high in zip(self.segments, self.starts[:-1], cuts[:-1], cuts[1:], strict=True)
             if low < high
         ]
@@ -118,11 +143,11 @@ class Snapshot:
 
 
 class Chunks(Sequence[Rows]):
-    """Rows of live passages, a segment a chunk; where some are deleted a copy of the others, made when asked for."""
+    """Rows that are kept, a segment a chunk; where some are not, a copy of the others, made when asked for."""
 
-    def __init__(self, segments: Sequence[Rows], deleted: Tensor) -> None:
+    def __init__(self, segments: Sequence[Rows], kept: Tensor) -> None:
         self._segments = segments
-        self._kept = deleted.logical_not().split([len(rows) for rows in segments])
+        self._kept = kept.split([len(rows) for rows in segments])
 
     def __len__(self) -> int:
         return len(self._segments)
@@ -148,6 +173,19 @@ def save_deleted(root: Path, deleted: Tensor, generation: int) -> FileRecord:
     with atomic_path(path) as scratch:
         write_tensors({"deleted": deleted}, scratch)
     return FileRecord.of(path)
+
+
+def _load_surrogate(root: Path, manifest: Manifest) -> tuple[Covering, Certified] | None:
+    """The surrogate, its small files compared by SHA-256 and the others by size."""
+    record = manifest.surrogate
+    if record is None:
+        return None
+    folder = root / record.name
+    for file in record.files[:2]:
+        file.check(folder)
+    for file in record.files[2:]:
+        file.check_size(folder)
+    return Covering.open(folder, manifest.segments[: len(record.files) - 2], manifest.hidden)
 
 
 def _load_deleted(root: Path, manifest: Manifest) -> Tensor:

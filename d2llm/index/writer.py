@@ -28,7 +28,7 @@ from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 SEGMENTS = "segments"
 # What a killed writer leaves of files that it was about to rename, beside those of segments.
-_SCRATCH = (".head-*", ".deleted-*", ".manifest.json.*")
+_SCRATCH = (".head-*", ".deleted-*", ".surrogate-*", ".manifest.json.*")
 #: Texts handed to the model at a time: enough to sort by length, few enough to see progress.
 _ENCODE = 1024
 
@@ -56,7 +56,7 @@ def shards(corpus: Corpus, shard_size: int, manifest: Manifest) -> dict[str, Cor
     Raises:
         InputError: for NaN or infinity in the vectors, before anything is written.
     """
-    options = [manifest.model, manifest.dim, manifest.hidden, manifest.dtype, manifest.unit]
+    options = [manifest.model, manifest.dim, manifest.hidden, manifest.dtype, manifest.unit, manifest.lookup]
     named = {}
     for start in range(0, len(corpus), shard_size):
         rows = slice(start, start + shard_size)
@@ -94,7 +94,7 @@ def write_shards(
             if record is None:
                 vectors = _vectors(part, model, manifest.dim, batch_size, bar)
                 projected, unit = _stored(vectors, model, manifest)
-                record = _write(folder, projected, unit, part)
+                record = _write(folder, projected, unit, part, manifest.lookup)
             else:
                 bar.update(len(part))
             records.append(record)
@@ -102,10 +102,11 @@ def write_shards(
 
 
 def collect(root: Path, manifest: Manifest) -> None:
-    """Remove what the manifest does not name: segments, heads and deletions of earlier states or killed runs."""
+    """Remove what of ours the manifest does not name: files of earlier states, and of runs that were killed."""
     kept = {segment.name for segment in manifest.segments} | {manifest.head.name}
     kept |= {manifest.deleted.name} if manifest.deleted else set()
-    ours = ("head-*.safetensors", "deleted-*.safetensors", *_SCRATCH)
+    kept |= {manifest.surrogate.name} if manifest.surrogate else set()
+    ours = ("head-*.safetensors", "deleted-*.safetensors", "surrogate-*", *_SCRATCH)
     for path in [*(root / SEGMENTS).iterdir(), *(path for pattern in ours for path in root.glob(pattern))]:
         if path.name in kept:
             continue
@@ -143,9 +144,9 @@ def _stored(vectors: Tensor, model: Model, manifest: Manifest) -> tuple[Rows, Te
     return Int8Rows.of(exact) if manifest.dtype == "int8" else rounded, unit
 
 
-def _write(folder: Path, projected: Rows, unit: Tensor | None, part: Corpus) -> SegmentRecord:
+def _write(folder: Path, projected: Rows, unit: Tensor | None, part: Corpus, lookup: bool) -> SegmentRecord:
     try:
-        return write_segment(folder, projected, unit, part.ids, part.texts)
+        return write_segment(folder, projected, unit, part.ids, part.texts, lookup=lookup)
     except OSError as error:
         raise OSError(
             f"{folder}: could not be written ({error}); finished shards are kept, and the same call goes on from there"

@@ -1,5 +1,6 @@
 """Everything that decides a student's architecture, kept in its config.json."""
 
+import math
 import typing
 from collections.abc import Iterable
 from typing import Any, TypedDict
@@ -9,6 +10,7 @@ from transformers import PretrainedConfig
 
 from d2llm.errors import InputError, shown
 from d2llm.fields import convert
+from d2llm.fusion import BM25_WEIGHT
 
 #: Number types that the frozen base model can be held in.
 BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,7 +53,7 @@ class Architecture(TypedDict, total=False):
 
 
 #: Those of them that change neither a student's weights nor what they mean.
-FREE = frozenset({"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend"})
+FREE = frozenset({"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend", "bm25_weight"})
 
 
 #: The fields of a :class:`D2LLMConfig`.
@@ -93,6 +95,7 @@ class D2LLMConfig(PretrainedConfig):
         query_length: tokens that a query is cut to.
         passage_length: tokens that a passage is cut to.
         kernels_backend: backend of the heads (see :mod:`d2llm_kernels`).
+        bm25_weight: what BM25 weighs beside the interaction module in a hybrid search (see :mod:`d2llm.fusion`).
 
     Raises:
         InputError: for a value outside these.
@@ -119,6 +122,7 @@ class D2LLMConfig(PretrainedConfig):
         query_length: int = 250,
         passage_length: int = 250,
         kernels_backend: str = "auto",
+        bm25_weight: float = BM25_WEIGHT,
         **kwargs: Any,
     ) -> None:
         self.base_model = base_model
@@ -138,6 +142,7 @@ class D2LLMConfig(PretrainedConfig):
         self.query_length = query_length
         self.passage_length = passage_length
         self.kernels_backend = kernels_backend
+        self.bm25_weight = bm25_weight
         self._check()
         super().__init__(**kwargs)
 
@@ -156,6 +161,8 @@ class D2LLMConfig(PretrainedConfig):
                 )
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout: expected a number in [0, 1), got {self.lora_dropout}")
+        if not 0 <= self.bm25_weight < math.inf:
+            raise InputError(f"bm25_weight: expected a finite number of at least 0, got {self.bm25_weight}")
         if self.train_base and self.lora_r:
             raise InputError(f"train_base: expected LoRA or a trained base, got both; set lora_r, {self.lora_r}, to 0")
 

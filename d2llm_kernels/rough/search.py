@@ -87,6 +87,25 @@ class Search:
         return self.rerank(a, best.indices, lambda indices: _gather(chunks, sizes, indices), k)
 
     @torch.no_grad()
+    def scores(self, a: Tensor, chunks: Iterable[Rows]) -> Tensor:
+        """Scores of every query with every passage, by what ``topk`` looks at first: rounded, where that rounds.
+
+        Args:
+            a, chunks: as in ``topk``.
+
+        Returns:
+            (Nq, N), N the number of all passages, on the device of the branch.
+
+        Raises:
+            ArgumentError: on shapes or dtypes that do not fit.
+        """
+        self._check(a)
+        scorer = self._rough or self._exact
+        a = a.detach().to(scorer.branch.weight.dtype)
+        parts = [scorer.scores(a, block) for rows in self._checked(chunks) for block in scorer.blocks(rows)]
+        return torch.cat(parts, 1) if parts else a.new_empty(len(a), 0)
+
+    @torch.no_grad()
     def rerank(self, a: Tensor, found: Tensor, gather: Callable[[Tensor], Tensor], k: int) -> tuple[Tensor, Tensor]:
         """The best k of each query's candidates in full precision, arguments and results as in ``candidates.rerank``.
 
@@ -102,18 +121,23 @@ class Search:
 
     def _best(self, chunks: Iterable[Rows], sizes: list[int], a: Tensor, scorer: "_Scorer", k: int) -> Best:
         """The best over all chunks, whose sizes are noted."""
-        first, width = 0, self._branch.weight.shape[1]
+        first = 0
         a = a.detach().to(scorer.branch.weight.dtype)
         best = Best.of_none(a, k)
-        for number, rows in enumerate(chunks):
-            name = f"chunks[{number}]"
-            require(rows.dtype == self._dtype, name, backends.type_name(self._dtype), backends.type_name(rows.dtype))
-            require(rows.shape[1:] == (width,), name, f"shape (N, {width})", tuple(rows.shape))
+        for rows in self._checked(chunks):
             for block in scorer.blocks(rows):
                 scorer.add(best, a, block, first)
                 first += len(block)
             sizes.append(len(rows))
         return best
+
+    def _checked(self, chunks: Iterable[Rows]) -> Iterator[Rows]:
+        width = self._branch.weight.shape[1]
+        for number, rows in enumerate(chunks):
+            name = f"chunks[{number}]"
+            require(rows.dtype == self._dtype, name, backends.type_name(self._dtype), backends.type_name(rows.dtype))
+            require(rows.shape[1:] == (width,), name, f"shape (N, {width})", tuple(rows.shape))
+            yield rows
 
 
 class _Scorer:
@@ -134,6 +158,14 @@ class _Scorer:
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK].to(device)
             yield block if block.dtype == self.dtype else widened(block).to(self.dtype)
+
+    def scores(self, a: Tensor, rows: Rows) -> Tensor:
+        """Scores (Nq, n) of a block."""
+        if isinstance(rows, Int8Rows):
+            kernels = self.backend.int8()
+            assert kernels is not None
+            return kernels.iem_scores_int8(a + rows.centre, rows.values, rows.scale, self.branch)
+        return functional.iem_scores(a, rows, *self.branch, self._requested)
 
     def add(self, best: Best, a: Tensor, rows: Rows, first: int) -> None:
         """Take a block into account, whose passages count from ``first``."""

@@ -17,7 +17,7 @@ from benchmarks.gpu_report.state import load
 from d2llm_kernels.measure.timing import Timer
 
 # Not to be had where the report is to run.
-ABSENT = ("bm25s", "gguf", "pytrec_eval")
+ABSENT = ("gguf",)
 
 
 class Plan:

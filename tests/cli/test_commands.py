@@ -161,8 +161,9 @@ def test_train_then_eval(run: Run, base_model: str, examples_file: Path, templat
     results = tmp_path / "results.json"
     measured = run("eval", student, examples_file, "--json", results)
     assert measured.exit_code == 0, measured.output
-    rows = json.loads(results.read_text())
-    assert list(rows) == ["BM25", "untrained LLM, mean-pool cosine", "student cosine", "student IEM"]
+    rows = json.loads(results.read_text())["systems"]
+    untrained = "untrained LLM, mean-pool cosine"
+    assert list(rows) == ["BM25", untrained, "student cosine", "student IEM", "student IEM + 0.2 BM25"]
     assert all(row["queries"] == 8 for row in rows.values())
     assert f"{rows['BM25']['mrr']:.3f}" in measured.output
 
@@ -174,7 +175,7 @@ def test_eval_of_a_beir_folder_keeps_grades(run: Run, student_folder: Path, corp
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td3\t2\nq2\td2\t0\n")
     result = run("eval", student_folder, folder, "--json", folder / "r.json", "--markdown")
     assert result.exit_code == 0 and result.stdout.startswith("| system |"), result.output
-    bm25 = json.loads((folder / "r.json").read_text())["BM25"]
+    bm25 = json.loads((folder / "r.json").read_text())["systems"]["BM25"]
     assert bm25["queries"] == 1 and bm25["mrr"] == 1.0 and bm25["ndcg@10"] < 1.0
 
 
@@ -186,9 +187,9 @@ def test_eval_of_pairs(
     pairs = [("open the file", "open the file now", 1), ("open the file", "read z", 0), ("close it", "close it up", 1)]
     lines = [f"{first}\t{second}\t{label.format(grade)}" for first, second, grade in pairs]
     table.write_text("sentence1\tsentence2\tlabel\n" + "\n".join(lines) + "\n")
-    result = run("eval", student_folder, table, "--kind", kind, "--json", tmp_path / "r.json")
+    result = run("eval", student_folder, table, "--kind", kind, "--json", tmp_path / "r.json", "--samples", 100)
     assert result.exit_code == 0, result.output
-    rows = json.loads((tmp_path / "r.json").read_text())
+    rows = json.loads((tmp_path / "r.json").read_text())["systems"]
     assert list(rows) == ["BM25", "untrained LLM, mean-pool cosine", "student cosine", "student IEM"]
     assert rows["BM25"][metric] > 0.8
 
@@ -216,6 +217,35 @@ def test_index_build_append_delete_verify_search(
     assert damaged.exit_code == 2 and "passages.jsonl" in damaged.stderr
 
 
+def test_plain_texts_are_appended_upserted_and_compacted(run: Run, student_folder: Path, tmp_path: Path) -> None:
+    path, first, second = tmp_path / "x.index", tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("open the file\nclose the file\n")
+    second.write_text("read the pipe\n")
+    assert run("index", student_folder, first, path).exit_code == 0
+    assert "3 passages" in run("index", student_folder, second, path, "--append").output
+    first.write_text("open the file\nclose the socket\nsend z\n")
+    again = run("index", student_folder, first, path, "--append")
+    assert again.exit_code == 2 and "'first.txt:1'" in again.stderr
+    assert "4 passages" in run("index", student_folder, first, path, "--upsert").output
+    assert "4 passages" in run("index", path, "--compact").output
+    assert run("index", path, "--compact", "--verify").exit_code == 2
+    found = Index.open(path, D2LLM.from_pretrained(student_folder), verify=True).search("the", 9)[0]
+    assert {hit.id: hit.text for hit in found} == {
+        "first.txt:1": "open the file",
+        "first.txt:2": "close the socket",
+        "first.txt:3": "send z",
+        "second.txt:1": "read the pipe",
+    }
+    second.write_text("open it\nthe socket\n")
+    rows = run("search", "--queries", second, "--index", path, "--model", student_folder, "-k", 9, "--explain").stdout
+    answers = [json.loads(line) for line in rows.splitlines()]
+    assert [answer["query"] for answer in answers] == ["open it", "the socket"]
+    assert all(len(answer["hits"]) == 4 and answer["hits"][0]["promised"] == 1 for answer in answers)
+    for arguments in ((), ("the socket", "--queries", second)):
+        refused = run("search", *arguments, "--index", path, "--model", student_folder)
+        assert refused.exit_code == 2 and "expected either QUERY or --queries" in refused.stderr
+
+
 def test_search_without_index_asks_the_library(
     run: Run, student_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +271,10 @@ def test_search_without_index_asks_the_library(
         (("train", "{config}", "rubbish"), "override: expected name=value, got 'rubbish'"),
         (("eval", "absent", "{examples}"), "absent: no such folder"),
         (("eval", "{student}", "{examples}", "--kind", "x"), "--kind: expected one of ir, nli, sts, got 'x'"),
-        (("eval", "{student}", "{examples}", "--first-stage", "x"), "--first-stage: expected one of bm25, cosine, iem"),
+        (
+            ("eval", "{student}", "{examples}", "--first-stage", "x"),
+            "--first-stage: expected one of bm25, untrained, cosine, iem",
+        ),
         (("eval", "{student}", "{examples}", "--task", "sym"), "expected examples of one task, got none"),
         (("eval", "{student}", "{examples}", "--adapter", "absent"), "absent: expected a folder with teacher.json"),
         (("index", "a", "b"), "arguments: expected MODEL CORPUS PATH, got a b"),

@@ -1,4 +1,5 @@
 import ast
+import os
 import textwrap
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from d2llm.data.docstrings import (
     PASSAGE_CHARACTERS,
     QUERY_CHARACTERS,
+    docstring_names,
     docstring_pairs,
     first_sentence,
     hold_out,
@@ -260,3 +262,32 @@ def check_pairs(folder: Path, content: bytes) -> None:
     for query, passage in pairs(folder, content):
         assert text_id(query) and text_id(passage)
         assert query in " ".join(ast.unparse(ast.parse(content)).split()) or "\\" in content.decode()
+
+
+def test_every_passage_has_a_name_of_its_own():
+    root = Path(os.__file__).parent / "asyncio"
+    names = docstring_names(root)
+    assert list(names) == list(dict.fromkeys(pair.positive for pair in docstring_pairs(root)))
+    assert len(set(names.values())) == len(names)
+    (put,) = (passage for passage, name in names.items() if name == "queues.Queue.put")
+    assert put.startswith("async def put(")
+
+
+def test_names_are_of_modules_classes_and_functions_and_tell_equals_apart(tmp_path):
+    function = '''
+def outer():
+    """Twenty characters at least, of which this is more."""
+    return {}
+
+    class Inner:
+        def method(self):
+            """Twenty characters at least, of which this is more."""
+            return {}
+'''
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text(function.format(1, 2) + function.format(3, 2))
+    assert sorted(docstring_names(tmp_path).values()) == [
+        "package.outer",
+        "package.outer#2",
+        "package.outer.Inner.method",
+    ]

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2llm.errors import InputError
-from d2llm.evaluation import nli_metrics, sts_metrics
+from d2llm.evaluation import Thresholds, fit_thresholds, nli_metrics, sts_metrics
 
 scored = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30).filter(
     lambda rows: len({label for _, label in rows}) == 2
@@ -15,7 +15,7 @@ scored = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_
 @given(scored)
 def test_thresholds_are_the_best_there_are(rows):
     scores, labels = np.array([s for s, _ in rows], dtype=float), np.array([label for _, label in rows])
-    metrics = nli_metrics(scores, labels)
+    metrics = nli_metrics(scores, labels, fit_thresholds(scores, labels))
     accuracies, f1s = [], []
     for threshold in [*np.unique(scores), scores.max() + 1]:
         said = scores >= threshold
@@ -35,12 +35,16 @@ def test_average_precision():
 
 
 def test_a_given_threshold_is_used():
-    metrics = nli_metrics([0.9, 0.6, 0.4, 0.1], [1, 0, 1, 0], threshold=0.5)
+    scores, labels = [0.9, 0.6, 0.4, 0.1], [1, 0, 1, 0]
+    metrics = nli_metrics(scores, labels, Thresholds(0.5, 0.5))
     assert (metrics["accuracy"], metrics["precision"], metrics["recall"], metrics["f1"]) == (0.5, 0.5, 0.5, 0.5)
+    # Nothing is fitted on the pairs that are measured.
+    assert set(nli_metrics(scores, labels)) == {"ap", "roc_auc"}
 
 
 def test_constant_scores_have_defined_values():
-    metrics = nli_metrics([1, 1, 1, 1], [1, 0, 0, 0])
+    scores, labels = [1, 1, 1, 1], [1, 0, 0, 0]
+    metrics = nli_metrics(scores, labels, fit_thresholds(scores, labels))
     assert metrics["accuracy"] == 0.75
     assert metrics["roc_auc"] == 0.5
     assert metrics["ap"] == 0.25

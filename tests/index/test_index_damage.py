@@ -14,18 +14,18 @@ from d2llm.index import Index
 def files(index: Index) -> list[Path]:
     """One of each kind of file that the manifest records."""
     segment = sorted((index.path / "segments").iterdir())[1]
-    kinds = [segment / "vectors.safetensors", segment / "passages.jsonl"]
+    kinds = [segment / name for name in ("vectors.safetensors", "passages.jsonl", "lookup.safetensors")]
     return kinds + list(index.path.glob("head-*")) + list(index.path.glob("deleted-*"))
 
 
 @pytest.fixture
 def whole(index: Index) -> Index:
     index.delete(["4", "20"])
-    assert len(files(index)) == 4
+    assert len(files(index)) == 5
     return index
 
 
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_truncated_file_is_named_at_open(whole, which):
     path = files(whole)[which]
     path.write_bytes(path.read_bytes()[:-1])
@@ -33,7 +33,7 @@ def test_truncated_file_is_named_at_open(whole, which):
         Index.open(whole.path)
 
 
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_missing_file_is_named_at_open(whole, which):
     path = files(whole)[which]
     path.unlink()
@@ -42,7 +42,7 @@ def test_missing_file_is_named_at_open(whole, which):
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(which=st.integers(0, 3), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@given(which=st.integers(0, 4), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_found_by_verify(whole, which, place, bit):
     path = files(whole)[which]
     content = path.read_bytes()
@@ -77,7 +77,7 @@ def test_damaged_text_is_named_when_read(whole):
     ("change", "message"),
     [
         (lambda m: m | {"dim": 64}, "altered"),
-        (lambda m: m | {"version": 2}, "version 1, got 2"),
+        (lambda m: m | {"version": 3}, "version 1 or 2, got 3"),
         (lambda m: {"hello": 1}, "expected the format 'd2llm-index'"),
         (lambda m: [m], "expected the format 'd2llm-index'"),
     ],

@@ -44,16 +44,16 @@ def test_search_is_exact_for_what_is_stored(model, built):
         )
         values, order = model.iem.topk(model.iem.project_queries(queries), stored(index), 50, 1)
     assert (stored(index) - exact).abs().max() < exact.abs().max() / 100
-    for hits in (index.search(QUERIES, 50), Index.open(built.path).search_vectors(queries, 50)):
+    for hits in (index.search(QUERIES, 50, mode="iem"), Index.open(built.path).search_vectors(queries, 50)):
         scores, ids = found(hits)
         torch.testing.assert_close(scores, values, rtol=1e-4, atol=1e-4)
         assert ids == order.tolist()
 
 
-@pytest.mark.parametrize("mode", ["bm25", "cosine"])
-def test_two_stages_score_the_same_rows(built, mode):
+@pytest.mark.parametrize("channel", ["bm25", "cosine"])
+def test_two_stages_score_the_same_rows(built, channel):
     expected = found(built.search(QUERIES, 10))
-    scores, ids = found(built.search(QUERIES, 10, mode=mode, candidates=50))
+    scores, ids = found(built.search(QUERIES, 10, channels=[channel, "cosine"], candidates=50))
     torch.testing.assert_close(scores, expected[0], rtol=1e-4, atol=1e-4)
     assert ids == expected[1]
 

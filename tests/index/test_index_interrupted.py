@@ -159,7 +159,7 @@ def test_other_content_needs_overwrite_and_reuses_equal_shards(model, index):
     model.encoded.clear()
     replaced = Index.build(model, texts, index.path, overwrite=True, **options)
     assert model.encoded == texts[32:48]
-    assert replaced.search("changed", 1, mode="bm25", candidates=1)[0][0].id == "40"
+    assert replaced.search("changed", 1, mode="bm25")[0][0].id == "40"
 
 
 def test_one_writer_at_a_time(model, index):

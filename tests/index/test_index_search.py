@@ -29,7 +29,7 @@ def test_exact_search_is_brute_force(model, index, task, chunk, monkeypatch):
     monkeypatch.setattr(search, "_BLOCK", chunk)
     texts = corpus(50)
     expected = brute_force(model, texts, QUERIES, ["sym", "asym"].index(task))
-    found = index.search(QUERIES, 50, task=task)
+    found = index.search(QUERIES, 50, task=task, mode="iem")
     order = expected.argsort(dim=1, descending=True, stable=True)
     scores = torch.tensor([[hit.score for hit in row] for row in found])
     torch.testing.assert_close(scores, expected.gather(1, order), rtol=1e-5, atol=1e-5)
@@ -52,25 +52,36 @@ def test_a_first_look_in_bfloat16_changes_nothing(model, tmp_path, k):
     torch.testing.assert_close(scores, values, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["bm25", "cosine"])
-def test_two_stages_over_all_candidates_are_exact(index, mode):
-    assert ids(index.search(QUERIES, 10, mode=mode, candidates=50)) == ids(index.search(QUERIES, 10))
-    assert ids(index.search(QUERIES, 10, mode=mode, candidates=10_000)) == ids(index.search(QUERIES, 10))
+@pytest.mark.parametrize("mode", ["iem", "hybrid"])
+@pytest.mark.parametrize("channels", [["cosine"], ["bm25", "cosine"]])
+def test_two_stages_over_all_candidates_are_exact(index, mode, channels):
+    expected = ids(index.search(QUERIES, 10, mode=mode))
+    for candidates in (50, 10_000):
+        assert ids(index.search(QUERIES, 10, mode=mode, channels=channels, candidates=candidates)) == expected
+
+
+def test_each_hit_says_which_channels_found_it(index):
+    (hits,) = index.search("red item21", 9, channels=["bm25", "cosine"], candidates=9, explain=True)
+    for channel in ("bm25", "cosine"):
+        places = {hit.id: hit.rank for hit in index.search("red item21", 9, mode=channel)[0]}
+        assert {hit.id: hit.ranks[channel] for hit in hits if channel in hit.ranks}.items() <= places.items()
+    assert all(hit.ranks for hit in hits) and hits[0].ranks["bm25"] == 1
+    assert index.search("red item21", 1, channels=["cosine"])[0][0].ranks is None
 
 
 def test_first_stage_chooses_by_its_own_measure(model, index):
     texts = corpus(50)
-    assert index.search("item23", 1, mode="bm25", candidates=1)[0][0].text == texts[23]
-    assert index.search(texts[31], 1, mode="cosine", candidates=1)[0][0].text == texts[31]
+    assert index.search("item23", 1, mode="iem", channels=["bm25"], candidates=1)[0][0].text == texts[23]
+    assert index.search(texts[31], 1, channels=["cosine"], candidates=1)[0][0].text == texts[31]
     q, p = vectors_of(model, [QUERIES[0]]), vectors_of(model, texts)
     cosine = (p @ q[0]) / np.linalg.norm(p, axis=1)
-    found = index.search(QUERIES[0], 8, mode="cosine", candidates=8)[0]
+    found = index.search(QUERIES[0], 8, mode="iem", channels=["cosine"], candidates=8)[0]
     assert {int(hit.id) for hit in found} == set(np.argsort(-cosine)[:8].tolist())
     assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
 
 
-@pytest.mark.parametrize("mode", ["exact", "cosine"])
-def test_equal_passages_keep_their_order(tmp_path, mode, monkeypatch):
+@pytest.mark.parametrize("channels", [(), ("cosine",)])
+def test_equal_passages_keep_their_order(tmp_path, channels, monkeypatch):
     monkeypatch.setattr(ranking, "_BLOCK", 3)
     monkeypatch.setattr(search, "_BLOCK", 3)
     vectors = np.zeros((20, DIM), dtype=np.float32)
@@ -82,8 +93,15 @@ def test_equal_passages_keep_their_order(tmp_path, mode, monkeypatch):
     index = Index.build(scorer, None, tmp_path / "ix", vectors=vectors, shard_size=7, progress=False)
     index.delete(["0", "8"])
     expected = [str(i) for i in range(20) if i not in (0, 8)]
-    assert ids(index.search_vectors(vectors[:2], 5, mode=mode, candidates=6)) == [expected[:5]] * 2
-    assert ids(index.search_vectors(vectors[:1], 18, mode=mode, candidates=18)) == [expected]
+    assert ids(index.search_vectors(vectors[:2], 5, channels=channels, candidates=6)) == [expected[:5]] * 2
+    assert ids(index.search_vectors(vectors[:1], 18, channels=channels, candidates=18)) == [expected]
+
+
+def test_a_segment_whose_passages_are_all_deleted_is_passed_over(index):
+    index.delete([str(i) for i in range(16, 32)])
+    for mode in ("hybrid", "iem", "cosine", "bm25"):
+        assert 0 < len(index.search("red item3", 50, mode=mode)[0]) <= 34
+    assert len(index.search("red item3", 34, channels=["bm25", "cosine"])[0]) == 34
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2**-8), ("float16", 2**-11)])
@@ -91,7 +109,7 @@ def test_storage_rounds_no_more_than_its_dtype(model, tmp_path, dtype, tolerance
     texts = corpus(40)
     index = Index.build(model, texts, tmp_path / dtype, dtype=dtype, progress=False)
     expected = brute_force(model, texts, QUERIES, 1)
-    found = index.search(QUERIES, 40)
+    found = index.search(QUERIES, 40, mode="iem")
     scores = torch.tensor([[hit.score for hit in sorted(row, key=lambda hit: int(hit.id))] for row in found])
     # Two ReLU layers of xavier weights pass on the rounding of b with a gain below 16 here.
     assert (scores - expected).abs().max() < 16 * tolerance * expected.abs().max()
@@ -105,7 +123,7 @@ def test_vectors_alone(model, tmp_path):
     index = Index.build(model.iem, None, tmp_path / "v", vectors=vectors, ids=names, dtype="float32", progress=False)
     with_texts = Index.build(model, texts, tmp_path / "t", dtype="float32", progress=False)
     found = index.search_vectors(vectors[:3], 4)
-    assert ids(found) == [[f"doc{hit.id}" for hit in row] for row in with_texts.search(texts[:3], 4)]
+    assert ids(found) == [[f"doc{hit.id}" for hit in row] for row in with_texts.search(texts[:3], 4, mode="iem")]
     assert all(hit.text is None for row in found for hit in row)
     # The head travels with the index: no model is needed to go on.
     again = Index.open(tmp_path / "v")
@@ -127,12 +145,10 @@ def test_given_vectors_are_not_encoded_again(model, tmp_path):
 def test_a_single_text_and_any_string(model, tmp_path):
     odd = ["line\nbreak", 'quote " and \\', "中文 段落", "lone \ud800 surrogate", "nul \x00 byte"]
     index = Index.build(model, odd, tmp_path / "ix", progress=False)
-    assert sorted(hit.text for hit in index.search("line", 5)[0]) == sorted(odd)
-    assert sorted(hit.text for hit in Index.open(tmp_path / "ix", model).search("中文", 5, mode="bm25")[0]) == sorted(
-        odd
-    )
+    assert sorted(hit.text for hit in index.search("line", 5, mode="iem")[0]) == sorted(odd)
+    assert [hit.text for hit in Index.open(tmp_path / "ix", model).search("中文", 5, mode="bm25")[0]] == [odd[2]]
 
 
 def test_head_in_the_folder_equals_the_models(model, index):
     q = vectors_of(model, QUERIES)
-    assert Index.open(index.path).search_vectors(q, 9, task="sym") == index.search(QUERIES, 9, task="sym")
+    assert Index.open(index.path).search_vectors(q, 9, task="sym") == index.search(QUERIES, 9, task="sym", mode="iem")

@@ -1,0 +1,78 @@
+"""Fewer, fuller segments of the same passages: a search asks every segment, and many small ones cost more than one."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from d2llm.index.manifest import Manifest
+from d2llm.index.segment import write_segment
+from d2llm.index.snapshot import Snapshot, save_deleted
+from d2llm.index.writer import SEGMENTS
+from d2llm_kernels.rough.rows import Int8Rows
+
+#: An append that leaves more segments than this behind the last full one puts them together.
+MOST_SMALL = 32
+
+
+def first_loose(snapshot: Snapshot, shard_size: int) -> int:
+    """Number of the first segment that can be put together with others or has a passage deleted.
+
+    Returns:
+        the number of all segments where there is none.
+    """
+    parts = snapshot.deleted.split([segment.rows for segment in snapshot.segments])
+    loose = [i for i, part in enumerate(parts) if len(part) < shard_size or bool(part.any())]
+    # The last may be as short as it is.
+    alone = loose == [len(parts) - 1] and not bool(parts[-1].any())
+    return len(parts) if alone or not loose else loose[0]
+
+
+def small_tail(snapshot: Snapshot, shard_size: int) -> int:
+    """Number of the segment from which on none is full, nor covered by a surrogate."""
+    full = [i for i, segment in enumerate(snapshot.segments) if segment.rows >= shard_size]
+    return max(full[-1] + 1 if full else 0, _covered(snapshot))
+
+
+def compacted(root: Path, snapshot: Snapshot, start: int, shard_size: int) -> Manifest:
+    """Write the live passages of the segments from ``start`` on as new ones; the manifest that says so, not yet saved.
+
+    In int8 passages are rounded anew, around the centre of their new segment. A surrogate that covers any of these
+    segments is left out.
+
+    Raises:
+        OSError: if the disk fills.
+    """
+    old = snapshot.manifest
+    first = int(snapshot.starts[start])
+    places = snapshot.live[snapshot.live >= first]
+    segments = list(old.segments[:start])
+    for block in places.split(shard_size) if len(places) else ():
+        made_of = [[segment.name for segment in old.segments[start:]], block[0].item(), block[-1].item()]
+        name = f"segment-{hashlib.sha256(json.dumps([old.generation, *made_of]).encode()).hexdigest()[:16]}"
+        ids, texts = zip(*(snapshot.passage(place) for place in block.tolist()), strict=True)
+        projected = snapshot.gather(block)
+        segments.append(
+            write_segment(
+                root / SEGMENTS / name,
+                Int8Rows.of(projected) if old.dtype == "int8" else projected,
+                snapshot.gather(block, "unit") if old.unit else None,
+                ids,
+                texts if old.texts else None,
+                lookup=old.lookup,
+            )
+        )
+    deleted, generation = snapshot.deleted[:first], old.generation + 1
+    return replace(
+        old,
+        generation=generation,
+        segments=tuple(segments),
+        deleted=save_deleted(root, deleted, generation) if bool(deleted.any()) else None,
+        surrogate=old.surrogate if _covered(snapshot) <= start else None,
+    )
+
+
+def _covered(snapshot: Snapshot) -> int:
+    """How many segments a surrogate covers."""
+    surrogate = snapshot.manifest.surrogate
+    return 0 if surrogate is None else len(surrogate.files) - 2

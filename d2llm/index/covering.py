@@ -1,0 +1,146 @@
+"""A surrogate on the disk: its maps, its certificates, and its int8 rows for each of an index's first segments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2llm.errors import FormatError
+from d2llm.index.certificate import Certificate
+from d2llm.index.records import SegmentRecord, SurrogateRecord
+from d2llm.index.segment import read_tensors
+from d2llm.index.surrogate import Maps, products
+from d2llm.tensor_files import write_tensors
+from d2llm_kernels.rough.rows import Rows, widened
+
+# Rows mapped at a time, and products that lie in memory at a time: 64 MB each.
+_ROWS, _PRODUCTS = 1 << 15, 1 << 24
+#: Modes of a search that are certified; one that could not be has a certificate of no queries.
+CERTIFIED_MODES = ("iem", "hybrid")
+_LEAST = torch.iinfo(torch.int32).min
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The certificates of a surrogate: for the branch ``task``, by the mode of the search.
+
+    ``weight``: what BM25 weighed in the hybrid ones.
+    """
+
+    task: int
+    weight: float
+    modes: dict[str, Certificate]
+
+    def write(self, path: Path) -> None:
+        """Write them.
+
+        Raises:
+            OSError: if the disk fills.
+        """
+        parts = {"task": torch.tensor(self.task), "weight": torch.tensor(self.weight, dtype=torch.float64)}
+        for mode, each in self.modes.items():
+            parts |= {f"{mode}_places": each.places, f"{mode}_needed": each.needed}
+        write_tensors(parts, path)
+
+    @classmethod
+    def read(cls, path: Path, end: int) -> "Certified":
+        """Inverse of ``write``, for a surrogate of ``end`` passages.
+
+        Raises:
+            FormatError: if the file holds other tensors than it should.
+        """
+        pair = (None, None, torch.int64)
+        expected = {f"{mode}_{part}": pair for mode in CERTIFIED_MODES for part in ("places", "needed")}
+        found = read_tensors(path, {**expected, "task": (torch.int64,), "weight": (torch.float64,)})
+        made = {mode: Certificate(found[f"{mode}_places"], found[f"{mode}_needed"]) for mode in CERTIFIED_MODES}
+        for mode, each in made.items():
+            fits = each.places.shape == each.needed.shape
+            if not fits or bool(((each.places < 0) | (each.places >= end)).any()):
+                raise FormatError(f"{path}: {mode}: expected positions below {end}, and a need for each")
+        return cls(int(found["task"]), float(found["weight"]), made)
+
+
+def write_maps(maps: Maps, path: Path) -> None:
+    """Write the maps.
+
+    Raises:
+        OSError: if the disk fills.
+    """
+    write_tensors(vars(maps), path)
+
+
+def write_rows(maps: Maps, projected: Rows, path: Path) -> None:
+    """Write a segment's rows.
+
+    Raises:
+        OSError: if the disk fills.
+    """
+    blocks = (projected[start : start + _ROWS] for start in range(0, len(projected), _ROWS))
+    write_tensors({"rows": torch.cat([maps.passages(widened(block)) for block in blocks])}, path)
+
+
+class Covering:
+    """A surrogate of the first passages of an index.
+
+    Args:
+        maps: R wide.
+        rows: of each segment covered (n, R) int8.
+    """
+
+    def __init__(self, maps: Maps, rows: Sequence[Tensor]) -> None:
+        self.maps, self._rows = maps, rows
+        #: Passages that it covers: those at positions below this.
+        self.end = sum(map(len, rows))
+
+    @classmethod
+    def open(cls, folder: Path, segments: Sequence[SegmentRecord], hidden: int) -> tuple["Covering", Certified]:
+        """The surrogate in a folder, its rows mapped, and its certificates.
+
+        Args:
+            segments: those that it covers.
+            hidden: F.
+
+        Raises:
+            FormatError: if a file holds other tensors than it should.
+        """
+        path, certificate, *parts = (folder / name for name in SurrogateRecord.names(segments))
+        wide, narrow = (None, hidden, torch.float32), (None, torch.float32)
+        found = read_tensors(path, {"query": wide, "query_bias": narrow, "passage": wide, "passage_bias": narrow})
+        sizes = {len(each) for each in found.values()}
+        if len(sizes) != 1:
+            raise FormatError(f"{path}: expected maps to one width, got several: {sorted(sizes)}")
+        expected = [{"rows": (segment.rows, *sizes, torch.int8)} for segment in segments]
+        rows = [read_tensors(*each)["rows"] for each in zip(parts, expected, strict=True)]
+        covering = cls(Maps(**found), rows)
+        return covering, Certified.read(certificate, covering.end)
+
+    def scores(self, a: Tensor) -> Tensor:
+        """Products of projected queries (Nq, F) with every passage covered: (Nq, end) int32."""
+        queries = self.maps.queries(a)
+        scores, first = torch.empty(len(a), self.end, dtype=torch.int32), 0
+        for rows in self._rows:
+            scores[:, first : first + len(rows)] = products(queries, rows)
+            first += len(rows)
+        return scores
+
+    def choose(self, a: Tensor, count: int, among: Tensor) -> list[NDArray[np.int64]]:
+        """Positions of the ``count`` best of each projected query (Nq, F), best first.
+
+        Args:
+            among: ascending positions of those that may be chosen.
+        """
+        among = among[: int(torch.searchsorted(among, self.end))]
+        count = min(count, len(among))
+        hidden = torch.ones(self.end, dtype=torch.bool)
+        hidden[among] = False
+        chosen: list[NDArray[np.int64]] = []
+        for some in a.split(max(1, _PRODUCTS // max(1, self.end))):
+            scores = self.scores(some)
+            if len(among) < self.end:
+                scores[:, hidden] = _LEAST
+            chosen += list(scores.topk(count, 1).indices.numpy())
+        return chosen

@@ -1,0 +1,199 @@
+"""An index opened for reading: searches, ids, verification."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from typing_extensions import Self
+
+from d2llm.errors import InputError, MismatchError
+from d2llm.index.asking import Asked
+from d2llm.index.certificate import Audit
+from d2llm.index.hits import Hit, look_up
+from d2llm.index.inputs import check_vectors
+from d2llm.index.manifest import Manifest
+from d2llm.index.model import (
+    Model,
+    bm25_weight,
+    encode,
+    fingerprint_of,
+    head_of,
+    load_head,
+)
+from d2llm.index.searching import Found
+from d2llm.index.snapshot import Snapshot, of_newest
+from d2llm.index.writer import SEGMENTS
+from d2llm.tasks import ASYM, task_index
+from d2llm.texts import check_texts
+
+
+class Reader:
+    """One state of a corpus on disk, the one it was opened at, searched by the interaction module and by words."""
+
+    def __init__(self, path: Path, snapshot: Snapshot, model: Model | None) -> None:
+        self.path = path
+        self._snapshot = snapshot
+        self._model = model
+        self._audit = Audit()
+        self._head = load_head(path / snapshot.manifest.head.name) if model is None else head_of(model)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, verify: bool = False) -> Self:
+        """Open an index. Sizes and headers are checked; vectors and texts stay on disk until they are needed.
+
+        Args:
+            path: folder of the index.
+            model: the D2LLM it was built with; None allows :meth:`search_vectors` only.
+            verify: also compare every file with its SHA-256.
+
+        Raises:
+            MissingError: if there is no finished index, or a file is gone.
+            FormatError: if a file is truncated or altered.
+            MismatchError: if the index was built with another model.
+        """
+        root = Path(path)
+        reader = of_newest(root, lambda manifest: cls(root, Snapshot(root, manifest), model))
+        if model is not None and (given := fingerprint_of(model)) != (built := reader._snapshot.manifest.model):
+            raise MismatchError(f"model: {root} was built with {built}, got {given}")
+        if verify:
+            reader.verify()
+        return reader
+
+    def search(
+        self,
+        queries: str | Sequence[str],
+        k: int = 10,
+        *,
+        task: str | int = ASYM,
+        mode: str | None = None,
+        channels: Sequence[str] = (),
+        candidates: int = 100,
+        recall: float | None = None,
+        exact: bool = False,
+        audit: float = 0,
+        batch_size: int = 32,
+        explain: bool = False,
+    ) -> list[list[Hit]]:
+        """The k best passages of every query, best first, the one added earlier first among equals.
+
+        Args:
+            queries: one text or Nq of them.
+            k: how many; all where there are fewer.
+            task: "asym" (does the passage answer the query) or "sym" (do they say the same), or its index.
+            mode: what ranks. "iem": the interaction module. "bm25": BM25, which finds those alone that share a term
+                with the query. "hybrid": both, as z(IEM) + weight * z(BM25) over the passages, with the student's
+                ``bm25_weight``. "cosine": the cosine of the student's vectors. By default "hybrid" where the index has
+                terms of texts, else "iem".
+            channels: what chooses candidates, of which alone "iem" and "hybrid" then find the best: some of "bm25",
+                "cosine" and "surrogate". Nothing is promised then.
+            candidates: how many each channel chooses, at least k.
+            recall: without channels, the share of the exact best k that "iem" and "hybrid" must find in the mean of
+                queries like those that the surrogate was certified on (see :meth:`fit_surrogate`). Where it was not
+                certified for that, and without a surrogate, every passage is scored. 0.99 by default.
+            exact: score every passage.
+            audit: share of the queries that is searched in full too. A warning says when what this index found misses
+                more than was promised, with 95 % confidence: passages or queries are others than those certified.
+            batch_size: queries encoded at a time.
+            explain: say of each hit by which measures it was found, at what rank (``Hit.ranks``), and what was promised
+                (``Hit.promised``).
+
+        Returns:
+            Nq lists of at most k hits; one list in a list for a single text.
+
+        Raises:
+            InputError: for an empty query, a k below 1, an unknown task, mode or channel, an empty index, or an index
+                without what the mode or the encoding needs.
+        """
+        texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
+        mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
+        asked.check(self._snapshot)
+        vectors = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
+        found, promised = self._find(asked, vectors, texts)
+        if promised is not None and promised < 1:
+            for row in [row for row in range(len(texts)) if self._audit.due(audit)]:
+                exact_found, _ = self._find(replace(asked, recall=1), vectors[row : row + 1], texts[row : row + 1])
+                missed = 1 - np.isin(exact_found[0].positions, found[row].positions).mean()
+                if self._audit.add(float(missed), promised):
+                    warnings.warn(f"recall: {self.path} finds less than {promised}; call fit_surrogate", stacklevel=2)
+        return look_up(self._snapshot, found, promised, explain)
+
+    def search_vectors(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        task: str | int = ASYM,
+        mode: str = "iem",
+        channels: Sequence[str] = (),
+        candidates: int = 100,
+        recall: float | None = None,
+        exact: bool = False,
+        explain: bool = False,
+    ) -> list[list[Hit]]:
+        """As :meth:`search`, for queries encoded before; needs no model.
+
+        Args:
+            queries: (Nq, D) floating array or tensor.
+            mode: "iem" or "cosine".
+            channels: "cosine", "surrogate" or none.
+
+        Raises:
+            InputError: as :meth:`search`, and for a wrong shape, NaN or infinity.
+        """
+        vectors = check_vectors("queries", queries, self.dim)
+        if not len(vectors):
+            raise InputError("queries: expected at least one, got none")
+        for name, given in (("mode", (mode,)), ("channels", channels)):
+            if needy := {"hybrid", "bm25"}.intersection(given):
+                raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
+        asked.check(self._snapshot)
+        return look_up(self._snapshot, *self._find(asked, vectors, []), explain)
+
+    def verify(self) -> None:
+        """Compare every file with its SHA-256.
+
+        Raises:
+            MissingError: if a file is gone.
+            FormatError: if a file is altered, naming it.
+        """
+        of_newest(self.path, self._verify)
+
+    def ids(self) -> list[str]:
+        """Ids of the passages, in the order they were added."""
+        return list(self._snapshot.ids())
+
+    @property
+    def dim(self) -> int:
+        """Width D of the vectors it takes."""
+        return self._snapshot.manifest.dim
+
+    def __len__(self) -> int:
+        """Passages that are not deleted."""
+        return self._snapshot.size
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.path)!r}, passages={len(self)}, dim={self.dim})"
+
+    def _verify(self, manifest: Manifest) -> None:
+        for record in tqdm(manifest.segments, desc="verify", unit="segment", delay=2):
+            record.check(self.path / SEGMENTS)
+        for file in [manifest.head, manifest.deleted]:
+            if file is not None:
+                file.check(self.path)
+        if manifest.surrogate is not None:
+            manifest.surrogate.check(self.path)
+
+    def _find(self, asked: Asked, vectors: Tensor, texts: list[str]) -> tuple[list[Found], float | None]:
+        return asked.find(self._snapshot, self._head, vectors, texts, bm25_weight(self._model))
+
+    def _encoded(self, texts: Sequence[str], batch_size: int | None) -> Tensor:
+        return check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)

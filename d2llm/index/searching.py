@@ -1,0 +1,157 @@
+"""The best passages of queries by interaction, by BM25, by both, or by cosine; each passage is scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2llm.bm25 import top_indices
+from d2llm.fusion import fuse
+from d2llm.index.model import project
+from d2llm.index.ranking import nearest
+from d2llm.index.segment import DTYPES
+from d2llm.index.snapshot import Snapshot
+from d2llm_kernels import IEM
+from d2llm_kernels.rough.candidates import candidates
+
+# Scores that lie in memory at a time: 64 MB.
+_SCORES = 1 << 24
+# From so many passages on, so many stand for all where the deviation of a query's scores is taken.
+_MANY, _SAMPLE = 16384, 1024
+
+Scores: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for a query: n ``scores``, best first, and ``positions`` in the index.
+
+    ``ranks``: by name of a measure, the rank from 1 that each has by it, 0 where that measure did not find it.
+    """
+
+    scores: Scores
+    positions: NDArray[np.int64]
+    ranks: dict[str, NDArray[np.int64]]
+
+
+class Searching:
+    """One state of an index, searched by one branch of its interaction module.
+
+    Args:
+        snapshot: the state.
+        head: the interaction module.
+        task: the branch.
+        among: positions (N,) int64, ascending, of the passages that may be found. A row below is a number among them.
+    """
+
+    def __init__(self, snapshot: Snapshot, head: IEM, task: int, among: Tensor) -> None:
+        self._snapshot, self._head, self._among = snapshot, head, among
+        self._search = head.prepare(task, DTYPES[snapshot.manifest.dtype])
+        #: Position of each row (N,).
+        self.places: NDArray[np.int64] = among.numpy()
+
+    @torch.inference_mode()
+    def iem(self, vectors: Tensor, k: int) -> list[Found]:
+        """The k best of each query (Nq, D) by the interaction module."""
+        chunks = self._snapshot.chunks("projected", self._among)
+        return self._ranked("iem", *self._search.topk(self.projected(vectors), chunks, k))
+
+    @torch.inference_mode()
+    def cosine(self, vectors: Tensor, k: int) -> list[Found]:
+        """The k best of each query (Nq, D) by the cosine of the student's vectors."""
+        return self._ranked("cosine", *nearest(vectors, self._snapshot.chunks("unit", self._among), k))
+
+    def nearest(self, vectors: Tensor, count: int) -> list[NDArray[np.int64]]:
+        """Rows of the ``count`` nearest of each query (Nq, D) by cosine, best first."""
+        return list(
+            nearest(vectors, self._snapshot.chunks("unit", self._among), min(count, len(self.places)))[1].numpy()
+        )
+
+    def bm25(self, texts: Sequence[str], k: int) -> list[Found]:
+        """The k best of each query by BM25, those alone that share a term with it."""
+        found = []
+        for scores in map(self.lexical, texts):
+            rows = top_indices(scores, k)
+            rows = rows[scores[rows] > 0]
+            found.append(Found(scores[rows], self.places[rows], {"bm25": np.arange(1, len(rows) + 1)}))
+        return found
+
+    @torch.inference_mode()
+    def hybrid(self, vectors: Tensor, texts: Sequence[str], k: int, weight: float) -> list[Found]:
+        """The k best of each query by IEM and BM25 together, BM25 weighing ``weight``.
+
+        Where passages are rounded, rounded scores choose candidates, which are scored again in full.
+        """
+        step = max(1, _SCORES // len(self.places))
+        found = []
+        for start in range(0, len(texts), step):
+            a = self.projected(vectors[start : start + step])
+            for query, rough, text in zip(a, self.rough(a), texts[start : start + step], strict=True):
+                lexical = self.lexical(text)
+                scores, rows = self.best(query, rough, lexical, k, weight)
+                ranks = {"iem": _ranks(rough, rows), "bm25": np.where(lexical[rows] > 0, _ranks(lexical, rows), 0)}
+                found.append(Found(scores, self.places[rows], ranks))
+        return found
+
+    def projected(self, vectors: Tensor) -> Tensor:
+        """Queries (Nq, D) as the interaction module takes them: (Nq, F)."""
+        return project(self._head, vectors, "query")
+
+    def lexical(self, text: str) -> Scores:
+        """BM25's scores (N,) for a query."""
+        return next(self._snapshot.bm25.rows([text]))[self.places]
+
+    def rough(self, a: Tensor) -> Scores:
+        """Scores of projected queries (Nq, F) with every passage, (Nq, N), rounded where that is faster."""
+        return self._search.scores(a, self._snapshot.chunks("projected", self._among)).float().cpu().numpy()
+
+    def exact(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
+        """Scores in full of a projected query (F,) with passages at ascending rows (C,)."""
+        if not len(rows):
+            return np.zeros(0, np.float32)
+        positions = self._among[torch.from_numpy(rows)]
+        values, found = self._search.rerank(a[None], positions[None], self._snapshot.gather, len(rows))
+        scores: Scores = values[0].float().cpu().numpy()[found[0].argsort().numpy()]
+        return scores
+
+    def best(
+        self, a: Tensor, rough: Scores, lexical: Scores | None, k: int, weight: float
+    ) -> tuple[Scores, NDArray[np.int64]]:
+        """Scores and rows of the k best of one query, projected (F,), best first.
+
+        Args:
+            rough: (N,) from ``rough``, which choose candidates.
+            lexical: (N,) from ``lexical``, to rank by both; None to rank by the interaction module alone.
+        """
+        first = rough if lexical is None else fuse(rough, lexical, weight, among=(rough[self.sample], lexical))
+        rows = np.sort(top_indices(first, min(candidates(k), len(rough))))
+        scores = self.exact(a, rows)
+        if lexical is not None:
+            scores = fuse(scores, lexical[rows], weight, among=(rough[self.sample], lexical))
+        order = top_indices(scores, k)
+        return scores[order], rows[order]
+
+    @cached_property
+    def sample(self) -> NDArray[np.int64]:
+        """Rows that mean and deviation of the module's scores are taken of: all, or of many passages some.
+
+        A deviation is then known to 2 %. The rows are evenly spaced and the same in every search.
+        """
+        step = 1 if len(self.places) < _MANY else len(self.places) // _SAMPLE
+        return np.arange(0, len(self.places), step)
+
+    def _ranked(self, measure: str, values: Tensor, rows: Tensor) -> list[Found]:
+        """What one measure found, both arguments (Nq, k)."""
+        ranks = {measure: np.arange(1, values.shape[1] + 1)}
+        pairs = zip(values.float().cpu().numpy(), rows.cpu().numpy(), strict=True)
+        return [Found(scores, self.places[found], ranks) for scores, found in pairs]
+
+
+def _ranks(scores: Scores, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ranks from 1 of some rows among all scores."""
+    return np.array([int((scores > scores[row]).sum()) + 1 for row in rows], np.int64)

@@ -52,8 +52,13 @@ def _write(path: Path, seed: int, ends: float, writes: Any) -> None:
         writes.value += 1
         for _ in range(generator.randrange(12)):
             ids = index.ids()
-            if generator.random() < 0.5 and len(ids) > 1:
+            kind = generator.choice(("delete", "append", "append", "compact", "fit"))
+            if kind == "delete" and len(ids) > 1:
                 index.delete(generator.sample(ids, generator.randrange(1, len(ids))))
+            elif kind == "compact":
+                index.compact(shard_size=generator.randrange(4, 60))
+            elif kind == "fit" and len(ids) > 3:
+                index.fit_surrogate(rank=4, progress=False)
             else:
                 _append(index, number, generator)
             writes.value += 1

@@ -126,6 +126,7 @@ def index(folder: Path) -> tuple[dict[str, bytes], Any]:
     """The files of a whole index with deletions, by their names, and what a search finds."""
     kept = Index.build(WordEncoder(), corpus(20), folder / "kept", shard_size=8, progress=False)
     kept.delete(["3", "11"])
+    kept.fit_surrogate(rank=4, progress=False)
     files = {str(path.relative_to(kept.path)): path.read_bytes() for path in kept.path.rglob("*") if path.is_file()}
     return files, kept.search("red item4", 18)
 

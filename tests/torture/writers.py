@@ -50,7 +50,7 @@ class Growing:
 
 
 class IndexWriter(Whole):
-    """Builds, appends, deletes and rebuilds; the state is its ids."""
+    """Builds, appends, upserts, deletes, compacts, fits a surrogate; the state is the index's ids."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "index"
@@ -69,40 +69,38 @@ class IndexWriter(Whole):
 
     def plan(self, before: tuple[str, ...] | None, number: int) -> tuple[str, ...]:
         kind, ids = self._step(before, number)
-        if kind == "append":
-            return (*(before or ()), *ids)
-        return tuple(name for name in before or () if name not in ids) if kind == "delete" else tuple(ids)
+        left = () if kind == "build" else tuple(name for name in before or () if name not in ids)
+        return left if kind == "delete" else (*left, *ids)
 
     def write(self, before: tuple[str, ...] | None, number: int) -> None:
         kind, ids = self._step(before, number)
         texts = [f"red {name}" for name in ids]
         vectors = np.random.default_rng(number).standard_normal((len(ids), DIM), np.float32)
+        options = {"ids": ids, "vectors": vectors, "shard_size": number % 13 + 3, "progress": False}
         if kind == "build":
-            shard = random.Random(number).randrange(3, 20)
-            Index.build(
-                *(WordEncoder(), texts, self.path),
-                ids=ids,
-                vectors=vectors,
-                shard_size=shard,
-                progress=False,
-                overwrite=True,
-            )
-        elif kind == "append":
-            Index.open(self.path, WordEncoder()).append(texts, ids, vectors=vectors, shard_size=8, progress=False)
+            Index.build(WordEncoder(), texts, self.path, overwrite=True, **options)
+            return
+        index = Index.open(self.path, WordEncoder())
+        if kind == "compact":
+            index.compact(shard_size=number % 13 + 3)
+        elif kind == "delete":
+            index.delete(ids)
+        elif kind == "fit":
+            index.fit_surrogate(rank=4, progress=False)
         else:
-            Index.open(self.path, WordEncoder()).delete(ids)
+            index.append(texts, upsert=kind == "upsert", **options)
 
     def _step(self, before: tuple[str, ...] | None, number: int) -> tuple[str, list[str]]:
+        """What a write does, and the ids of the passages that it adds or deletes."""
         generator = random.Random(number)
         fresh = [f"{number}-{i}" for i in range(generator.randrange(2, 25))]
-        kind = generator.choice(("build", "append", "append", "delete", "delete", "compact"))
+        kind = generator.choice(("build", "append", "append", "delete", "delete", "upsert", "compact", "fit"))
         if before is None or kind == "build" or len(before) > 100:
             return "build", fresh
-        if kind == "compact":
-            return "build", list(before)
-        if kind == "append" or len(before) < 2:
+        if len(before) < 4:
             return "append", fresh
-        return "delete", generator.sample(before, generator.randrange(1, len(before)))
+        some = generator.sample(before, generator.randrange(1, len(before)))
+        return kind, {"append": fresh, "delete": some, "upsert": fresh + some}.get(kind, [])
 
 
 class MinedWriter(Whole):

@@ -52,7 +52,7 @@ def _write(path: Path, seed: int, ends: float, writes: Any) -> None:
         writes.value += 1
         for _ in range(generator.randrange(12)):
             ids = index.ids()
-            kind = generator.choice(("delete", "append", "append", "compact", "fit"))
+            kind = generator.choice(("delete", "append", "compact") * 6 + ("fit",))
             if kind == "delete" and len(ids) > 1:
                 index.delete(generator.sample(ids, generator.randrange(1, len(ids))))
             elif kind == "compact":

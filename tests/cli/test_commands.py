@@ -279,7 +279,7 @@ def test_search_without_index_asks_the_library(
         (("eval", "{student}", "{examples}", "--adapter", "absent"), "absent: expected a folder with teacher.json"),
         (("index", "a", "b"), "arguments: expected MODEL CORPUS PATH, got a b"),
         (("index", "a", "b", "c", "--verify"), "arguments: expected PATH alone"),
-        (("index", "x", "--verify", "--append"), "expected one of --append, --delete, --verify and --overwrite"),
+        (("index", "x", "--verify", "--append"), "expected one of --append, --upsert, --delete, --compact"),
         (("search", "x", "--model", "{student}"), "--index: expected the index that goes with --model"),
         (("search", "x", "--index", "absent.index"), "--model: expected the student that absent.index was built with"),
         (("teach", "score", "{examples}", "--out", "o", "--template", "x"), "template: expected one of"),

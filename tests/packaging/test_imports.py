@@ -76,7 +76,7 @@ def test_what_compares_searches_by_words_and_draws_is_imported_when_it_is_needed
 
 @pytest.mark.parametrize(
     ("module", "advice"),
-    [("matplotlib.figure", '"d2llm[demo]"'), ("sklearn", '"scikit-learn>='), ("pytrec_eval", '"pytrec-eval-terrier>=')],
+    [("matplotlib.figure", '"d2llm[demo]"'), ("sklearn", '"scikit-learn>='), ("yaml", '"pyyaml>=')],
 )
 def test_what_is_not_installed_is_named_with_what_brings_it(module: str, advice: str) -> None:
     message = explain(ModuleNotFoundError(f"No module named {module!r}", name=module))

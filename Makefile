@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # torch's profiler, which counts memory, tells of every start and stop otherwise.
 export KINETO_LOG_LEVEL ?= 99
 
-.PHONY: demo test test-full suite interpret emulate lint format bench bench-full gate kernels sanitize torture gpu-report tune clean
+.PHONY: demo test test-full test-integrations suite interpret emulate lint format bench bench-full gate kernels sanitize torture gpu-report tune clean
 
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
@@ -47,6 +47,10 @@ interpret: $(VENV)/.dev
 # The CUDA kernels without a GPU; without a compiler there is nothing to do.
 emulate: $(VENV)/.emulation
 	if [ -e $(EMULATION) ]; then D2LLM_KERNELS_CUDA_LIBRARY=$(EMULATION) $(PYTEST) $(PARALLEL) $(FULL) tests/gpu; fi
+
+# Clients of other projects, as pip gives them, in an environment of their own.
+test-integrations: $(VENV)/.dev $(VENV)/.integrations
+	D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/integrations/bin/python -m pytest -q --noconftest tests/integrations
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -115,6 +119,11 @@ $(VENV)/.triton-3.6: $(VENV)/.torch
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PACKAGE) '.[demo,dev,kernels]'
+	touch $@
+
+$(VENV)/.integrations: $(VENV)/.torch tests/integrations/requirements.txt
+	$(PYTHON) -m venv $(VENV)/integrations
+	$(VENV)/integrations/bin/python -m pip install --quiet -r tests/integrations/requirements.txt
 	touch $@
 
 # Peers that the benchmarks are held against.

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ _CJK = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020
 _RUN = re.compile(rf"[{_CJK}]+|[^\W{_CJK}]+")
 _PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+")
 _IS_CJK = re.compile(rf"[{_CJK}]")
+# Passages whose terms are sorted at a time: sorting takes many times the room of what comes of it.
+_AT_ONCE = 16_384
 # From so many passages, or scores, on it takes seconds, and progress is shown.
 _MANY_PASSAGES = 20_000
 _MANY_SCORES = 10_000_000
@@ -67,8 +69,9 @@ class BM25:
 
     def __init__(self, passages: Sequence[str], k1: float = 1.5, b: float = 0.75) -> None:
         passages = check_texts(passages, "passages", blank=True)
-        bar = tqdm(passages, desc="BM25 index", disable=len(passages) < _MANY_PASSAGES)
-        self._read([Postings.of(map(tokenize, bar))], None, k1, b)
+        bar = iter(tqdm(passages, desc="BM25 index", disable=len(passages) < _MANY_PASSAGES))
+        starts = range(0, len(passages), _AT_ONCE)
+        self._read([Postings.of(map(tokenize, islice(bar, _AT_ONCE))) for _ in starts], None, k1, b)
 
     @classmethod
     def over(

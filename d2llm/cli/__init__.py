@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from d2llm.cli import bench, demo, doctor, evaluate, index, mine, search, teach, train
+from d2llm.cli import bench, demo, doctor, evaluate, index, mine, search, serve, teach, train
 from d2llm.cli.failures import GuardedGroup
 
 _HELP = """Semantic search with the judgement of an LLM at the cost of a bi-encoder.
@@ -26,6 +26,7 @@ On your own data (JSON lines with "query" and "positive"):
   d2llm eval student test.jsonl                            compare with BM25 and others
   d2llm index student corpus.jsonl corpus.index            make a corpus searchable
   d2llm search my question --index corpus.index --model student
+  d2llm serve --index corpus.index --model student         to clients of OpenAI, Cohere, TEI
 
 Every command explains itself: d2llm COMMAND --help.
 """
@@ -68,6 +69,7 @@ app.command()(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command()(index.index)
 app.command()(search.search)
+app.command()(serve.serve)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 

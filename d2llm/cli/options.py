@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2llm.errors import FormatError, InputError, shown
+from d2llm.errors import FormatError, InputError, MissingError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -170,3 +170,17 @@ def load_student(folder: Path) -> Any:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     # The decorated signature that transformers gives this method hides its own argument.
     return student.to(device)  # type: ignore[arg-type]
+
+
+def read_token(file: Path) -> str:
+    """The token in a file, without the space around it.
+
+    Raises:
+        MissingError, InputError: if there is no such file, or less than 16 printable characters in it.
+    """
+    if not file.is_file():
+        raise MissingError(f"--token-file: {file} not found")
+    token = file.read_text(encoding="utf-8").strip()
+    if len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token:
+        raise InputError(f"--token-file: expected 16 or more printable ASCII characters in {file}, without spaces")
+    return token

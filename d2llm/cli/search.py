@@ -3,12 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2llm.cli.options import load_student, read_queries
+from d2llm.cli.options import load_student, read_queries, read_token
 from d2llm.errors import InputError
+from d2llm.serve.client import ask
 
 if TYPE_CHECKING:
     from d2llm.index import Index
@@ -44,6 +45,10 @@ def search(
     lines: Annotated[int, typer.Option(min=0, help="Lines of each passage to print; 0 for all.")] = 3,
     explain: Annotated[bool, typer.Option(help="Show by which measures each was found, and at what rank.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print rank, id, score and text as JSON.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="Ask a server (d2llm serve), in which model and index are loaded already.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with the token that the server asks for.")] = None,
 ) -> None:
     """Find the passages that answer a question.
 
@@ -52,34 +57,36 @@ def search(
       d2llm search parse a date from a string
       d2llm search "what is a walrus?" --index corpus.index --model student -k 3
       d2llm search remove a folder with all that is in it --mode bm25 --json
+      d2llm search parse a date --url http://127.0.0.1:8000
       d2llm search --queries questions.txt --index corpus.index --model student > found.jsonl
     """
     if bool(words) == (queries is not None):
         raise InputError("arguments: expected either QUERY or --queries, got " + ("both" if words else "neither"))
     asked = read_queries(queries) if queries is not None else [" ".join(words or ())]
-    found = _open(index, model).search(
-        asked,
-        k,
-        task=task,
-        mode=mode,
-        channels=channel or (),
-        candidates=candidates,
-        recall=recall,
-        exact=exact,
-        explain=explain,
-    )
+    options: dict[str, Any] = {"task": task, "mode": mode, "recall": recall, "exact": exact, "explain": explain}
+    if url is not None:
+        if index is not None or model is not None or channel:
+            raise InputError("--url: expected no --index, --model or --channel, which are the server's, got one")
+        token = None if token_file is None else read_token(token_file)
+        found = [ask(url, {"query": query, "k": k, **options}, token) for query in asked]
+    else:
+        opened = _open(index, model)
+        hits = opened.search(asked, k, channels=channel or (), candidates=candidates, **options)
+        found = [[asdict(hit) for hit in each] for each in hits]
     if queries is not None:
-        for query, hits in zip(asked, found, strict=True):
-            typer.echo(json.dumps({"query": query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
-        return
-    (hits,) = found
-    if as_json:
-        typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
-        return
+        for query, each in zip(asked, found, strict=True):
+            typer.echo(json.dumps({"query": query, "hits": each}, ensure_ascii=False))
+    elif as_json:
+        typer.echo(json.dumps(found[0], indent=2, ensure_ascii=False))
+    else:
+        _show(found[0], lines)
+
+
+def _show(hits: list[dict[str, Any]], lines: int) -> None:
     for hit in hits:
-        ranks = "".join(f"  {measure} {rank}" for measure, rank in (hit.ranks or {}).items())
-        typer.secho(f"{hit.rank:>3}  {hit.score:9.3f}  {hit.id}{ranks}", bold=True)
-        for line in _excerpt(hit.text or "", lines):
+        ranks = "".join(f"  {measure} {rank}" for measure, rank in (hit["ranks"] or {}).items())
+        typer.secho(f"{hit['rank']:>3}  {hit['score']:9.3f}  {hit['id']}{ranks}", bold=True)
+        for line in _excerpt(hit["text"] or "", lines):
             typer.echo(f"     {line}")
 
 

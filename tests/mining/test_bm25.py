@@ -126,3 +126,10 @@ def test_splitting_identifiers_finds_code_by_its_description():
 def test_errors_name_the_argument(name, call):
     with pytest.raises(InputError, match=f"^{name}: expected"):
         call()
+
+
+def test_scores_do_not_depend_on_how_many_passages_are_sorted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    passages, queries = ["open the file", "close a file", "the file of the file", "", "x"], ["the file", "close x"]
+    whole = BM25(passages).scores(queries)
+    monkeypatch.setattr("d2llm.bm25._AT_ONCE", 2)
+    np.testing.assert_array_equal(BM25(passages).scores(queries), whole)

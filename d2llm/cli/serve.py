@@ -1,0 +1,75 @@
+"""d2llm serve."""
+
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d2llm.cli.options import load_student, read_token
+from d2llm.errors import InputError
+
+
+def serve(
+    index: Annotated[
+        Path | None, typer.Option(help="Index to search; by default the Python standard library, unless --model.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Student; by default the shipped one.")] = None,
+    name: Annotated[str, typer.Option(help="Name under which clients ask for the model.")] = "d2llm",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    token_file: Annotated[Path | None, typer.Option(help="File with the token that clients must send.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a token.")] = False,
+    writable: Annotated[
+        bool, typer.Option("--writable", help="Let clients with the token add and remove passages.")
+    ] = False,
+) -> None:
+    """Serve embeddings, re-ranking and search over HTTP, with a page to search on.
+
+    Clients of OpenAI, Cohere, Jina, TEI and vLLM speak to it as they are.
+
+    \b
+    Examples:
+      d2llm serve
+      d2llm serve --index corpus.index --model student
+      d2llm serve --host 0.0.0.0 --token-file token.txt --index corpus.index --model student
+    """
+    token = None if token_file is None else read_token(token_file)
+    local = _is_local(host)
+    if not local and token is None and not insecure:
+        raise InputError(f"--host: {host} is open to other machines; expected --token-file, or --insecure beside it")
+    if writable and token is None:
+        raise InputError("--writable: expected --token-file, since whoever has no token could change the index")
+    if writable and index is None:
+        raise InputError("--writable: expected --index, the index to change")
+    import uvicorn
+
+    from d2llm.serve.app import create_app
+    from d2llm.serve.engine import Engine
+    from d2llm.serve.limits import Limits
+    from d2llm.shipped import STUDENT
+
+    if index is not None and model is None:
+        raise InputError(f"--model: expected the student that {index} was built with, got none")
+    if index is None and model is None:
+        from d2llm.demo.library import open_library
+
+        index = open_library().path
+    engine = Engine(load_student(model or STUDENT), index, name, Limits())
+    hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if local else None
+    app = create_app(engine, token=token, writable=writable, hosts=hosts)
+    config = uvicorn.Config(app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    socket = config.bind_socket()
+    typer.echo(f"{name} on http://{host}:{socket.getsockname()[1]}, a page to search on; the interface is at /docs")
+    sys.stdout.flush()
+    uvicorn.Server(config).run([socket])
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,147 @@
+"""The student, the batcher in front of it, and the index behind it: what every dialect asks."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from d2llm.errors import D2LLMError, InputError
+from d2llm.index import Index
+from d2llm.index.manifest import NAME as MANIFEST
+from d2llm.serve.batching import Batcher
+from d2llm.serve.limits import Limits
+from d2llm.serve.refusal import Refusal
+from d2llm.student import D2LLM
+from d2llm.tasks import task_index
+
+_T = TypeVar("_T")
+
+
+class Engine:
+    """One student in memory for all requests, and perhaps an index that it made.
+
+    Args:
+        student: encodes and judges.
+        index: folder of an index made by it, or None.
+        name: of the model, as clients ask for it.
+        limits: bounds of a request.
+
+    Raises:
+        D2LLMError: as :meth:`Index.open` does.
+    """
+
+    def __init__(self, student: D2LLM, index: Path | None, name: str, limits: Limits) -> None:
+        self.student, self.name, self.limits, self.path = student.eval(), name, limits, index
+        self.batcher = Batcher(lambda texts, kind: student.encode(texts, kind, show_progress=False), limits)
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="search")
+        self._busy = 0
+        self._lock = threading.Lock()
+        self._seen: object = None
+        self._index: Index | None = None
+        self.index()
+
+    def index(self) -> Index | None:
+        """The index in its newest generation; searches that run keep the one that they began with."""
+        if self.path is None:
+            return None
+        with self._lock:
+            status = (self.path / MANIFEST).stat()
+            seen = (status.st_ino, status.st_mtime_ns)
+            if seen != self._seen:
+                self._index, self._seen = Index.open(self.path, _Batched(self)), seen
+            return self._index
+
+    def check_texts(self, texts: Sequence[str], name: str) -> None:
+        """Refuse what no student can encode.
+
+        Raises:
+            Refusal: for no or too many texts, or one that is empty or too long.
+        """
+        if not texts:
+            raise Refusal(400, f"{name}: expected at least one text, got none", param=name)
+        if len(texts) > self.limits.texts:
+            raise Refusal(413, f"{name}: expected at most {self.limits.texts} texts, got {len(texts)}", param=name)
+        for number, text in enumerate(texts):
+            if not text.strip():
+                raise Refusal(400, f"{name}: text {number} is empty", param=name)
+            if len(text) > self.limits.characters:
+                most = self.limits.characters
+                raise Refusal(
+                    413, f"{name}: text {number} has {len(text)} characters, expected at most {most}", param=name
+                )
+
+    async def embed(self, texts: Sequence[str], kind: str) -> np.ndarray:
+        """Embeddings (N, D) float32 of checked texts; ``kind`` as for :meth:`D2LLM.encode`."""
+        return await self._within(asyncio.wrap_future(self.batcher.submit(texts, kind)))
+
+    async def scores(self, queries: Sequence[str], passages: Sequence[str], task: str) -> np.ndarray:
+        """IEM logits (N,) float32 of N passages, each with its query or all with the one that there is."""
+        branch = _branch(task)
+        q, p = await asyncio.gather(self.embed(queries, "query"), self.embed(passages, "passage"))
+        return await self.work(lambda: self._judge(q, p, branch))
+
+    async def work(self, run: Callable[[], _T]) -> _T:
+        """The result of a function that runs in a thread beside the others.
+
+        Raises:
+            Refusal: 429 where too many wait, 504 where it takes too long, 400 for what the user can mend.
+        """
+        if self._busy >= self.limits.searches:
+            raise Refusal(429, f"{self._busy} searches wait; try again", retry_after=1)
+        self._busy += 1
+        try:
+            return await self._within(asyncio.get_running_loop().run_in_executor(self._pool, run))
+        finally:
+            self._busy -= 1
+
+    def tokens(self, texts: Sequence[str]) -> int:
+        """Tokens of texts, uncut, as clients count what they used."""
+        return sum(map(len, self.student.tokenizer(list(texts))["input_ids"]))
+
+    def close(self) -> None:
+        """Finish what runs and take no more."""
+        self.batcher.close()
+        self._pool.shutdown()
+
+    @torch.inference_mode()
+    def _judge(self, q: np.ndarray, p: np.ndarray, branch: int) -> np.ndarray:
+        device, dtype = self.student.device, self.student.head_dtype
+        queries, passages = (torch.from_numpy(x).to(device, dtype) for x in (q, p))
+        tasks = torch.full((len(p),), branch, device=device)
+        return self.student.iem(queries.expand(len(p), -1), passages, tasks).float().cpu().numpy()
+
+    async def _within(self, answer: "asyncio.Future[_T]") -> _T:
+        try:
+            return await asyncio.wait_for(answer, self.limits.seconds)
+        except asyncio.TimeoutError:
+            raise Refusal(504, f"not answered within {self.limits.seconds:g} s; try again", retry_after=1) from None
+        except D2LLMError as error:
+            raise Refusal(400, str(error)) from None
+
+
+def _branch(task: str) -> int:
+    try:
+        return task_index(task)
+    except InputError as error:
+        raise Refusal(400, str(error), param="task") from None
+
+
+class _Batched:
+    """The student as an index asks for it, in whose place the batcher encodes: searches share batches with others."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.iem = engine.student.iem
+        self.config = engine.student.config
+
+    def encode(self, texts: Sequence[str], *, kind: str, batch_size: int | None, show_progress: bool) -> Any:
+        return self._engine.batcher.submit(texts, kind).result(self._engine.limits.seconds)
+
+    def fingerprint(self) -> str:
+        return self._engine.student.fingerprint()

@@ -1,0 +1,95 @@
+"""Search in the index, and its change: ``/search``, ``/documents``."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from d2llm.index import Index
+from d2llm.serve.engine import Engine
+from d2llm.serve.refusal import Refusal
+from d2llm.tasks import ASYM
+
+router = APIRouter(tags=["search"])
+
+
+class SearchRequest(BaseModel):
+    """A question; the fields are the arguments of :meth:`Index.search`."""
+
+    query: str
+    k: int = Field(10, ge=1)
+    mode: str | None = None
+    task: str = ASYM
+    recall: float | None = None
+    exact: bool = False
+    explain: bool = False
+
+
+class NewDocument(BaseModel):
+    """A passage to add, under an id that no other has."""
+
+    id: str
+    text: str
+
+
+@router.post("/search")
+async def search(asked: SearchRequest, request: Request) -> dict[str, Any]:
+    """The best passages of the index, best first."""
+    engine: Engine = request.app.state.engine
+    engine.check_texts([asked.query], "query")
+    if asked.k > engine.limits.hits:
+        raise Refusal(413, f"k: expected at most {engine.limits.hits}, got {asked.k}", param="k")
+    start = time.perf_counter()
+    found = await engine.work(lambda: _search(_index(engine), asked))
+    return {"hits": found, "seconds": round(time.perf_counter() - start, 6)}
+
+
+@router.post("/documents")
+async def add(documents: list[NewDocument], request: Request) -> dict[str, Any]:
+    """Add passages to the index, all or none of them."""
+    engine = _writable(request)
+    engine.check_texts([each.text for each in documents], "documents")
+
+    def append() -> int:
+        index = _index(engine)
+        index.append([(each.id, each.text) for each in documents])
+        return len(index)
+
+    return {"added": len(documents), "passages": await engine.work(append)}
+
+
+@router.delete("/documents/{name:path}")
+async def delete(name: str, request: Request) -> dict[str, Any]:
+    """Remove a passage from every later search."""
+    engine = _writable(request)
+    await engine.work(lambda: _index(engine).delete(name))
+    return {"deleted": name}
+
+
+def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
+    found = index.search(
+        asked.query,
+        asked.k,
+        task=asked.task,
+        mode=asked.mode,
+        recall=asked.recall,
+        exact=asked.exact,
+        explain=asked.explain,
+    )[0]
+    return [asdict(hit) for hit in found]
+
+
+def _index(engine: Engine) -> Index:
+    index = engine.index()
+    if index is None:
+        raise Refusal(404, "the server has no index; start it with --index")
+    return index
+
+
+def _writable(request: Request) -> Engine:
+    if not request.app.state.writable:
+        raise Refusal(403, "the index is served read-only; start the server with --writable")
+    engine: Engine = request.app.state.engine
+    return engine

@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # torch's profiler, which counts memory, tells of every start and stop otherwise.
 export KINETO_LOG_LEVEL ?= 99
 
-.PHONY: demo test test-full test-integrations suite interpret emulate lint format bench bench-full gate kernels sanitize gpu-report tune clean
+.PHONY: demo test test-full test-integrations suite interpret emulate lint format bench bench-full gate kernels sanitize torture gpu-report tune clean
 
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
@@ -83,6 +83,10 @@ kernels: $(VENV)/.demo
 # The tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer. ARGS picks tests.
 sanitize: $(VENV)/.dev
 	tools/sanitize $(BIN)/python $(VENV)/sanitize $(ARGS)
+
+# Mutated inputs, kills, full disks, lost power, flipped bits, a reader beside a writer. ARGS='--minutes 60 --seed 1 kills'.
+torture: $(VENV)/.dev $(VENV)/.kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(ARGS)
 
 # On a GPU machine everything may be installed already: then no virtual environment is made.
 REPORT_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from d2llm.errors import FormatError, MismatchError, MissingError
+from d2llm.errors import FormatError, MismatchError, MissingError, shown
 from d2llm.files import read_json
 
 _PREFIX = "checkpoint-"
@@ -12,8 +12,6 @@ _PREFIX = "checkpoint-"
 STATE = "trainer_state.json"
 #: What a run is watched by, in its trainer's log.
 METRIC = "eval_mrr"
-#: Characters of a setting that an error shows.
-_SHOWN = 200
 
 
 def last_checkpoint(folder: Path, check: Callable[[Path], Any] | None = None) -> Path | None:
@@ -79,8 +77,8 @@ def check_settings(file: Path, settings: Mapping[str, Any], free: Collection[str
     for name in sorted((before.keys() | now.keys()) - set(free)):
         if before.get(name) != now.get(name):
             raise MismatchError(
-                f"{name}: expected {_short(before.get(name))}, with which {file.parent} was started, got "
-                f"{_short(now.get(name))}; give what it was started with, or name another folder"
+                f"{name}: expected {shown(before.get(name))}, with which {file.parent} was started, got "
+                f"{shown(now.get(name))}; give what it was started with, or name another folder"
             )
 
 
@@ -93,8 +91,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -19,3 +19,16 @@ class MismatchError(D2LLMError, ValueError):
 
 class MissingError(D2LLMError, FileNotFoundError):
     """A file, folder or optional package that is needed and absent."""
+
+
+#: Characters of a value that a message shows.
+_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # A whole number of thousands of digits, or lists in lists without end.
+        return f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

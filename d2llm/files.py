@@ -32,7 +32,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target)
     if target.name in ("", ".."):
         raise InputError(f"target: expected the path of a file or folder to write, got {os.fspath(target)!r}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     # mkdtemp gives a private name, so that two writers never share a temporary path.
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     temporary, aside = scratch / target.name, scratch / ".replaced"
@@ -52,15 +52,31 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, each on the disk before what comes into it.
+
+    Raises:
+        OSError: if it cannot be made, or is a file.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
 def _sync(path: Path) -> None:
-    """Flush file contents to the disk before the rename makes them visible."""
-    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
-        with open(file, "rb") as handle:
+    """Flush a file, or all that a folder holds, to the disk before the rename makes it visible."""
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            _sync(inner)
+        _sync_folder(path)
+    elif path.is_file():
+        with open(path, "rb") as handle:
             os.fsync(handle.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a rename in ``folder``, where the system has folders that can be flushed."""
+    """Flush the names in ``folder``, where the system has folders that can be flushed."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -84,20 +100,42 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
         path.write_text(json_text(value), encoding="utf-8")
 
 
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        FormatError: if it is not valid JSON, or has a name twice in an object, of which one value would be lost.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON ({error})") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r:.200} stands twice in an object")
+    return made
+
+
 def read_json(source: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
         MissingError: if there is no such file.
-        FormatError: if it is not valid JSON.
+        FormatError: if it is not valid JSON, or has a name twice in an object.
     """
     source = Path(source)
     if not source.is_file():
         raise MissingError(f"{source}: file not found")
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(source.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
         raise FormatError(f"{source}: not valid JSON ({error})") from None
+    except FormatError as error:
+        raise FormatError(f"{source}: {error}") from None
 
 
 def sha256(source: str | os.PathLike[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
-from d2llm.errors import InputError
+from d2llm.errors import InputError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ def check_text(text: Any, name: str, blank: bool = False) -> None:
         InputError: naming the argument.
     """
     if not isinstance(text, str) or not (blank or text.strip()):
-        raise InputError(f"{name}: expected a {'' if blank else 'non-empty '}text, got {text!r}")
+        raise InputError(f"{name}: expected a {'' if blank else 'non-empty '}text, got {shown(text)}")
 
 
 def check_texts(texts: Sequence[str], name: str = "texts", *, none: bool = False, blank: bool = False) -> list[str]:

@@ -1,6 +1,7 @@
 """A tiny random Llama with its own tokenizer, saved as a transformers folder."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Where a test asks for several threads, they wait for each other asleep: other tests want the cores.
@@ -25,7 +26,11 @@ TEXTS = [
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a decoder with 3 layers, width 32 and 4 attention heads."""
-    folder = tmp_path_factory.mktemp("base")
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def save_base(folder: Path) -> str:
+    """Save that decoder, the same each time, and its tokenizer."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

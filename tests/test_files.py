@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path, read_json, sha256, write_json
+from tests.torture.recorder import Disk, recorded
 
 
 def fill(folder: Path, text: str) -> None:
@@ -50,6 +52,25 @@ def test_a_file_never_replaces_a_folder(tmp_path):
     with pytest.raises(OSError), atomic_path(tmp_path / "folder") as path:
         path.write_text("new")
     assert (tmp_path / "folder" / "deep" / "file").read_text() == "old" and names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_written_outlasts_a_loss_of_power(tmp_path, kind):
+    """Its contents, its name, and the names of the folders around it and, of a folder, in it."""
+    disk, images = Disk(tmp_path), []
+    with (
+        recorded(disk, lambda: images.append(disk.after("least", random.Random(0)))),
+        atomic_path(tmp_path / "new" / "deep" / "target") as path,
+    ):
+        if kind == "file":
+            path.write_text("whole")
+        else:
+            fill(path, "whole")
+    disk.close()
+    inside = "target" if kind == "file" else "target/deep/file"
+    assert disk.after("least", random.Random(0))[f"new/deep/{inside}"] == b"whole"
+    # The target is never there without what belongs to it.
+    assert all(image[f"new/deep/{inside}"] == b"whole" for image in images if "new/deep/target" in image)
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2llm.errors import FormatError, InputError, MissingError
+from d2llm.errors import FormatError, InputError, MissingError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -104,24 +104,17 @@ def read_template(name: str) -> "Template":
         MissingError: if there is no such file.
         FormatError: if the file is not YAML, or does not hold exactly name, task, text, yes and no.
     """
-    import yaml
-
+    from d2llm.plain_yaml import read_yaml
     from d2llm.teacher.templates import Template, find_template
 
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml"):
         return find_template(name)
-    if not path.is_file():
-        raise MissingError(f"{path}: template file not found")
-    try:
-        # The base loader makes texts of everything, where others read a bare yes or no as true or false.
-        fields = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: not valid YAML ({error})") from None
+    fields = read_yaml(path, "template", texts=True)
     if not isinstance(fields, dict) or fields.keys() != _TEMPLATE_KEYS:
-        raise FormatError(f"{path}: expected a mapping with {', '.join(sorted(_TEMPLATE_KEYS))}, got {fields!r}")
+        raise FormatError(f"{path}: expected a mapping with {', '.join(sorted(_TEMPLATE_KEYS))}, got {shown(fields)}")
     if not all(isinstance(value, str) for value in fields.values()):
-        raise FormatError(f"{path}: expected texts only, got {fields!r}")
+        raise FormatError(f"{path}: expected texts only, got {shown(fields)}")
     return Template(**fields)
 
 

@@ -1,15 +1,16 @@
 """Retrieval collections with ids: the BEIR folder and Tevatron rows."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from d2llm.data.example import Example
-from d2llm.data.jsonl import read_corpus, required_text
+from d2llm.data.jsonl import optional_list, passage_id, read_corpus, required_text, titled_text
 from d2llm.data.rows import json_rows, parse_rows, require_file, table_rows
-from d2llm.errors import FormatError, MissingError
+from d2llm.errors import FormatError, MissingError, shown
 from d2llm.tasks import ASYM
 
 
@@ -54,7 +55,7 @@ def read_beir(folder: str | os.PathLike[str], split: str = "test") -> Collection
     corpus, queries = dict(read_corpus(folder / "corpus.jsonl")), dict(read_corpus(folder / "queries.jsonl"))
     qrels: dict[str, dict[str, int]] = {}
 
-    def judgement(cells: list[str]) -> Iterator[tuple[str, str, int]]:
+    def judgement(cells: list[str]) -> Iterator[int]:
         if cells[:2] == ["query-id", "corpus-id"]:
             return
         if len(cells) != 3:
@@ -62,14 +63,15 @@ def read_beir(folder: str | os.PathLike[str], split: str = "test") -> Collection
         query, passage, score = (cell.strip() for cell in cells)
         for name, identifier, texts in (("query-id", query, queries), ("corpus-id", passage, corpus)):
             if identifier not in texts:
-                raise FormatError(f"{name}: {identifier!r} is not in the collection")
-        try:
-            yield query, passage, int(score)
-        except ValueError:
-            raise FormatError(f"score: expected an integer, got {score!r}") from None
+                raise FormatError(f"{name}: {identifier!r:.200} is not in the collection")
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", score):
+            raise FormatError(f"score: expected an integer, got {score!r:.200}")
+        grade = qrels.setdefault(query, {}).setdefault(passage, int(score))
+        if grade != int(score):
+            raise FormatError(f"score: {query!r:.200} and {passage!r:.200} are judged {grade} already, got {score}")
+        yield grade
 
-    for query, passage, score in parse_rows(judgements, table_rows(judgements), judgement):
-        qrels.setdefault(query, {})[passage] = score
+    parse_rows(judgements, table_rows(judgements), judgement)
     return Collection(corpus, {query: queries[query] for query in qrels}, qrels)
 
 
@@ -94,15 +96,21 @@ def read_tevatron(
     path = require_file(path)
     corpus_path = path.parent / "corpus.jsonl" if corpus is None else Path(corpus)
     texts: dict[str, str] = {}
+    ids = ("positive_document_ids", "negative_document_ids")
+
+    def rows() -> Iterator[tuple[int, Any]]:
+        for line, row in json_rows(path):
+            # Outside the rows' own faults: those of the corpus end the reading, or every row would tell them again.
+            if not texts and isinstance(row, Mapping) and any(map(row.get, ids)):
+                texts.update(read_corpus(corpus_path))
+            yield line, row
 
     def passages(row: Mapping[str, Any], kind: str) -> list[str]:
         if f"{kind}_passages" in row:
-            return [_inline(kind, passage) for passage in _list(row, f"{kind}_passages")]
-        identifiers = [str(identifier) for identifier in _list(row, f"{kind}_document_ids")]
-        if identifiers and not texts:
-            texts.update(read_corpus(corpus_path))
+            return [_inline(kind, passage) for passage in optional_list(row, f"{kind}_passages")]
+        identifiers = [passage_id(identifier) for identifier in optional_list(row, f"{kind}_document_ids")]
         if unknown := [identifier for identifier in identifiers if identifier not in texts]:
-            raise FormatError(f"{kind}_document_ids: {unknown[0]!r} is not in {corpus_path}")
+            raise FormatError(f"{kind}_document_ids: {unknown[0]!r:.200} is not in {corpus_path}")
         return [texts[identifier] for identifier in identifiers]
 
     def parse(row: Mapping[str, Any]) -> Iterator[Example]:
@@ -112,18 +120,10 @@ def read_tevatron(
             raise FormatError("expected at least one positive, got none")
         yield from (Example(query, positive, negatives, task) for positive in positives)
 
-    return parse_rows(path, json_rows(path), parse)
-
-
-def _list(row: Mapping[str, Any], key: str) -> list[Any]:
-    value = row.get(key, [])
-    if not isinstance(value, list):
-        raise FormatError(f"{key}: expected a list, got {value!r}")
-    return value
+    return parse_rows(path, rows(), parse)
 
 
 def _inline(kind: str, passage: Any) -> str:
     if not isinstance(passage, dict):
-        raise FormatError(f"{kind}_passages: expected objects with a text, got {passage!r}")
-    title = passage.get("title") or ""
-    return f"{title} {required_text(passage, 'text')}".strip()
+        raise FormatError(f"{kind}_passages: expected objects with a text, got {shown(passage)}")
+    return titled_text(passage)

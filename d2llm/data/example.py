@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from d2llm.errors import InputError
+from d2llm.errors import InputError, shown
 from d2llm.tasks import ASYM, TASKS
 from d2llm.texts import check_text, check_texts
 
@@ -37,7 +37,7 @@ class Example:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
+            raise InputError(f"task: expected one of {TASKS}, got {shown(self.task)}")
         check_text(self.query, "query")
         check_text(self.positive, "positive")
         check_texts(self.negatives, "negatives", none=True)

@@ -4,7 +4,6 @@ Scores in those files are single numbers, while D2LLM keeps the teacher's two ra
 becomes (x, 0), a probability p becomes (log p, log(1 - p)): softmax gives the same probability back.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +13,11 @@ from typing import Any, TypeAlias
 
 from d2llm.data.beir import read_beir, read_tevatron
 from d2llm.data.example import Example
-from d2llm.data.jsonl import KEYS, read_examples, required_text
+from d2llm.data.jsonl import KEYS, optional_list, read_examples, required_text
 from d2llm.data.pairs import KINDS, THRESHOLDS, pair_columns, pairs_to_examples, read_pairs
-from d2llm.data.rows import json_rows, parse_rows, require_file, table_rows
-from d2llm.errors import FormatError, InputError
+from d2llm.data.rows import as_number, check_distinct, json_rows, parse_rows, require_file, table_rows
+from d2llm.errors import FormatError, InputError, shown
+from d2llm.files import parse_json
 from d2llm.tasks import ASYM, SYM
 
 FORMATS = ("d2llm", "sentence-transformers", "flagembedding", "tevatron", "beir", "nli", "sts")
@@ -100,6 +100,7 @@ def read_sentence_transformers(path: str | os.PathLike[str], task: str = ASYM, s
     def parse(cells: list[str]) -> Iterator[_Scored]:
         if not header:
             header.extend(cell.strip() for cell in cells)
+            check_distinct(header)
             return
         if len(cells) != len(header):
             raise FormatError(f"expected {len(header)} columns, got {len(cells)}")
@@ -124,13 +125,13 @@ def read_flagembedding(path: str | os.PathLike[str], task: str = ASYM, scores: s
 
     def parse(row: Mapping[str, Any]) -> Iterator[_Scored]:
         query = required_text(row, "query")
-        positives, negatives = _texts("pos", row.get("pos")), _texts("neg", row.get("neg") or [])
+        positives, negatives = _texts("pos", row.get("pos")), _texts("neg", optional_list(row, "neg"))
         if not positives:
             raise FormatError("pos: expected at least one text, got none")
         high, low = row.get("pos_scores"), row.get("neg_scores")
         scored = high is not None and (low is not None or not negatives)
         of_positives = _numbers("pos_scores", high, len(positives)) if scored else []
-        of_negatives = _numbers("neg_scores", low or [], len(negatives)) if scored else []
+        of_negatives = _numbers("neg_scores", [] if low is None else low, len(negatives)) if scored else []
         for number, positive in enumerate(positives):
             example = Example(query, positive, tuple(negatives), task)
             yield example, [of_positives[number], *of_negatives] if scored else None
@@ -173,7 +174,7 @@ def _sniff_object(row: Mapping[str, Any]) -> str:
         return "d2llm"
     if len(columns) >= 2 and all(isinstance(row[key], str) for key in columns[:2]):
         return "sentence-transformers"
-    raise InputError(f"format: cannot be told from keys {list(row)}; name one of {FORMATS}")
+    raise InputError(f"format: cannot be told from keys {list(row)!s:.200}; name one of {FORMATS}")
 
 
 def _sniff_table(path: Path, header: Sequence[str]) -> str:
@@ -186,14 +187,14 @@ def _sniff_table(path: Path, header: Sequence[str]) -> str:
         return "nli" if classes else "sts"
     if len(header) >= 2:
         return "sentence-transformers"
-    raise InputError(f"format: cannot be told from columns {list(header)}; name one of {FORMATS}")
+    raise InputError(f"format: cannot be told from columns {list(header)!s:.200}; name one of {FORMATS}")
 
 
 def _ordered(row: Mapping[str, Any], task: str) -> _Scored:
     columns = list(row)
     score_column = columns.pop() if columns and columns[-1].lower() in _SCORE_COLUMNS else None
     if len(columns) < 2:
-        raise FormatError(f"expected query, positive and perhaps negatives, got columns {list(row)}")
+        raise FormatError(f"expected query, positive and perhaps negatives, got columns {list(row)!s:.200}")
     negatives: list[str] = []
     for column in columns[2:]:
         # Rows with fewer negatives than columns leave the last ones empty.
@@ -203,9 +204,9 @@ def _ordered(row: Mapping[str, Any], task: str) -> _Scored:
     scores = None if score_column is None else row[score_column]
     if isinstance(scores, str):
         try:
-            scores = json.loads(scores)
-        except ValueError:
-            raise FormatError(f"{score_column}: expected a list of numbers, got {scores!r}") from None
+            scores = parse_json(scores)
+        except FormatError:
+            raise FormatError(f"{score_column}: expected a list of numbers, got {shown(scores)}") from None
     values = None if scores is None else _numbers(str(score_column), scores, 1 + len(negatives))
     return Example(query, positive, tuple(negatives), task), values
 
@@ -235,13 +236,14 @@ def _logits(value: float, kind: str) -> tuple[float, float]:
 
 def _texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
-        raise FormatError(f"{name}: expected a list of non-empty texts, got {value!r}")
+        raise FormatError(f"{name}: expected a list of non-empty texts, got {shown(value)}")
     return value
 
 
 def _numbers(name: str, value: Any, count: int) -> list[float]:
     if not isinstance(value, list) or len(value) != count:
-        raise FormatError(f"{name}: expected a list of {count} numbers, one a passage, got {value!r}")
-    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in value):
-        raise FormatError(f"{name}: expected finite numbers, got {value!r}")
-    return [float(number) for number in value]
+        raise FormatError(f"{name}: expected a list of {count} numbers, one a passage, got {shown(value)}")
+    numbers = [number for number in map(as_number, value) if number is not None]
+    if len(numbers) < len(value):
+        raise FormatError(f"{name}: expected finite numbers, got {shown(value)}")
+    return numbers

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from d2llm.data.example import Example
-from d2llm.data.rows import json_rows, parse_rows, require_file, text_lines
-from d2llm.errors import FormatError, InputError
+from d2llm.data.rows import as_number, json_rows, parse_rows, require_file, text_lines
+from d2llm.errors import FormatError, InputError, shown
 from d2llm.files import atomic_path
 from d2llm.tasks import ASYM
 
@@ -79,7 +79,7 @@ def read_corpus(path: str | os.PathLike[str], prefix: str = "") -> list[tuple[st
             else (f"{prefix}{line}", content.strip())
         )
         if identifier in seen:
-            raise FormatError(f"id: {identifier!r} stands on line {seen[identifier]} already")
+            raise FormatError(f"id: {identifier!r:.200} stands on line {seen[identifier]} already")
         seen[identifier] = line
         yield identifier, text
 
@@ -95,10 +95,49 @@ def required_text(row: Mapping[str, Any], key: str) -> str:
         FormatError: if it is absent, blank or no text.
     """
     if key not in row:
-        raise FormatError(f"{key}: missing, the row has {sorted(row)}")
+        raise FormatError(f"{key}: missing, the row has {sorted(row)!s:.200}")
     if not isinstance(row[key], str) or not row[key].strip():
-        raise FormatError(f"{key}: expected a non-empty text, got {row[key]!r}")
+        raise FormatError(f"{key}: expected a non-empty text, got {shown(row[key])}")
     return row[key]
+
+
+def optional_list(row: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under a key of a row; none is there where the key is absent or null.
+
+    Raises:
+        FormatError: if it is anything else.
+    """
+    value = row.get(key)
+    if value is not None and not isinstance(value, list):
+        raise FormatError(f"{key}: expected a list, got {shown(value)}")
+    return value or []
+
+
+def titled_text(row: Mapping[str, Any]) -> str:
+    """The text of a passage with its title, if it has one, in front. BEIR has passages that are all title.
+
+    Raises:
+        FormatError: if text or title is no text, or both are blank.
+    """
+    title, text = row.get("title"), row.get("text")
+    if title is not None and not isinstance(title, str):
+        raise FormatError(f"title: expected a text, got {shown(title)}")
+    if not (title or "").strip():
+        return required_text(row, "text")
+    if text is not None and not isinstance(text, str):
+        raise FormatError(f"text: expected a text, got {shown(text)}")
+    return f"{title} {text or ''}".strip()
+
+
+def passage_id(value: Any) -> str:
+    """An identifier of a passage, a text or an integer, as text.
+
+    Raises:
+        FormatError: if it is neither, or empty.
+    """
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
+        raise FormatError(f"id: expected a text or an integer, got {shown(value)}")
+    return str(value)
 
 
 def _example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
@@ -106,16 +145,13 @@ def _example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
         raise row
     for key in row:
         if key not in KEYS and (meant := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.88)):
-            raise FormatError(f"{key}: unknown key, {meant[0]!r} perhaps")
+            raise FormatError(f"{key:.200}: unknown key, {meant[0]!r} perhaps")
     query, positive = required_text(row, "query"), required_text(row, "positive")
-    negatives = row.get("negatives") or []
-    if not isinstance(negatives, list):
-        raise FormatError(f"negatives: expected a list of texts, got {negatives!r}")
     scores = row.get("scores")
     return Example(
         query=query,
         positive=positive,
-        negatives=tuple(negatives),
+        negatives=tuple(optional_list(row, "negatives")),
         task=row.get("task", ASYM),
         scores=None if scores is None else _logits(scores),
         line=line,
@@ -124,14 +160,12 @@ def _example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
 
 def _logits(scores: Any) -> tuple[tuple[float, float], ...]:
     if not isinstance(scores, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in scores):
-        raise FormatError(f"scores: expected a list of [yes, no] logits, got {scores!r}")
-    if not all(_is_number(value) for pair in scores for value in pair):
-        raise FormatError(f"scores: expected finite numbers, got {scores!r}")
-    return tuple((float(yes), float(no)) for yes, no in scores)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        raise FormatError(f"scores: expected a list of [yes, no] logits, got {shown(scores)}")
+    numbers = [as_number(value) for pair in scores for value in pair]
+    found = [number for number in numbers if number is not None]
+    if len(found) < len(numbers):
+        raise FormatError(f"scores: expected finite numbers, got {shown(scores)}")
+    return tuple(zip(found[::2], found[1::2], strict=True))
 
 
 def _line(example: Example) -> str:
@@ -149,12 +183,4 @@ def _line(example: Example) -> str:
 
 
 def _passage(default: str, row: Mapping[str, Any]) -> tuple[str, str]:
-    identifier = next((row[key] for key in _ID_KEYS if key in row), default)
-    if not isinstance(identifier, (str, int)) or isinstance(identifier, bool) or identifier == "":
-        raise FormatError(f"id: expected a text or an integer, got {identifier!r}")
-    title = row.get("title") or ""
-    if not isinstance(title, str):
-        raise FormatError(f"title: expected a text, got {title!r}")
-    # BEIR has passages that are all title.
-    text = required_text(row, "text") if not title.strip() else f"{title} {row.get('text') or ''}".strip()
-    return str(identifier), text
+    return passage_id(next((row[key] for key in _ID_KEYS if key in row), default)), titled_text(row)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from d2llm.data.example import Example
-from d2llm.data.rows import parse_rows, table_rows
+from d2llm.data.rows import check_distinct, parse_number, parse_rows, table_rows
 from d2llm.errors import FormatError, InputError
 from d2llm.tasks import SYM
 
@@ -68,12 +68,13 @@ def read_pairs(path: str | os.PathLike[str], kind: str) -> LabelledPairs:
             found = pair_columns(cells, kind)
             columns = found or _Columns(0, 1, 2, len(cells))
             if found:
+                check_distinct([cell.strip().lower() for cell in cells])
                 return
         if len(cells) != columns.width or columns.width < 3:
             raise FormatError(f"expected {max(columns.width, 3)} columns, got {len(cells)}")
         first, second = cells[columns.first].strip(), cells[columns.second].strip()
         if not first or not second:
-            raise FormatError(f"expected two non-empty texts, got {first!r} and {second!r}")
+            raise FormatError(f"expected two non-empty texts, got {first!r:.200} and {second!r:.200}")
         label = _label(cells[columns.grade].strip(), kind)
         if label is not None:
             yield (first, second), label
@@ -139,11 +140,8 @@ def _label(text: str, kind: str) -> float | None:
             return None
         if word in _POSITIVE or word in _NEGATIVE:
             return float(word in _POSITIVE)
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or (kind == "nli" and number not in (0.0, 1.0)):
+    number = parse_number(text)
+    if number is None or (kind == "nli" and number not in (0.0, 1.0)):
         expected = "a number" if kind == "sts" else "entailment, neutral, contradiction, 1 or 0"
-        raise FormatError(f"label: expected {expected}, got {text!r}")
+        raise FormatError(f"label: expected {expected}, got {text!r:.200}")
     return number

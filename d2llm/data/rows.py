@@ -2,15 +2,17 @@
 
 import csv
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from d2llm.errors import FormatError, InputError, MissingError
+from d2llm.files import parse_json
 
 #: Faults listed in one error.
 FAULTS_SHOWN = 20
@@ -124,11 +126,40 @@ def require_file(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def as_number(value: Any) -> float | None:
+    """A number of a row, or None if it is none, or not finite, or beyond what a float holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def parse_number(cell: str) -> float | None:
+    """The number that a cell of a table spells, likewise. Unlike Python, tables have no underscores in numbers."""
+    try:
+        return None if "_" in cell else as_number(float(cell))
+    except ValueError:
+        return None
+
+
+def check_distinct(header: Sequence[str]) -> None:
+    """Make sure that no name stands twice in the header of a table.
+
+    Raises:
+        FormatError: naming one that does.
+    """
+    for number, name in enumerate(header):
+        if name in header[:number]:
+            raise FormatError(f"columns: expected distinct names, got {name!r:.200} twice")
+
+
 def _json_object(line: str) -> Mapping[str, Any] | FormatError:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return FormatError(f"not valid JSON ({error})")
+        row = parse_json(line)
+    except FormatError as error:
+        return error
     if not isinstance(row, dict):
         return FormatError(f"expected a JSON object, got {type(row).__name__}")
     # JSON can spell half a surrogate pair, which is no text: it cannot be hashed or written again.

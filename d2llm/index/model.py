@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2llm.errors import FormatError, InputError
 from d2llm.fusion import BM25_WEIGHT
-from d2llm.index.segment import write_tensors
+from d2llm.tensor_files import write_tensors
 from d2llm_kernels import IEM
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from d2llm.bm25 import tokenize
@@ -28,22 +27,11 @@ from d2llm.errors import FormatError, MissingError
 from d2llm.files import atomic_path, read_json, write_json
 from d2llm.index.records import LOOKUP, PASSAGES, RECORD, VECTORS, FileRecord, SegmentRecord
 from d2llm.postings import Postings, keys_of
+from d2llm.tensor_files import write_tensors
 from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 #: Number types that projected passages are stored in.
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: could not be written ({error})") from error
 
 
 def read_tensors(path: Path, expected: Mapping[str, tuple[Any, ...]]) -> dict[str, Tensor]:

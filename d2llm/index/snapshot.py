@@ -18,9 +18,10 @@ from d2llm.files import atomic_path
 from d2llm.index.covering import Certified, Covering
 from d2llm.index.manifest import Manifest
 from d2llm.index.records import FileRecord
-from d2llm.index.segment import Segment, write_tensors
+from d2llm.index.segment import Segment
 from d2llm.index.writer import SEGMENTS
 from d2llm.postings import keys_of
+from d2llm.tensor_files import write_tensors
 from d2llm_kernels.rough.rows import Rows, widened
 
 _Result = TypeVar("_Result")

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from d2llm.errors import InputError
+from d2llm.files import make_folder
 from d2llm.index.inputs import Corpus, all_finite, check_vectors
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, encode, head_of, project
@@ -41,7 +42,7 @@ def write_lock(root: Path) -> Iterator[None]:
     """
     if root.exists() and not root.is_dir():
         raise InputError(f"path: expected a folder or nothing, got a file at {root}")
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     try:
         with FileLock(root / ".lock", blocking=False):
             yield

@@ -6,25 +6,23 @@ Of a base that was trained, whose weights are the student's, configuration and t
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from typing_extensions import Unpack
 
 from d2llm import merging
-from d2llm.compact import restore, shrink
+from d2llm.compact import shrink
 from d2llm.errors import FormatError, InputError, MissingError
-from d2llm.files import atomic_path, read_json, write_json
-from d2llm.student.configuration import Architecture, D2LLMConfig, check_fields
+from d2llm.files import atomic_path, make_folder, read_json, write_json
+from d2llm.student.configuration import FIELDS, Architecture, D2LLMConfig, check_fields
+from d2llm.student.weights import WEIGHTS, Header, read_weights, write_weights
 
 if TYPE_CHECKING:
     from d2llm.student.modeling import D2LLM
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 #: Folder of the copied base model, inside the student's folder.
 BASE = "base"
 _HEAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
@@ -72,18 +70,17 @@ def save(
     if not is_main_process:
         return
     path = Path(save_directory)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     if merged:
         own = {name: value for name, value in own.items() if ".lora_" not in name}
     if head_dtype == torch.int8:
         weights = shrink(own)
     else:
         weights = {name: value.to("cpu", head_dtype or value.dtype).contiguous() for name, value in own.items()}
-    with atomic_path(path / WEIGHTS) as target:
-        save_file(weights, target, metadata={"format": "pt"})
     config = {**model.config.to_dict(), "architectures": ["D2LLM"]}
     if merged:
         config["lora_r"] = 0
+    write_weights(path / WEIGHTS, weights, config)
     if save_base or merged or model.config.train_base:
         _save_base(model, path / BASE, merged)
     if save_base or merged:
@@ -144,16 +141,17 @@ def load(
     path = Path(path)
     if not path.is_dir():
         raise MissingError(f"{path}: no such folder; expected a student with {CONFIG} and {WEIGHTS}")
-    fields = read_json(path / CONFIG)
-    if not isinstance(fields, dict) or fields.get("model_type") != D2LLMConfig.model_type:
-        raise FormatError(f"{path / CONFIG}: expected a configuration with model_type {D2LLMConfig.model_type!r}")
-    fields.update(changes)
+    config = _read_config(path / CONFIG)
+    header = Header.read(path / WEIGHTS)
+    header.check_architecture(config, path / CONFIG)
+    given: dict[str, Any] = dict(changes)
     if base_model is not None:
-        fields["base_model"] = os.fspath(base_model)
+        given["base_model"] = os.fspath(base_model)
     if dtype is not None:
-        fields["base_dtype"] = str(dtype).removeprefix("torch.")
+        given["base_dtype"] = str(dtype).removeprefix("torch.")
+    config = D2LLMConfig(**{name: getattr(config, name) for name in FIELDS} | given)
+    header.check(config)
     weights = read_weights(path / WEIGHTS)
-    config = D2LLMConfig.from_dict(fields)
     base = (path / BASE).resolve()
     if config.base_model == BASE and base.is_dir():
         config.base_model = str(base)
@@ -162,19 +160,15 @@ def load(
     return model
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a student's file, in whatever number type it holds them.
-
-    Raises:
-        MissingError: if there is no such file.
-        FormatError: if it is truncated or no safetensors file.
-    """
-    if not path.is_file():
-        raise MissingError(f"{path}: file not found")
+def _read_config(path: Path) -> D2LLMConfig:
+    """The configuration of a student; what transformers writes beside its fields is left aside."""
+    fields = read_json(path)
+    if not isinstance(fields, dict) or fields.get("model_type") != D2LLMConfig.model_type:
+        raise FormatError(f"{path}: expected a configuration with model_type {D2LLMConfig.model_type!r}")
     try:
-        return restore(load_file(path))
-    except (SafetensorError, KeyError) as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
+        return D2LLMConfig(**{name: value for name, value in fields.items() if name in FIELDS})
+    except InputError as error:
+        raise FormatError(f"{path}: {error}") from None
 
 
 def load_weights(model: "D2LLM", weights: dict[str, torch.Tensor], source: Path) -> None:

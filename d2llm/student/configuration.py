@@ -1,13 +1,15 @@
 """Everything that decides a student's architecture, kept in its config.json."""
 
 import math
+import typing
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
 import torch
 from transformers import PretrainedConfig
 
-from d2llm.errors import InputError
+from d2llm.errors import InputError, shown
+from d2llm.fields import convert
 from d2llm.fusion import BM25_WEIGHT
 
 #: Number types that the frozen base model can be held in.
@@ -15,6 +17,18 @@ BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": 
 _INITS = ("warm", "xavier")
 _RESIDUALS = ("seed", "projected")
 _DEFAULT_HEADS = 32
+#: The least that whole numbers may be, and the most of any: tokenizers and LoRA count in 32 bits.
+_LEAST = {
+    "num_layers": 1,
+    "hidden_layer": -1,
+    "lora_r": 0,
+    "lora_alpha": 1,
+    "pma_heads": 1,
+    "iem_hidden": 1,
+    "query_length": 1,
+    "passage_length": 1,
+}
+_LARGEST = 2**31 - 1
 
 
 class Architecture(TypedDict, total=False):
@@ -36,6 +50,14 @@ class Architecture(TypedDict, total=False):
     query_length: int
     passage_length: int
     kernels_backend: str
+
+
+#: Those of them that change neither a student's weights nor what they mean.
+FREE = frozenset({"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend", "bm25_weight"})
+
+
+#: The fields of a :class:`D2LLMConfig`.
+FIELDS = frozenset({"base_model", *Architecture.__annotations__})
 
 
 def check_fields(names: Iterable[str]) -> None:
@@ -103,22 +125,6 @@ class D2LLMConfig(PretrainedConfig):
         bm25_weight: float = BM25_WEIGHT,
         **kwargs: Any,
     ) -> None:
-        _one_of("base_dtype", base_dtype, tuple(BASE_DTYPES))
-        _one_of("init", init, _INITS)
-        _one_of("pma_residual", pma_residual, _RESIDUALS)
-        _at_least("num_layers", num_layers, 1)
-        _at_least("lora_r", lora_r, 0)
-        _at_least("lora_alpha", lora_alpha, 1)
-        _at_least("pma_heads", pma_heads, 1)
-        _at_least("iem_hidden", iem_hidden, 1)
-        _at_least("query_length", query_length, 1)
-        _at_least("passage_length", passage_length, 1)
-        if not 0 <= lora_dropout < 1:
-            raise InputError(f"lora_dropout: expected a number in [0, 1), got {lora_dropout!r}")
-        if not 0 <= bm25_weight < math.inf:
-            raise InputError(f"bm25_weight: expected a finite number of at least 0, got {bm25_weight!r}")
-        if train_base and lora_r:
-            raise InputError(f"train_base: expected LoRA or a trained base, got both; set lora_r, {lora_r}, to 0")
         self.base_model = base_model
         self.base_dtype = base_dtype
         self.num_layers = num_layers
@@ -137,7 +143,28 @@ class D2LLMConfig(PretrainedConfig):
         self.passage_length = passage_length
         self.kernels_backend = kernels_backend
         self.bm25_weight = bm25_weight
+        self._check()
         super().__init__(**kwargs)
+
+    def _check(self) -> None:
+        hints = typing.get_type_hints(Architecture) | {"base_model": str}
+        for name in hints:
+            setattr(self, name, convert(hints, name, getattr(self, name)))
+        _one_of("base_dtype", self.base_dtype, tuple(BASE_DTYPES))
+        _one_of("init", self.init, _INITS)
+        _one_of("pma_residual", self.pma_residual, _RESIDUALS)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= _LARGEST:
+                raise InputError(
+                    f"{name}: expected an integer of at least {least}, at most {_LARGEST}, got {shown(value)}"
+                )
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout: expected a number in [0, 1), got {self.lora_dropout}")
+        if not 0 <= self.bm25_weight < math.inf:
+            raise InputError(f"bm25_weight: expected a finite number of at least 0, got {self.bm25_weight}")
+        if self.train_base and self.lora_r:
+            raise InputError(f"train_base: expected LoRA or a trained base, got both; set lora_r, {self.lora_r}, to 0")
 
     def heads_for(self, dim: int, attention_heads: int) -> int:
         """Heads H of the pooling for a base of width ``dim`` with ``attention_heads`` heads.
@@ -153,9 +180,4 @@ class D2LLMConfig(PretrainedConfig):
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise InputError(f"{name}: expected one of {allowed}, got {value!r}")
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-        raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        raise InputError(f"{name}: expected one of {allowed}, got {shown(value)}")

@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
-from d2llm.files import atomic_path
+from d2llm.files import atomic_path, parse_json
 from d2llm.teacher.model import check_temperature, yes_probability
+from d2llm.tensor_files import writing
 
 _METADATA = "d2llm_teacher"
 #: Fields that must agree before scores are mixed; number types may differ, they change the rounding alone.
@@ -34,6 +35,18 @@ _NAMES = ("model", "revision")
 #: Those by task, which must agree on the tasks that both sides have.
 _BY_TASK = ("templates", "answers")
 _ID_BYTES = 8
+#: Cosines, and what rounding to float16 adds.
+_LARGEST_COSINE = 1.001
+#: Number types and shapes of the tensors of a file; a text stands for any length.
+_FLOATS = ("F32", "F16")
+_TENSORS: dict[str, tuple[tuple[str, ...], tuple[int | str, ...]]] = {
+    "pair_ids": (("U8",), ("P", 2 * _ID_BYTES)),
+    "pair_logits": (_FLOATS, ("P", 2)),
+    "group_query_ids": (("U8",), ("G", _ID_BYTES)),
+    "group_passage_ids": (("U8",), ("S", _ID_BYTES)),
+    "group_sizes": (("I64",), ("G",)),
+    "group_cosines": (_FLOATS, ("C",)),
+}
 _ID = re.compile(rf"[0-9a-f]{{{2 * _ID_BYTES}}}")
 
 Pair = tuple[str, str]
@@ -50,8 +63,8 @@ class ScoreTable:
             triangle is kept; the matrix is symmetric and its diagonal 1.
 
     Raises:
-        InputError: for logits or cosines that are not finite, a matrix that is not (n, n), an id that is not
-            one of :func:`d2llm.data.example.text_id`, or a header that JSON cannot hold.
+        InputError: for logits that are not finite, cosines that are none, a matrix that is not (n, n), an id that is
+            not one of :func:`d2llm.data.example.text_id`, or a header that JSON cannot hold.
     """
 
     def __init__(
@@ -74,8 +87,9 @@ class ScoreTable:
                 raise InputError(
                     f"relations: expected a ({len(passages)}, {len(passages)}) matrix, got {np.shape(cosines)}"
                 )
-            _check_finite("relations", np.reshape(cosines, (1, -1)), [query])
             upper = np.triu(np.asarray(cosines, np.float32), 1)
+            if not (np.abs(upper) <= _LARGEST_COSINE).all():
+                raise InputError(f"relations: expected cosines from -1 to 1, those of {query} are not")
             self._relations[query, tuple(passages)] = upper + upper.T + np.eye(len(passages), dtype=np.float32)
             self._groups.setdefault(query, []).append(tuple(passages))
         for part in {part for pair in self._logits for part in pair} | {
@@ -145,6 +159,7 @@ class ScoreTable:
 
         Raises:
             InputError: for another dtype, or logits that float16 cannot hold.
+            OSError: if the disk fills; what was there stays.
         """
         if dtype not in ("float32", "float16"):
             raise InputError(f"dtype: expected float32 or float16, got {dtype!r}")
@@ -164,7 +179,7 @@ class ScoreTable:
         header = {**self.header, "dtype": dtype}
         # One entry, as safetensors writes several in any order and the same table shall give the same bytes.
         about = json.dumps({"header": header, "sha256": _checksum(header, tensors)}, sort_keys=True)
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, writing(Path(path)):
             save_file(tensors, temporary, metadata={_METADATA: about})
 
     @classmethod
@@ -179,12 +194,15 @@ class ScoreTable:
             raise MissingError(f"teacher scores: {path}: file not found")
         try:
             with safe_open(os.fspath(path), framework="numpy") as file:
-                about = json.loads((file.metadata() or {})[_METADATA])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            if about["sha256"] != _checksum(about["header"], tensors):
+                about = parse_json((file.metadata() or {})[_METADATA])
+                _check_tensors(file)
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            if not isinstance(about, dict) or not isinstance(about.get("header"), dict):
+                raise FormatError("it has no header")
+            if about.get("sha256") != _checksum(about["header"], tensors):
                 raise FormatError("its checksum differs")
             return cls(about["header"], *_unpack_tables(tensors))
-        except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise FormatError(f"teacher scores: {path}: not a score table, or altered ({error})") from None
 
 
@@ -193,6 +211,24 @@ def _check_finite(name: str, values: np.ndarray, keys: Iterable[Any]) -> None:
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise InputError(f"{name}: expected finite numbers, those of {list(keys)[int(finite.argmin())]} are not")
+
+
+def _check_tensors(file: Any) -> None:
+    """Make sure by the header of an open file that it holds the tensors of a table, before any is read."""
+    if set(file.keys()) != _TENSORS.keys():
+        raise FormatError(f"expected the tensors {', '.join(_TENSORS)}, got {sorted(file.keys())!s:.200}")
+    lengths: dict[str, int] = {}
+    for name, (kinds, shape) in _TENSORS.items():
+        part = file.get_slice(name)
+        kind, found = part.get_dtype(), tuple(part.get_shape())
+        expected = shape
+        if len(found) == len(shape):
+            # A letter is the length that it meets first.
+            expected = tuple(
+                lengths.setdefault(n, f) if isinstance(n, str) else n for n, f in zip(shape, found, strict=True)
+            )
+        if kind not in kinds or found != expected:
+            raise FormatError(f"{name}: expected {' or '.join(kinds)} {expected}, got {kind} {found!s:.200}")
 
 
 def _checksum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
@@ -211,6 +247,8 @@ def _unpack_tables(tensors: dict[str, np.ndarray]) -> tuple[dict[Pair, tuple[flo
     passages = _unpack(tensors["group_passage_ids"])
     cosines = tensors["group_cosines"].astype(np.float32)
     sizes = tensors["group_sizes"]
+    if (sizes < 1).any() or (sizes > len(passages)).any():
+        raise FormatError("it has a group of no passage, or of more than there are")
     if sizes.sum() != len(passages) or (sizes * (sizes - 1) // 2).sum() != len(cosines):
         raise FormatError("the sizes of its groups do not add up")
     start = offset = 0

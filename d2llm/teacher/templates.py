@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from d2llm.errors import InputError
 from d2llm.tasks import ASYM, SYM, TASKS
+from d2llm.texts import check_text
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,8 @@ class Template:
     A literal brace is written twice, as in a format string.
 
     Raises:
-        InputError: if a placeholder is missing, repeated, unknown or has a format, the question is absent,
-            or the task is unknown.
+        InputError: if a placeholder is missing, repeated, unknown or has a format, the question or an answer is
+            absent, or the task is unknown.
     """
 
     name: str
@@ -28,16 +29,20 @@ class Template:
         try:
             parsed = [part for part in string.Formatter().parse(self.text) if part[1] is not None]
         except ValueError as error:
-            raise InputError(f"template {self.name!r}: {error}; a literal brace is written twice") from None
+            raise InputError(f"template {self.name!r:.200}: {error}; a literal brace is written twice") from None
         fields = [field for _, field, _, _ in parsed]
         if sorted(map(str, fields)) != ["passage", "query"]:
-            raise InputError(f"template {self.name!r}: expected {{query}} and {{passage}} once each, got {fields}")
+            raise InputError(
+                f"template {self.name!r:.200}: expected {{query}} and {{passage}} once each, got {fields!s:.200}"
+            )
         if any(form or conversion for _, _, form, conversion in parsed):
-            raise InputError(f"template {self.name!r}: expected {{query}} and {{passage}} without a format")
+            raise InputError(f"template {self.name!r:.200}: expected {{query}} and {{passage}} without a format")
         if not self.pieces()[-1][0].strip():
-            raise InputError(f"template {self.name!r}: expected a question after the last placeholder")
+            raise InputError(f"template {self.name!r:.200}: expected a question after the last placeholder")
+        for answer in (self.yes, self.no):
+            check_text(answer, f"template {self.name!r:.200}: yes, no")
         if self.task not in TASKS:
-            raise InputError(f"template {self.name!r}: task: expected one of {TASKS}, got {self.task!r}")
+            raise InputError(f"template {self.name!r:.200}: task: expected one of {TASKS}, got {self.task!r:.200}")
 
     def pieces(self) -> list[tuple[str, str | None]]:
         """The prompt cut at its placeholders: (literal, placeholder after it or None at the end)."""

@@ -1,21 +1,32 @@
 """The configuration of a run: dataclasses, read from YAML with dotted overrides."""
 
 import os
-import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from d2llm.errors import FormatError, InputError, MissingError
+from d2llm.errors import FormatError, InputError, shown
+from d2llm.fields import build, convert
 from d2llm.loss_weights import LossWeights
-from d2llm.student.configuration import Architecture
+from d2llm.plain_yaml import parse_yaml, read_yaml
+from d2llm.student.configuration import Architecture, D2LLMConfig
 
 #: Whose scores may tell false negatives.
 FILTERS = ("teacher", "cosine")
+#: Schedules of transformers that need to be told nothing but a warm-up, if that.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+#: What seeds of numpy may be.
+_LARGEST_SEED = 2**32 - 1
 #: Warm-up as a share of a run, where nothing else is asked for.
 _WARMUP_RATIO = 0.1
 #: Evaluations and checkpoints as shares of a run, likewise.
@@ -72,7 +83,7 @@ class OptimizerConfig:
     #: Not applied to biases and LayerNorms.
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    #: A name of transformers' schedules.
+    #: One of ``SCHEDULES``.
     schedule: str = "linear"
     #: Warm-up as a share of the run, 0.1 where neither is given.
     warmup_ratio: float | None = None
@@ -83,6 +94,13 @@ class OptimizerConfig:
         for name in ("lr", "pma_lr", "lora_lr", "base_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"optimizer.{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("eps", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"optimizer.{name}: expected a number of at least 0, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas: expected two numbers in [0, 1), got {self.betas}")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"optimizer.schedule: expected one of {', '.join(SCHEDULES)}, got {shown(self.schedule)}")
         ratio, steps = self.warmup_ratio, self.warmup_steps
         if ratio is not None and steps is not None:
             raise InputError(f"optimizer.warmup_ratio, warmup_steps: expected one of them, got {ratio} and {steps}")
@@ -171,6 +189,8 @@ class MiningConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"mining.{name}: expected at least 1, got {value}")
+        if self.margin is not None and not -float("inf") < self.margin < float("inf"):
+            raise InputError(f"mining.margin: expected a finite number or null, got {self.margin}")
 
     @property
     def wanted(self) -> bool:
@@ -217,8 +237,10 @@ class TrainConfig:
             raise InputError(f"data.validation_share: expected a share in [0, 1), got {data.validation_share}")
         if not -float("inf") < data.false_negative_margin < float("inf"):
             raise InputError(f"data.false_negative_margin: expected a finite number, got {data.false_negative_margin}")
-        if data.negatives < 0 or run.seed < 0:
-            raise InputError(f"data.negatives, run.seed: expected at least 0, got {data.negatives} and {run.seed}")
+        if data.negatives < 0:
+            raise InputError(f"data.negatives: expected at least 0, got {data.negatives}")
+        if not 0 <= run.seed <= _LARGEST_SEED:
+            raise InputError(f"run.seed: expected 0 to {_LARGEST_SEED}, got {run.seed}")
         if run.cached_gradients and run.texts_per_chunk is None:
             raise InputError(
                 "run.texts_per_chunk: expected a number, such as 64, with run.cached_gradients, which needs the memory "
@@ -234,7 +256,7 @@ class TrainConfig:
         if data.false_negative_filter not in (None, *FILTERS):
             raise InputError(
                 f"data.false_negative_filter: expected one of {', '.join(FILTERS)} or null, "
-                f"got {data.false_negative_filter!r}"
+                f"got {shown(data.false_negative_filter)}"
             )
 
 
@@ -247,15 +269,17 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Iterable[
 
     Raises:
         MissingError: if there is no such file.
-        FormatError: if it is not YAML, or not a mapping.
+        FormatError: if it, or an override's value, is not YAML, or has aliases or a name twice, or is not a mapping.
         InputError: naming an unknown or missing field, or a value of the wrong type.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
+    values = {} if path is None else read_yaml(Path(path), "configuration")
+    if not isinstance(values, dict):
+        raise FormatError(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not all(name.split(".")):
-            raise InputError(f"override: expected name=value, got {override!r}")
-        _set(values, name.split("."), yaml.safe_load(text), override)
+            raise InputError(f"override: expected name=value, got {shown(override)}")
+        _set(values, name.split("."), parse_yaml(text, f"override {shown(override)}"), override)
     return build_config(values)
 
 
@@ -263,83 +287,24 @@ def build_config(values: Mapping[str, Any]) -> TrainConfig:
     """A configuration from nested mappings.
 
     Raises:
-        InputError: naming an unknown or missing field, or a value of the wrong type.
+        InputError: naming an unknown or missing field, a value of the wrong type or out of range.
     """
-    config: TrainConfig = _build(TrainConfig, values, "")
+    config: TrainConfig = build(TrainConfig, values)
     hints = typing.get_type_hints(Architecture)
-    student = {name: _convert(hints, name, value, "student.") for name, value in config.student.items()}
+    student = {name: convert(hints, name, value, "student.") for name, value in config.student.items()}
+    if config.init_from is None:
+        try:
+            D2LLMConfig(**student)
+        except InputError as error:
+            raise InputError(f"student.{error}") from None
     config.student.clear()
     config.student.update(student)
     return config
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise MissingError(f"{path}: configuration file not found")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: not valid YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise FormatError(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
-    return values
 
 
 def _set(values: dict[str, Any], names: list[str], value: Any, override: str) -> None:
     for name in names[:-1]:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
-            raise InputError(f"override {override!r}: {name} is a value and has no fields")
+            raise InputError(f"override {shown(override)}: {name} is a value and has no fields")
     values[names[-1]] = value
-
-
-def _build(kind: Any, values: Any, prefix: str) -> Any:
-    """A dataclass from a mapping; ``prefix`` is the dotted name so far, for messages."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"{prefix.rstrip('.')}: expected a mapping of fields, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    made = {name: _convert(hints, name, value, prefix) for name, value in values.items()}
-    for each in fields(kind):
-        if each.name not in made and each.default is MISSING and each.default_factory is MISSING:
-            raise InputError(f"{prefix}{each.name}: expected a value, got none")
-    return kind(**made)
-
-
-def _convert(hints: Mapping[str, Any], name: str, value: Any, prefix: str) -> Any:
-    if name not in hints:
-        raise InputError(f"{prefix}{name}: unknown field; expected one of {', '.join(hints)}")
-    hint = hints[name]
-    if is_dataclass(hint):
-        return _build(hint, value, f"{prefix}{name}.")
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    for option in typing.get_args(hint) if union else (hint,):
-        fits, converted = _fit(option, value)
-        if fits:
-            return converted
-    plain = isinstance(hint, type) and not typing.get_args(hint)
-    expected = hint.__name__ if plain else str(hint).replace("typing.", "")
-    raise InputError(f"{prefix}{name}: expected {expected}, got {value!r}")
-
-
-def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
-    """Whether a YAML value is of a plain type, and the value as that type."""
-    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin is float:
-        return _fit_float(value)
-    if origin in (tuple, list) and isinstance(value, (tuple, list)):
-        kinds = arguments if origin is tuple else arguments * len(value)
-        parts = [_fit(each, item) for each, item in zip(kinds, value, strict=False)]
-        return len(value) == len(kinds) and all(fits for fits, _ in parts), origin(item for _, item in parts)
-    if origin is int and isinstance(value, bool):
-        return False, value
-    return isinstance(value, origin), dict(value) if origin is dict and isinstance(value, dict) else value
-
-
-def _fit_float(value: Any) -> tuple[bool, Any]:
-    # YAML 1.1 reads 1e-4 (no point) as a text.
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return False, value
-    try:
-        return True, float(value)
-    except ValueError:
-        return False, value

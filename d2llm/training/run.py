@@ -10,7 +10,7 @@ from d2llm.data.jsonl import read_examples
 from d2llm.errors import InputError
 from d2llm.files import write_json
 from d2llm.student import D2LLM
-from d2llm.student.checkpoint import WEIGHTS, read_weights
+from d2llm.student.weights import WEIGHTS, read_weights
 from d2llm.training.config import TrainConfig
 from d2llm.training.preflight import Report, preflight
 from d2llm.training.start import RunData, first_student, fit_warm_start, keep_held_out, run_data

@@ -16,11 +16,10 @@ from d2llm.data.split import Split, split
 from d2llm.data.validation import Validation
 from d2llm.errors import MismatchError
 from d2llm.student import D2LLM
+from d2llm.student.configuration import FREE
 from d2llm.training.config import DataConfig, TrainConfig
 from d2llm.training.vectors import Computed
 
-#: Fields of a student that change neither its weights nor what they mean.
-_MAY_DIFFER = {"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend"}
 #: The held-out examples of a run that was given none, in its folder.
 HELD_OUT = "validation.jsonl"
 
@@ -96,7 +95,7 @@ def first_student(config: TrainConfig) -> D2LLM:
         assert config.base_model is not None
         return D2LLM.create(config.base_model, seed=config.run.seed, **config.student)
     asked: dict[str, Any] = dict(config.student)
-    student = D2LLM.from_pretrained(config.init_from, **{name: asked[name] for name in asked.keys() & _MAY_DIFFER})
+    student = D2LLM.from_pretrained(config.init_from, **{name: asked[name] for name in asked.keys() & FREE})
     if config.base_model is not None:
         asked["base_model"] = config.base_model
     for name, value in asked.items():

@@ -22,7 +22,8 @@ from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.losses import cosines, d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
-from d2llm.student.checkpoint import WEIGHTS, load_weights, read_weights
+from d2llm.student.checkpoint import load_weights
+from d2llm.student.weights import WEIGHTS, read_weights
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import OptimizerConfig, TrainConfig
 from d2llm.training.mined import MineAfresh, MinedExamples

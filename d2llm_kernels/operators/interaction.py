@@ -33,14 +33,15 @@ def check_interaction(
     Raises:
         ArgumentError: on a wrong shape or a dtype that is not floating point.
     """
-    named: Sequence[tuple[str, Tensor]] = (("a", a), ("b", b), ("weight", weight))
-    for name, tensor in named:
+    named: Sequence[tuple[str, Tensor]] = (("a", a), ("b", b))
+    weights = (("weight", weight), ("bias", bias), ("out_weight", out_weight), ("out_bias", out_bias))
+    for name, tensor in (*named, *weights):
         require(tensor.is_floating_point(), name, "a floating point tensor", tensor.dtype)
     square = weight.dim() == 2 + stacked and weight.shape[-2] == weight.shape[-1] and 0 not in weight.shape[:-2]
     require(square, "weight", "shape (T, F, F)" if stacked else "shape (F, F)", shape(weight))
     width, branches = weight.shape[-1], weight.shape[:-2]
     require(width > 0, "weight", "a width F of at least 1", shape(weight))
-    for name, tensor in named[:2]:
+    for name, tensor in named:
         if rank is None:
             require(tensor.dim() >= 1 and tensor.shape[-1] == width, name, f"shape (..., {width})", shape(tensor))
         else:
@@ -175,7 +176,8 @@ def iem_topk(
         BackendError: if a backend named explicitly is missing or takes no such tensors.
     """
     check_interaction(a, b, weight, bias, out_weight, out_bias, rank=2, stacked=task is not None)
-    require(0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
+    whole = isinstance(k, (int, torch.SymInt)) and not isinstance(k, bool)
+    require(whole and 0 < k <= b.shape[0], "k", f"between 1 and the number of passages, {b.shape[0]}", k)
     branch, task = _branch(Branch(weight, bias, out_weight, out_bias), task, a.shape[:1], a.device)
     a, b, *weights = (tensor.detach() for tensor in autocast(a, b, *branch))
     chosen = backends.select("iem_topk", backend, a.device, promotion(a, b, *weights))

@@ -5,7 +5,7 @@ import pytest
 
 from d2llm.data.example import Example
 from d2llm.data.importers import read_any, sniff
-from d2llm.data.jsonl import read_examples, write_examples
+from d2llm.data.jsonl import read_corpus, read_examples, write_examples
 from d2llm.errors import FormatError, InputError, MissingError
 
 
@@ -171,3 +171,58 @@ def test_formats_that_cannot_be_told(tmp_path):
         read_any(tmp_path / "absent.jsonl")
     with pytest.raises(InputError, match="^scores: expected one of"):
         read_any(jsonl(tmp_path / "d.jsonl", {"a": "q", "b": "p"}), scores="margin")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        (
+            "st.csv",
+            "query,positive,negative,negative\nq,p,n,m\n",
+            "1: columns: expected distinct names, got 'negative'",
+        ),
+        ("st.csv", f"query,positive,scores\nq,p,{'[' * 5000}\n", "2: scores: expected a list of numbers"),
+        ("st.csv", f"query,positive,scores\nq,p,[{'9' * 400}]\n", "2: scores: expected finite numbers"),
+        ("nli.tsv", "premise\thypothesis\tlabel\tPremise\na\tb\t1\tc\n", "1: columns: expected distinct names"),
+        ("sts.tsv", "sentence1\tsentence2\tscore\na\tb\t1_0\n", "2: label: expected a number, got '1_0'"),
+        ("fe.jsonl", '{"query": "q", "pos": ["p"], "neg": 0}', "1: neg: expected a list, got 0"),
+        (
+            "fe.jsonl",
+            '{"query": "q", "pos": ["p"], "pos_scores": [1], "neg_scores": {}}',
+            "1: neg_scores: expected a list",
+        ),
+        ("t.jsonl", '{"query": "q", "positive_passages": [{"title": 3, "text": "t"}]}', "1: title: expected a text"),
+        ("t.jsonl", '{"query": "q", "positive_passages": 0}', "1: positive_passages: expected a list"),
+        ("t.jsonl", '{"query": "q", "positive_document_ids": [null]}', "1: id: expected a text or an integer"),
+    ],
+)
+def test_what_python_would_take_for_something_else_is_a_fault(tmp_path, name, content, fault):
+    path = tmp_path / name
+    path.write_text(content)
+    jsonl(tmp_path / "corpus.jsonl", {"docid": "None", "text": "t"})
+    with pytest.raises(FormatError, match=f"{name}:{fault}"):
+        read_any(path)
+
+
+def test_a_faulty_corpus_is_read_once(tmp_path, monkeypatch):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("{\n")
+    path = jsonl(tmp_path / "t.jsonl", *[{"query": f"q{i}", "positive_document_ids": ["1"]} for i in range(50)])
+    calls = []
+    monkeypatch.setattr("d2llm.data.beir.read_corpus", lambda path: calls.append(path) or read_corpus(path))
+    with pytest.raises(FormatError) as caught:
+        read_any(path)
+    assert str(caught.value).startswith(f"{corpus}:1: ") and calls == [corpus]
+
+
+@pytest.mark.parametrize(
+    ("qrels", "fault"),
+    [
+        ("q1\td1\t1_0\n", "2: score: expected an integer, got '1_0'"),
+        ("q1\td1\t1\nq1\td1\t0\n", "3: score: .* judged 1"),
+    ],
+)
+def test_judgements_are_whole_numbers_and_agree(tmp_path, qrels, fault):
+    with pytest.raises(FormatError, match=rf"train\.tsv:{fault}"):
+        read_any(beir(tmp_path / "set", qrels))
+    assert len(read_any(beir(tmp_path / "fine", "q1\td1\t1\nq1\td1\t+1\n"))) == 1

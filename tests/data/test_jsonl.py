@@ -35,6 +35,10 @@ def test_defaults_blank_lines_byte_order_mark_and_other_keys(tmp_path):
     assert read_examples(path) == [Example("q", "p"), Example("r", "p")]
 
 
+#: What Python takes for nothing, and JSON does not.
+EMPTY = ("0", "false", '""', "{}")
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
@@ -56,6 +60,12 @@ def test_defaults_blank_lines_byte_order_mark_and_other_keys(tmp_path):
         ('{"query": "q", "positive": "p", "scores": [[1, NaN]]}', "scores: expected finite"),
         ('{"query": "q", "positive": "p", "scores": [[1, 2], [3, 4]]}', "scores: expected 1 rows"),
         ('{"query": "\\ud800", "positive": "p"}', "expected text, got half of a surrogate"),
+        *[(f'{{"query": "q", "positive": "p", "negatives": {n}}}', "negatives: expected a list") for n in EMPTY],
+        ('{"query": "q", "positive": "p", "query": "r"}', "not valid JSON .'query' stands twice"),
+        ('{"query": "q", "positive": "p", "more": [{"a": 1, "a": 2}]}', "not valid JSON .'a' stands twice"),
+        (f'{{"query": "q", "positive": "p", "scores": [[1, {"9" * 400}]]}}', "scores: expected finite numbers"),
+        (f'{{"query": "q", "positive": "p", "scores": [[1, {"9" * 5000}]]}}', "not valid JSON"),
+        (f'{{"query": "q", "positive": {[1] * 1000}}}', r"positive: expected a non-empty text, got \[1, .{196}\.\.\.$"),
         (b'{"query": "\xff", "positive": "p"}', "expected UTF-8"),
     ],
 )
@@ -123,9 +133,10 @@ def test_corpus_of_json_lines(tmp_path):
         {"docid": 7, "text": "three", "title": ""},
         {"text": "four"},
         {"id": "t", "title": "all title", "text": ""},
+        {"id": "n", "title": None, "text": "none"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    expected = [("a", "one"), ("b", "Two two"), ("7", "three"), ("4", "four"), ("t", "all title")]
+    expected = [("a", "one"), ("b", "Two two"), ("7", "three"), ("4", "four"), ("t", "all title"), ("n", "none")]
     assert read_corpus(path) == expected
 
 
@@ -137,6 +148,10 @@ def test_corpus_of_json_lines(tmp_path):
         ('{"id": "b"}', "text: missing"),
         ('{"id": "b", "text": "\\t"}', "text: expected a non-empty text"),
         ('{"id": "b", "title": 3, "text": "x"}', "title: expected a text"),
+        ('{"id": "b", "title": false, "text": "x"}', "title: expected a text, got False"),
+        ('{"id": "b", "title": "T", "text": ["x"]}', r"text: expected a text, got \['x'\]"),
+        ('{"id": "b", "title": "T", "text": 0}', "text: expected a text, got 0"),
+        ('{"id": "b", "text": "x", "id": "c"}', "not valid JSON .'id' stands twice"),
         ("nonsense", "not valid JSON"),
     ],
 )

@@ -241,3 +241,12 @@ def test_branches_must_be_stacked():
         scores(a, b, weight[0], bias[0], *out, task=TASKS)
     with pytest.raises(dk.ArgumentError, match=r"weight: expected shape \(F, F\), got \(3, 20, 20\)"):
         scores(a, b, weight, bias, *out)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_that_are_not_real_are_refused(name):
+    """Found by the campaign: complex biases came as far as torch's own errors."""
+    tensors = dict(zip(NAMES, pair_inputs(2, 3, 8), strict=True))
+    for dtype in (torch.complex64, torch.int64):
+        with pytest.raises(dk.ArgumentError, match=f"^{name}: expected a floating point tensor, got {dtype}"):
+            dk.functional.iem_scores(**tensors | {name: tensors[name].to(dtype)}, backend="reference")

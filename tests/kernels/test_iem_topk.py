@@ -80,7 +80,7 @@ def test_nan_counts_as_the_lowest(backend):
     assert values[:, :4].isfinite().all()
 
 
-@pytest.mark.parametrize("k", (0, -1, 5))
+@pytest.mark.parametrize("k", (0, -1, 5, 1e-40, 2.0, float("nan"), True))
 @pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
 def test_k_out_of_range_is_refused(k, backend):
     with pytest.raises(ValueError, match=r"^k: expected between 1 and the number of passages, 4, got"):

@@ -1,6 +1,7 @@
 """A saved student comes back bit for bit, and a damaged one says what is wrong."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from d2llm.errors import D2LLMError, FormatError, InputError, MissingError
 from d2llm.student import D2LLM
+from d2llm.student.weights import Header, read_weights
 
 TEXTS = ["read the file", "open the socket of x y", "z"]
 
@@ -161,6 +163,109 @@ def test_weights_that_do_not_fit_are_named(saved: Path, change: object, message:
         D2LLM.from_pretrained(saved)
 
 
+def test_any_flipped_bit_of_the_weights_is_found(saved: Path) -> None:
+    file = saved / "model.safetensors"
+    whole = file.read_bytes()
+    generator = random.Random(0)
+    # Every bit of the header, which holds the seal, would take a minute; a hundred of them do.
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [generator.randrange(header) for _ in range(100)] + [
+        generator.randrange(header, len(whole)) for _ in range(100)
+    ]
+    for place in places:
+        altered = bytearray(whole)
+        altered[place] ^= 1 << generator.randrange(8)
+        file.write_bytes(altered)
+        with pytest.raises(FormatError, match=r"model\.safetensors"):
+            read_weights(file)
+
+
+@pytest.mark.parametrize("field", ["hidden_layer", "lora_alpha", "pma_ln", "lora_targets", "pma_residual"])
+def test_a_configuration_that_the_weights_were_not_saved_with_is_refused(saved: Path, field: str) -> None:
+    other = {
+        "hidden_layer": 1,
+        "lora_alpha": 9,
+        "pma_ln": False,
+        "lora_targets": ["q_proj"],
+        "pma_residual": "projected",
+    }
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {field: other[field]}))
+    with pytest.raises(FormatError, match=rf"config\.json: {field}: expected .*with which model.safetensors was saved"):
+        D2LLM.from_pretrained(saved)
+
+
+def test_a_student_of_before_the_seal_loads(student: D2LLM, saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    assert D2LLM.from_pretrained(saved).fingerprint() == student.fingerprint()
+    assert Header.read(Path("d2llm/assets/student/model.safetensors")).shapes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w["iem.linear2.bias"].fill_(float("nan")), "iem.linear2.bias: expected finite values, got NaN"),
+        (lambda w: w["pma.S"][0, 0, :1].fill_(float("-inf")), "pma.S: expected finite values"),
+        (lambda w: w.update({"pma.S": w["pma.S"].long()}), "pma.S: expected F32, F16, BF16, got I64"),
+        (lambda w: w.update({"pma.S": w["pma.S"].to(torch.int8)}), "pma.S: expected F32, F16, BF16, got I8"),
+        (
+            lambda w: w.update({"pma.S:scale": torch.ones(3, 3, 3), "pma.S": w["pma.S"].char()}),
+            "not a whole safetensors",
+        ),
+    ],
+)
+def test_weights_that_are_no_finite_floats_are_refused(saved: Path, change: object, message: str) -> None:
+    weights = load_file(saved / "model.safetensors")
+    change(weights)
+    save_file(weights, saved / "model.safetensors")
+    with pytest.raises(FormatError, match=message):
+        D2LLM.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("iem_hidden", 30000, r"iem.linear1.bias: expected shape \(30000,\), got \(16,\)"),
+        ("lora_r", 30000, r"lora_A.*: expected shape \(30000, 32\), got \(4, 32\)"),
+        ("lora_r", 0, "expected LoRA of rank 0, got 6 such weights"),
+    ],
+)
+def test_sizes_are_compared_before_a_model_is_built(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, field: str, value: int, message: str
+) -> None:
+    save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors")
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {field: value}))
+    monkeypatch.setattr(D2LLM, "assemble", None)
+    with pytest.raises(FormatError, match=message):
+        D2LLM.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora_alpha": "8"},
+        {"pma_ln": "no"},
+        {"hidden_layer": None},
+        {"lora_dropout": "much"},
+        {"base_model": 3},
+        {"query_length": 10**30},
+        {"num_labels": "many", "lora_targets": 5},
+    ],
+)
+def test_a_field_of_another_kind_is_a_format_error(saved: Path, change: dict) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(FormatError, match=rf"config\.json: {list(change)[-1]}: expected"):
+        D2LLM.from_pretrained(saved)
+
+
+def test_targets_that_the_base_lacks_are_named(base_model: str) -> None:
+    with pytest.raises(InputError, match=r"lora_targets: \['nothing'\] fit no module of the base"):
+        D2LLM.create(base_model, lora_targets=["nothing"])
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "llama"}'])
 def test_another_configuration_is_a_format_error(saved: Path, text: str) -> None:
     (saved / "config.json").write_text(text)
@@ -174,7 +279,7 @@ def test_a_failed_save_leaves_the_old_file(student: D2LLM, saved: Path, monkeypa
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("d2llm.student.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("d2llm.student.weights.write_tensors", full_disk)
     with pytest.raises(OSError, match="No space"):
         student.save_pretrained(saved)
     assert (saved / "model.safetensors").read_bytes() == before

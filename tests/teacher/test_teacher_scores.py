@@ -1,16 +1,20 @@
 import json
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as torch_save
 
 from d2llm.data.example import text_id
 from d2llm.errors import FormatError, InputError, MismatchError, MissingError
-from d2llm.teacher.scores import IDENTITY, ScoreTable
+from d2llm.teacher.scores import IDENTITY, ScoreTable, _checksum
 
 HEADER = {
     "model": "m",
@@ -109,6 +113,19 @@ def test_what_float16_cannot_hold_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """Found by the campaign: the error was one of safetensors' own."""
+    table().save(tmp_path / "s")
+    before, limit = (tmp_path / "s").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written .*File too large"):
+            table(model="other").save(tmp_path / "s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "s").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -117,6 +134,8 @@ def test_what_float16_cannot_hold_is_refused(tmp_path):
         ((HEADER, {(Q, "A"): (1.0, 0.0)}), "16 hex digits, got 'A'"),
         ((HEADER, {}, {(Q, (A, B)): cosines(3)}), r"\(2, 2\) matrix, got \(3, 3\)"),
         ((HEADER, {}, {(Q, (A, B)): np.full((2, 2), np.inf)}), "relations"),
+        ((HEADER, {}, {(Q, (A, B)): np.full((2, 2), -5.0)}), f"relations: expected cosines from -1 to 1, those of {Q}"),
+        ((HEADER, {}, {(Q, (A, B)): np.full((2, 2), np.nan)}), "relations: expected cosines"),
     ],
 )
 def test_bad_contents_are_refused(arguments, match):
@@ -188,3 +207,52 @@ def test_an_altered_header_and_files_of_other_kinds_are_refused(tmp_path):
     Path(path).write_text("{}")
     with pytest.raises(FormatError, match="not a score table"):
         ScoreTable.load(path)
+
+
+def _rewrite(path: Path, change: Callable[[dict, dict], object]) -> None:
+    """Save a table whose tensors and metadata are changed, with the checksum that belongs to them."""
+    table().save(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    about = {"header": dict(HEADER)}
+    change(tensors, about)
+    about.setdefault(
+        "sha256", _checksum(about["header"], {n: t.numpy() for n, t in tensors.items() if t.dtype in KNOWN})
+    )
+    torch_save(tensors, path, metadata={"d2llm_teacher": json.dumps(about)})
+
+
+#: Number types that numpy has.
+KNOWN = (torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            lambda t, _: t.update(pair_logits=t["pair_logits"].bfloat16()),
+            r"pair_logits: expected F32 or F16 \(3, 2\), got BF16",
+        ),
+        (lambda t, _: t.update(pair_logits=t["pair_logits"].to(torch.float8_e4m3fn)), "pair_logits: .* got F8_E4M3"),
+        (lambda t, _: t.update(pair_logits=t["pair_logits"].double()), "pair_logits: .* got F64"),
+        (lambda t, _: t.update(pair_logits=t["pair_logits"][..., None]), r"pair_logits: .* got F32 \(3, 2, 1\)"),
+        (lambda t, _: t.update(pair_ids=t["pair_ids"][:2].clone()), r"pair_logits: expected F32 or F16 \(2, 2\)"),
+        (lambda t, _: t.update(group_cosines=t["group_cosines"] * 0 - 5), "expected cosines from -1 to 1"),
+        (lambda t, _: t.update(group_sizes=torch.tensor([5, -1])), "a group of no passage"),
+        (lambda t, _: t.update(more=torch.zeros(1)), "expected the tensors"),
+        (lambda t, _: t.pop("group_sizes"), "expected the tensors"),
+        (lambda _, about: about.update(header=[["model", "m"]]), "it has no header"),
+    ],
+)
+def test_what_is_no_table_is_refused_though_its_checksum_fits(tmp_path, change, fault):
+    _rewrite(tmp_path / "s", change)
+    with pytest.raises(FormatError, match=fault):
+        ScoreTable.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("about", ["[" * 100_000, "{}", "[]", "3", '{"header": {}, "header": {}}'])
+def test_metadata_of_another_kind_is_refused(tmp_path, about):
+    table().save(tmp_path / "s")
+    save_file(load_file(tmp_path / "s"), tmp_path / "s", metadata={"d2llm_teacher": about})
+    with pytest.raises(FormatError, match="not a score table"):
+        ScoreTable.load(tmp_path / "s")

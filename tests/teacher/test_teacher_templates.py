@@ -68,3 +68,9 @@ def test_any_text_is_a_template_or_an_input_error(text):
     except InputError:
         return
     assert template.text.format(query="Q", passage="P")
+
+
+@pytest.mark.parametrize("answers", [("", " no"), (" yes", " "), (3, "no")])
+def test_empty_answers_are_refused(answers):
+    with pytest.raises(InputError, match="template 'own': yes, no: expected a non-empty text"):
+        Template("own", "sym", TEXT, *answers)

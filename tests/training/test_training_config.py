@@ -60,10 +60,25 @@ def test_yaml_then_overrides(tmp_path: Path) -> None:
         ("data.negatives=-1", "data.negatives"),
         ("data.false_negative_filter=bm25", "data.false_negative_filter: expected one of teacher, cosine or null"),
         ("data.false_negative_margin=.inf", "data.false_negative_margin: expected a finite number"),
+        ("run.epochs=.nan", "run.epochs: expected a positive number, got nan"),
+        ("run.seed=4294967296", "run.seed: expected 0 to 4294967295, got 4294967296"),
+        ("optimizer.eps=-1", "optimizer.eps: expected a number of at least 0, got -1"),
+        ("optimizer.betas=[0.9, 1.5]", r"optimizer.betas: expected two numbers in \[0, 1\), got \(0.9, 1.5\)"),
+        ("optimizer.betas=[.nan, 0.9]", "optimizer.betas: expected two numbers"),
+        ("optimizer.weight_decay=-.inf", "optimizer.weight_decay: expected a number of at least 0, got -inf"),
+        ("optimizer.max_grad_norm=.nan", "optimizer.max_grad_norm: expected a number of at least 0"),
+        ("optimizer.schedule=wavy", "optimizer.schedule: expected one of linear, cosine.*got 'wavy'"),
+        ("optimizer.schedule=cosine_with_min_lr", "optimizer.schedule: expected one of"),
+        ("mining.margin=.nan", "mining.margin: expected a finite number or null"),
+        ("student.lora_dropout=.nan", r"student.lora_dropout: expected a number in \[0, 1\), got nan"),
+        ("student.iem_hidden=0", "student.iem_hidden: expected an integer of at least 1"),
+        ("student.query_length=4294967296", "student.query_length: expected .* at most 2147483647"),
+        (f"optimizer.lr={'9' * 400}", "not valid YAML.*at most 64 bits"),
+        (f"output_dir=[{'a, ' * 1000}a]", r"output_dir: expected str, got \['a', 'a', .{189}\.\.\.$"),
     ],
 )
 def test_errors_name_the_field(override: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, FormatError), match=message):
         load_config(overrides=[*REQUIRED, override])
 
 
@@ -95,10 +110,17 @@ def test_a_required_field_is_asked_for() -> None:
 def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="not found"):
         load_config(tmp_path / "none.yaml")
-    for text in ("a: [", "- a\n- b\n", ""):
-        (tmp_path / "bad.yaml").write_text(text)
+    deep, long = "[" * 1000, "9" * 5000
+    for text in ("a: [", "- a\n- b\n", "", f"a: {deep}", f"a: {long}", "a: 1\na: 2", "a: &x [1]\nb: *x", "\xff"):
+        (tmp_path / "bad.yaml").write_text(text, encoding="latin-1")
         with pytest.raises(FormatError, match=r"bad\.yaml"):
             load_config(tmp_path / "bad.yaml", REQUIRED)
+
+
+@pytest.mark.parametrize("text", ["[1", "*x", "{a: 1, a: 2}", "!!python/name:os.system", "[" * 1000, "9" * 5000])
+def test_an_override_that_is_not_yaml_is_named(text: str) -> None:
+    with pytest.raises(FormatError, match="override 'run.seed=.*not valid YAML"):
+        load_config(overrides=[*REQUIRED, f"run.seed={text}"])
 
 
 def test_a_configuration_survives_a_round_trip() -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _TEXTS = 1 << 12
 #: Examples of a kind that are named.
 _SHOWN = 5
-#: Schedules of transformers that do not warm up.
-_UNWARMED = ("constant", "reduce_lr_on_plateau")
+#: The schedule that does not warm up.
+_UNWARMED = "constant"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Facts:
 def gather(trainer: "DistillationTrainer", given: Sequence[Example], cleaned: Sequence[Example]) -> Facts:
     """The facts about a run over the examples ``given``, which ``cleaned`` has without false negatives."""
     plan, student = trainer.plan, trainer.student
-    unwarmed = trainer.config.optimizer.schedule in _UNWARMED
+    unwarmed = trainer.config.optimizer.schedule == _UNWARMED
     repeated = _repeated(given)
     passages = [passage for example in given for passage in example.passages]
     return Facts(

@@ -50,6 +50,7 @@ class Architecture(TypedDict, total=False):
     query_length: int
     passage_length: int
     kernels_backend: str
+    bm25_weight: float
 
 
 #: Those of them that change neither a student's weights nor what they mean.

@@ -25,7 +25,7 @@ def test_it_takes_the_same_steps(base_model: str, tmp_path: Path, monkeypatch: p
     weights = []
     for compiled in (False, True):
         student = D2LLM.create(base_model, lora_r=2, lora_dropout=0.0, iem_hidden=8, num_layers=1)
-        run = {"max_steps": 2, "gradient_checkpointing": True, "torch_compile": compiled}
+        run = {"max_steps": 2, "gradient_checkpointing": False, "torch_compile": compiled}
         folder = tmp_path / str(compiled)
         DistillationTrainer(student, make_config(base_model, folder, **run), make_examples()).train()
         weights.append(load_file(folder / "checkpoint-2" / "model.safetensors"))

@@ -37,6 +37,10 @@ def index(
             help="Queries, one a line, to fit the surrogate of a large corpus to; by default first sentences."
         ),
     ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help='Keep this key of a row as metadata; may be repeated. By default all under "metadata".'),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Most texts encoded at a time; by default their tokens decide.")
     ] = None,
@@ -49,16 +53,17 @@ def index(
     A build that was stopped goes on when called again.
 
     \b
-    CORPUS is .jsonl with "text" and perhaps "id" and "title", or a passage a line; a passage without an id is
-    called FILE:LINE.
+    CORPUS is .jsonl with "text" and perhaps "id", "title" and "metadata", or a passage a line; a passage without an id
+    is called FILE:LINE.
     Examples:
       d2llm index student corpus.jsonl corpus.index
+      d2llm index student corpus.jsonl corpus.index --field lang --field year
       d2llm index student more.jsonl corpus.index --append
       d2llm index student notes.txt corpus.index --upsert
       d2llm index corpus.index --delete doc7 --delete doc8
       d2llm index corpus.index --verify
     """
-    from d2llm.data.jsonl import read_corpus
+    from d2llm.data.jsonl import read_documents
     from d2llm.index import Index
 
     if sum((append, upsert, delete is not None, compact, verify, overwrite)) > 1:
@@ -75,7 +80,7 @@ def index(
         typer.echo(f"{path}: {len(opened)} passages" + (", every file as it was written" if verify else ""))
         return
     model, corpus, path = _arguments(paths, 3, "MODEL CORPUS PATH")
-    passages = read_corpus(corpus, prefix=f"{corpus.name}:")
+    passages = list(read_documents(corpus, prefix=f"{corpus.name}:", fields=field))
     student = load_student(model)
     if torch_compile:
         student.compile_encoder()

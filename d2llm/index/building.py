@@ -10,13 +10,13 @@ from d2llm.index.inputs import Corpus
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, fingerprint_of, head_of, save_head, weights_digest, width
 from d2llm.index.records import FileRecord
-from d2llm.index.segment import DTYPES
+from d2llm.index.segment import DTYPES, Passage
 from d2llm.index.snapshot import Snapshot, save_deleted
 from d2llm.index.writer import collect, write_shards
 from d2llm_kernels import IEM
 
 
-def plan(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
+def plan(model: Model, dtype: str, texts: bool, unit: bool, fields: dict[str, str]) -> Manifest:
     """The manifest of an index still without passages; the head is named, not yet written."""
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {tuple(DTYPES)}, got {dtype!r}")
@@ -30,6 +30,7 @@ def plan(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
         texts=texts,
         unit=unit,
         lookup=True,
+        fields=fields,
         head=FileRecord(f"head-{weights_digest(head)}.safetensors", 0, ""),
         segments=(),
     )
@@ -52,15 +53,12 @@ def changed(corpus: Corpus, taken: Mapping[str, int], snapshot: Snapshot) -> tup
         taken: positions of the ids that the index holds.
     """
 
-    def same_text(row: int, name: str) -> bool:
-        same = corpus.vectors is None and corpus.texts is not None and name in taken
-        return same and snapshot.passage(taken[name])[1] == (corpus.texts or [])[row]
+    def as_it_is(passage: Passage) -> bool:
+        same = corpus.vectors is None and passage.text is not None and passage.id in taken
+        return same and snapshot.passage(taken[passage.id]) == passage
 
-    rows = [row for row, name in enumerate(corpus.ids) if not same_text(row, name)]
-    if len(rows) == len(corpus):
-        return corpus, list(taken.values())
-    some = Corpus([corpus.ids[row] for row in rows], [(corpus.texts or [])[row] for row in rows], None)
-    return some, [taken[name] for name in some.ids if name in taken]
+    some = [passage for passage in corpus.passages if not as_it_is(passage)]
+    return Corpus(some, corpus.vectors), [taken[passage.id] for passage in some if passage.id in taken]
 
 
 def without(root: Path, snapshot: Snapshot, positions: Sequence[int]) -> Manifest:

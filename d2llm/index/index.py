@@ -1,7 +1,7 @@
 """The public face of the index, and how it is written: build, append, delete, compact, fit a surrogate."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from d2llm.index.reader import Reader
 from d2llm.index.snapshot import Snapshot
 from d2llm.index.surrogate import RANK
 from d2llm.index.writer import collect, shards, write_lock
+from d2llm.metadata import kinds
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
 from d2llm_kernels import IEM
@@ -46,6 +47,7 @@ class Index(Reader):
         path: str | os.PathLike[str],
         *,
         ids: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
         vectors: Any | None = None,
         dtype: str = "bfloat16",
         keep_vectors: bool = True,
@@ -62,9 +64,12 @@ class Index(Reader):
 
         Args:
             model: a D2LLM; with ``vectors`` given, a bare IEM will do.
-            passages: N texts or (id, text) pairs; None with ``vectors`` gives an index without texts.
+            passages: N texts, (id, text) pairs or (id, text, metadata) triples; None with ``vectors`` gives an index
+                without texts.
             path: folder of the index.
             ids: N distinct strings; by default "0", "1" and so on.
+            metadata: N mappings of fields to values, for the filters of a search: texts, lists of texts, numbers, true
+                or false, in a field of one kind everywhere. A passage may lack any field.
             vectors: (N, D) floating array, memory-mapped array or tensor; the texts are then not encoded.
             dtype: how the projected passages are stored, "bfloat16", "float16", "float32" or "int8". int8 takes half
                 the room of bfloat16 and is searched faster on CPUs with VNNI; with the shipped student more than 99 of
@@ -78,16 +83,17 @@ class Index(Reader):
                 queries or texts to make them of.
 
         Raises:
-            InputError: for an empty corpus, empty texts, repeated ids, NaN, a wrong shape, or an index
-                of other content at ``path`` without ``overwrite``.
+            InputError: for an empty corpus, empty texts, repeated ids, metadata of another kind, NaN, a wrong shape, or
+                an index of other content at ``path`` without ``overwrite``.
             OSError: if the disk fills; what was finished stays.
         """
         root, head = Path(path), head_of(model)
-        corpus = check_corpus(passages, ids, vectors, width(head), first=0)
+        corpus = check_corpus(passages, ids, metadata, vectors, width(head), first=0)
         check_count("shard_size", shard_size, 1)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
-        layout = plan(model, dtype, texts=corpus.texts is not None, unit=keep_vectors)
+        fields = kinds((passage.metadata for passage in corpus.passages), {})
+        layout = plan(model, dtype, texts=passages is not None, unit=keep_vectors, fields=fields)
         parts = shards(corpus, shard_size, layout)
         with write_lock(root):
             old = existing(root, overwrite)
@@ -98,7 +104,7 @@ class Index(Reader):
                 layout = replace(layout, generation=generation, head=write_head(root, layout, head))
                 add(root, layout, model, parts, batch_size, progress)
         index = cls(root, Snapshot.open(root), model)
-        askable = queries is not None or (corpus.texts is not None and not isinstance(model, IEM))
+        askable = queries is not None or (layout.texts and not isinstance(model, IEM))
         if len(index) >= _LARGE and askable and index._snapshot.surrogate is None:
             index.fit_surrogate(queries, progress=progress)
         return index
@@ -108,6 +114,7 @@ class Index(Reader):
         passages: Passages | None,
         ids: Sequence[str] | None = None,
         *,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
         vectors: Any | None = None,
         shard_size: int = 16384,
         batch_size: int | None = None,
@@ -117,7 +124,7 @@ class Index(Reader):
         """Add passages after all others, all or none of them. Arguments and resumption as in :meth:`build`.
 
         By default ids go on counting from the number of passages ever added. With ``upsert`` a passage replaces the one
-        that has its id; where the text is the same and no vectors are given, that one is left as it is.
+        that has its id; where text and metadata are the same and no vectors are given, that one is left as it is.
 
         Raises:
             InputError: as :meth:`build`; for an id that is in the index; for texts missing where the
@@ -129,8 +136,11 @@ class Index(Reader):
         with write_lock(self.path):
             self._refresh()
             manifest = self._snapshot.manifest
-            corpus = check_corpus(passages, ids, vectors, self.dim, first=manifest.rows)
-            if (corpus.texts is not None) != manifest.texts:
+            corpus = check_corpus(passages, ids, metadata, vectors, self.dim, first=manifest.rows)
+            fields = kinds((passage.metadata for passage in corpus.passages), manifest.fields)
+            if fields and not manifest.lookup:
+                raise InputError("metadata: expected none, since an older version built this index; build it again")
+            if (passages is not None) != manifest.texts:
                 raise InputError(
                     f"passages: expected {'texts' if manifest.texts else 'None'}, as in the rest of the index"
                 )
@@ -143,7 +153,7 @@ class Index(Reader):
             if not len(corpus):
                 return
             model = self._head if self._model is None else self._model
-            layout = without(self.path, self._snapshot, gone)
+            layout = replace(without(self.path, self._snapshot, gone), fields=fields)
             add(self.path, layout, model, shards(corpus, shard_size, layout), batch_size, progress)
             self._snapshot = Snapshot.open(self.path)
             tail = small_tail(self._snapshot, shard_size)

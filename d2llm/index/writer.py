@@ -60,12 +60,13 @@ def shards(corpus: Corpus, shard_size: int, manifest: Manifest) -> dict[str, Cor
     named = {}
     for start in range(0, len(corpus), shard_size):
         rows = slice(start, start + shard_size)
-        texts = corpus.texts[rows] if corpus.texts is not None else None
-        vectors = corpus.vectors[rows] if corpus.vectors is not None else None
-        digest = hashlib.sha256(json.dumps([*options, corpus.ids[rows], texts]).encode())
-        if vectors is not None:
-            digest.update(check_vectors("vectors", vectors, manifest.dim, start).contiguous().numpy().tobytes())
-        named[f"segment-{digest.hexdigest()[:16]}"] = Corpus(corpus.ids[rows], texts, vectors)
+        part = Corpus(corpus.passages[rows], None if corpus.vectors is None else corpus.vectors[rows])
+        digest = hashlib.sha256(json.dumps([*options, part.ids, part.texts or None]).encode())
+        if any(passage.metadata for passage in part.passages):
+            digest.update(json.dumps([passage.metadata for passage in part.passages]).encode())
+        if part.vectors is not None:
+            digest.update(check_vectors("vectors", part.vectors, manifest.dim, start).contiguous().numpy().tobytes())
+        named[f"segment-{digest.hexdigest()[:16]}"] = part
     return named
 
 
@@ -124,7 +125,7 @@ def _vectors(part: Corpus, model: Model, dim: int, batch_size: int | None, bar: 
         return check_vectors("vectors", part.vectors, dim)
     pieces = []
     for start in range(0, len(part), _ENCODE):
-        texts = (part.texts or [])[start : start + _ENCODE]
+        texts = part.texts[start : start + _ENCODE]
         encoded = encode(model, texts, "passage", batch_size)
         pieces.append(check_vectors("encoded passages", encoded, dim))
         bar.update(len(texts))
@@ -146,7 +147,7 @@ def _stored(vectors: Tensor, model: Model, manifest: Manifest) -> tuple[Rows, Te
 
 def _write(folder: Path, projected: Rows, unit: Tensor | None, part: Corpus, lookup: bool) -> SegmentRecord:
     try:
-        return write_segment(folder, projected, unit, part.ids, part.texts, lookup=lookup)
+        return write_segment(folder, projected, unit, part.passages, lookup=lookup)
     except OSError as error:
         raise OSError(
             f"{folder}: could not be written ({error}); finished shards are kept, and the same call goes on from there"

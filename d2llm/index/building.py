@@ -1,22 +1,23 @@
 """Steps of writing an index: what its manifest will say, and making segments its newest state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
-from d2llm.index.inputs import Corpus
+from d2llm.index.intake import Intake, cut
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, fingerprint_of, head_of, save_head, weights_digest, width
 from d2llm.index.records import FileRecord
-from d2llm.index.segment import DTYPES, Passage
+from d2llm.index.segment import DTYPES
 from d2llm.index.snapshot import Snapshot, save_deleted
-from d2llm.index.writer import collect, write_shards
+from d2llm.index.writer import write_shards
 from d2llm_kernels import IEM
 
 
-def plan(model: Model, dtype: str, texts: bool, unit: bool, fields: dict[str, str]) -> Manifest:
+def plan(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
     """The manifest of an index still without passages; the head is named, not yet written."""
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {tuple(DTYPES)}, got {dtype!r}")
@@ -30,35 +31,19 @@ def plan(model: Model, dtype: str, texts: bool, unit: bool, fields: dict[str, st
         texts=texts,
         unit=unit,
         lookup=True,
-        fields=fields,
+        fields={},
         head=FileRecord(f"head-{weights_digest(head)}.safetensors", 0, ""),
         segments=(),
     )
 
 
 def add(
-    root: Path, layout: Manifest, model: Model, parts: dict[str, Corpus], batch_size: int | None, progress: bool
-) -> None:
-    """Write shards behind the segments that ``layout`` has, then make it the state of the index."""
-    added = write_shards(root, layout, model, parts, batch_size=batch_size, progress=progress)
-    manifest = replace(layout, segments=layout.segments + added)
-    manifest.save(root)
-    collect(root, manifest)
-
-
-def changed(corpus: Corpus, taken: Mapping[str, int], snapshot: Snapshot) -> tuple[Corpus, list[int]]:
-    """The passages that are not in the index as they are, and positions of those that they replace.
-
-    Args:
-        taken: positions of the ids that the index holds.
-    """
-
-    def as_it_is(passage: Passage) -> bool:
-        same = corpus.vectors is None and passage.text is not None and passage.id in taken
-        return same and snapshot.passage(taken[passage.id]) == passage
-
-    some = [passage for passage in corpus.passages if not as_it_is(passage)]
-    return Corpus(some, corpus.vectors), [taken[passage.id] for passage in some if passage.id in taken]
+    root: Path, layout: Manifest, model: Model, intake: Intake, shard_size: int, batch_size: int | None, progress: bool
+) -> Manifest:
+    """Write shards behind the segments that ``layout`` has; the manifest that says so, not yet saved."""
+    parts, total = cut(intake, shard_size), intake.total
+    added = write_shards(root, layout, model, parts, batch_size=batch_size, progress=progress, total=total)
+    return replace(layout, segments=layout.segments + added, fields=intake.fields)
 
 
 def without(root: Path, snapshot: Snapshot, positions: Sequence[int]) -> Manifest:
@@ -84,10 +69,11 @@ def existing(root: Path, overwrite: bool) -> Manifest | None:
         raise
 
 
-def same(old: Manifest, new: Manifest, names: list[str]) -> bool:
-    """Whether the finished index is what the new build would give."""
+def same(old: Manifest, new: Manifest, names: Iterable[str]) -> bool:
+    """Whether the finished index is what the new build would give; of the names no more are taken than that needs."""
     settings = [(m.model, m.dim, m.hidden, m.dtype, m.texts, m.unit, m.lookup, m.head.name) for m in (old, new)]
-    return settings[0] == settings[1] and [s.name for s in old.segments] == names and old.deleted is None
+    pairs = zip_longest((segment.name for segment in old.segments), names)
+    return settings[0] == settings[1] and old.deleted is None and all(a == b for a, b in pairs)
 
 
 def write_head(root: Path, layout: Manifest, head: IEM) -> FileRecord:

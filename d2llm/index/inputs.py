@@ -26,6 +26,9 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.passages)
 
+    def __getitem__(self, rows: slice) -> "Corpus":
+        return Corpus(self.passages[rows], None if self.vectors is None else self.vectors[rows])
+
     @property
     def ids(self) -> list[str]:
         """Of every passage."""

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+from d2llm.cli import app
 from d2llm.cli.batches import in_batch_work, run_of
 from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples, write_examples
@@ -272,6 +274,10 @@ def test_metadata_is_kept_and_filtered_by(run: Run, student_folder: Path, tmp_pa
     ):
         refused = run(*search, "--filter", filters)
         assert refused.exit_code == 2 and message in refused.stderr
+    piped = CliRunner().invoke(
+        app, ["index", str(student_folder), "-", f"{path}2"], input="\n".join(map(json.dumps, lines))
+    )
+    assert piped.exit_code == 0 and Index.open(f"{path}2").ids() == ["-:1", "-:2", "-:3"], piped.output
     rows.write_text(json.dumps({"text": "x", "metadata": {"by": {"first": "A"}}}))
     refused = run("index", student_folder, rows, path, "--append")
     assert refused.exit_code == 2 and "rows.jsonl:1: metadata.by: expected a text, a list of texts" in refused.stderr

@@ -241,7 +241,7 @@ class Index(Reader):
         """Make a manifest the state of the index, and move to it."""
         manifest.save(self.path)
         collect(self.path, manifest)
-        self._snapshot = Snapshot.open(self.path)
+        self._snapshot = Snapshot(self.path, manifest, self._snapshot)
 
     def _refresh(self) -> None:
         """Move to the newest state, for a write that builds on it."""
@@ -249,4 +249,4 @@ class Index(Reader):
         if manifest.model != self._snapshot.manifest.model:
             raise MismatchError(f"path: {self.path} was rebuilt with another model since it was opened; open it again")
         if manifest != self._snapshot.manifest:
-            self._snapshot = Snapshot.open(self.path)
+            self._snapshot = Snapshot(self.path, manifest, self._snapshot)

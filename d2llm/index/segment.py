@@ -136,6 +136,7 @@ class Segment:
         texts: bool,
         fields: Mapping[str, str],
     ) -> None:
+        self.record = record
         self.folder = root / record.name
         self.rows = record.rows
         record.check_copy(root)

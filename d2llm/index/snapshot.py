@@ -44,15 +44,22 @@ def of_newest(root: Path, read: Callable[[Manifest], _Result]) -> _Result:
 class Snapshot:
     """The passages of one manifest by position: 0 is the first ever added, deleted ones keep theirs.
 
+    Args:
+        root: folder of the index.
+        manifest: the state.
+        before: an earlier state, whose segments are taken over where this one has them: they never change.
+
     Raises:
         MissingError, FormatError: for a file that is gone, or not as recorded.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, before: "Snapshot | None" = None) -> None:
         self.manifest = manifest
         manifest.head.check(root)
+        opened = {} if before is None else {segment.record: segment for segment in before.segments}
         self.segments = [
-            Segment(
+            opened.get(record)
+            or Segment(
                 root / SEGMENTS,
                 record,
                 hidden=manifest.hidden,

@@ -1,4 +1,4 @@
-"""A whole encode with a student on the LLM and with the shipped one, beside the same weights without merging and under other libraries."""
+"""A whole encode with a student on the LLM and with the shipped one, beside the same weights under other libraries."""
 
 import tempfile
 from collections.abc import Callable, Iterator

@@ -98,3 +98,18 @@ def test_another_teacher_is_a_mismatch() -> None:
         check_header(Table({}), {"model": "teacher-b"})
     with pytest.raises(MismatchError, match="expected templates"):
         check_header(Table({}), {"templates": ["u"]})
+
+
+def test_a_share_of_a_gathered_batch_has_the_rows_of_the_whole(tokenizer: Any) -> None:
+    examples = [*EXAMPLES, Example("read it", "y")]
+    table = Table({(e.query, p): 0.5 for e in examples for p in ("read", "close", "x y", "z", "y")})
+    whole = Collator(tokenizer, 8, 8, KNOWN, teacher=table)(examples)
+    for rank in (0, 1):
+        part = Collator(tokenizer, 8, 8, KNOWN, teacher=table, share=(rank, 2))(examples)
+        rows = slice(2 * rank, 2 * rank + 2)
+        for name in ("valid", "duplicates", "s", "s_in_batch", "relation", "task"):
+            torch.testing.assert_close(part[name], whole[name][rows], rtol=0, atol=0, equal_nan=True)
+        assert len(part["input_ids"]) == 2 and part["groups"].shape == (2, 3)
+        texts = [[tokenizer.decode(part["passage_input_ids"][row]) for row in rows] for rows in part["groups"]]
+        for example, group in zip(examples[rows], texts, strict=True):
+            assert [text.replace("<eos>", "") for text in group[: len(example.passages)]] == list(example.passages)

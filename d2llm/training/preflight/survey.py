@@ -100,8 +100,8 @@ def place(example: Example) -> str:
 
 def _batches(plan: Plan) -> Iterator[list[tuple[int, int]]]:
     """(epoch, index) keys of batches that lie evenly over the run."""
-    size = plan.run.batch_size
-    total = plan.all_updates * plan.run.accumulation_steps * plan.world_size
+    size = plan.shared
+    total = plan.all_updates * plan.run.accumulation_steps * (plan.run.batch_size * plan.world_size // size)
     every = max(1, math.ceil(total * size * size / PAIRS))
     number = 0
     for epoch, steps in enumerate(plan.epochs()):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Format = Annotated[
     str,
     typer.Option(
-        help="Format of the data: auto, d2llm, sentence-transformers, flagembedding, tevatron, beir, nli or sts."
+        help="Format of the data: auto, d2llm, sentence-transformers, flagembedding, tevatron, beir, nli, sts or trec."
     ),
 ]
 Templates = Annotated[

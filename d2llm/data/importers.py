@@ -20,7 +20,7 @@ from d2llm.errors import FormatError, InputError, shown
 from d2llm.files import parse_json
 from d2llm.tasks import ASYM, SYM
 
-FORMATS = ("d2llm", "sentence-transformers", "flagembedding", "tevatron", "beir", "nli", "sts")
+FORMATS = ("d2llm", "sentence-transformers", "flagembedding", "tevatron", "beir", "nli", "sts", "trec")
 SCORES = ("auto", "logit", "probability", "drop")
 
 _SCORE_COLUMNS = ("score", "scores", "label", "labels")
@@ -37,6 +37,7 @@ def read_any(
     *,
     task: str | None = None,
     corpus: str | os.PathLike[str] | None = None,
+    queries: str | os.PathLike[str] | None = None,
     split: str = "train",
     scores: str = "auto",
     threshold: float | None = None,
@@ -48,7 +49,8 @@ def read_any(
         format: one of ``FORMATS``, or "auto" to tell by the suffix and the first row.
         task: "sym" or "asym"; by default "sym" for nli and sts, else "asym". Files of the d2llm
             format name it themselves.
-        corpus: the passages that Tevatron rows refer to.
+        corpus: the passages that Tevatron rows or a TREC run refer to.
+        queries: the queries that a TREC run refers to.
         split: the split of a BEIR folder.
         scores: see ``read_sentence_transformers``.
         threshold: from which label on a pair of nli or sts is positive; by default 0.5 and 4.
@@ -71,6 +73,13 @@ def read_any(
         return read_beir(path, split).examples(task or ASYM)
     if name == "tevatron":
         return read_tevatron(path, corpus, task or ASYM)
+    if name == "trec":
+        # Imported here: what reads runs brings trec_eval along.
+        from d2llm.data.runs import read_ranked
+
+        if corpus is None or queries is None:
+            raise InputError(f"corpus, queries: expected the files that {path} refers to, got {corpus} and {queries}")
+        return read_ranked(path, queries, corpus, task or ASYM)
     read = read_flagembedding if name == "flagembedding" else read_sentence_transformers
     return read(path, task or ASYM, scores)
 

@@ -74,7 +74,7 @@ def read_corpus(path: str | os.PathLike[str], prefix: str = "") -> list[tuple[st
         if isinstance(content, FormatError):
             raise content
         identifier, text = (
-            _passage(f"{prefix}{line}", content)
+            named_passage(f"{prefix}{line}", content)
             if isinstance(content, Mapping)
             else (f"{prefix}{line}", content.strip())
         )
@@ -182,5 +182,10 @@ def _line(example: Example) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
-def _passage(default: str, row: Mapping[str, Any]) -> tuple[str, str]:
+def named_passage(default: str, row: Mapping[str, Any]) -> tuple[str, str]:
+    """Id and text of a passage's row; ``default`` is the id of one without.
+
+    Raises:
+        FormatError: as :func:`passage_id` and :func:`titled_text` do.
+    """
     return passage_id(next((row[key] for key in _ID_KEYS if key in row), default)), titled_text(row)

@@ -33,7 +33,7 @@ from d2llm.training.shards import check_sharding, whole_weights
 from d2llm.training.vectors import Computed
 from d2llm.training.watching import Watch
 
-_TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
+_TARGETS = ("valid", "duplicates", "s", "log_odds", "s_in_batch", "relation")
 
 
 def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArguments:
@@ -250,6 +250,7 @@ class DistillationTrainer(Trainer):
             valid=targets["valid"],
             duplicates=self._no_negatives(targets, near),
             embedding_cosines=near,
+            log_odds=targets.get("log_odds"),
             weights=self.config.loss,
         )
         for name, value in parts.items():

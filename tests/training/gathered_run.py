@@ -23,8 +23,8 @@ class Judge:
 
     header: ClassVar[dict[str, Any]] = {}
 
-    def probability(self, query_id: str, passage_id: str, temperature: float = 1.0) -> float:
-        return hashlib.sha256((query_id + passage_id).encode()).digest()[0] / 255
+    def logits(self, query_id: str, passage_id: str) -> tuple[float, float]:
+        return hashlib.sha256((query_id + passage_id).encode()).digest()[0] / 32 - 4, 0.0
 
     def relation(self, query_id: str, passage_ids: Sequence[str]) -> np.ndarray:
         return np.eye(len(passage_ids), dtype=np.float32)
@@ -37,13 +37,13 @@ def gradients(base_model: str, output: Path, batch_size: int, cached: bool, gath
     config = replace(
         config,
         student={**config.student, "lora_dropout": 0.0, "init": "xavier"},
-        loss=replace(config.loss, cosine=1.0, gamma=1.0, eta=1.0, label_share=0.5),
+        loss=replace(config.loss, cosine=1.0, gamma=1.0, eta=1.0, label_share=0.5, rank="adr_mse"),
     )
     trainer = DistillationTrainer(D2LLM.create(base_model, **config.student), config, make_examples(), teacher=Judge())
     model = trainer.accelerator.prepare(trainer.student)
     trainer.current_gradient_accumulation_steps = 1
     loss = trainer.training_step(model, next(iter(trainer.get_train_dataloader())))
-    assert len(trainer.part_sums) == 7
+    assert len(trainer.part_sums) == 8
     found = {name: p.grad for name, p in trainer.student.named_parameters() if p.grad is not None}
     return {"loss": loss, **found}
 

@@ -30,8 +30,9 @@ class Table:
         self.header = {"model": "teacher-a", "templates": ["t"]}
         self.known = {(text_id(query), text_id(passage)): value for (query, passage), value in known.items()}
 
-    def probability(self, query_id: str, passage_id: str, temperature: float = 1.0) -> float | None:
-        return self.known.get((query_id, passage_id))
+    def logits(self, query_id: str, passage_id: str) -> tuple[float, float] | None:
+        known = self.known.get((query_id, passage_id))
+        return None if known is None else (math.log(known), math.log1p(-known))
 
     def relation(self, query_id: str, passage_ids: Sequence[str]) -> np.ndarray | None:
         judged = [text_id(text) for text in ("read", "close", "x y")]
@@ -77,8 +78,11 @@ def test_every_row_is_judged_by_the_teacher_of_its_task(tokenizer: Any) -> None:
     pairs = {(query, passage): 0.0 for query in ("open the file", "open it") for passage in ("read", "close", "z")}
     teachers = {"asym": Table(dict.fromkeys(pairs, 0.25)), "sym": Table(dict.fromkeys(pairs, 0.75))}
     batch = Collator(tokenizer, 8, 8, KNOWN, teachers)(EXAMPLES)
-    assert batch["s_in_batch"].tolist() == [[0.25] * 3, [0.75] * 3, [0.25] * 3]
-    assert batch["s"][:, 0].tolist() == [0.25, 0.75, 0.25]
+    expected = torch.tensor([[0.25] * 3, [0.75] * 3, [0.25] * 3])
+    torch.testing.assert_close(batch["s_in_batch"], expected)
+    odds = torch.tensor([-math.log(3), math.log(3), -math.log(3)])
+    torch.testing.assert_close(batch["log_odds"][:, 0], odds)
+    torch.testing.assert_close(batch["s"][:, 0], torch.tensor([0.25, 0.75, 0.25]))
     alone = Collator(tokenizer, 8, 8, KNOWN, {"sym": teachers["sym"]})(EXAMPLES)
     assert alone["s"][:, 0].isnan().tolist() == [True, False, True]
 

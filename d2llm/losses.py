@@ -306,8 +306,8 @@ def d2llm_loss(
     if features is not None and teacher_relation is not None and weights.eta:
         parts["feature"] = weights.eta * feature_imitation(features, teacher_relation, valid)
     if log_odds is not None and weights.rank is not None and weights.rank_weight:
-        given = z, log_odds, valid, weights.rank_temperature
-        parts["rank"] = weights.rank_weight * RANK_LOSSES[weights.rank](*given)
+        rank = RANK_LOSSES[weights.rank](z, log_odds, valid, weights.rank_temperature)
+        parts["rank"] = weights.rank_weight * rank
     total = torch.stack(list(parts.values())).sum() if parts else 0 * as_float(z_in_batch).sum()
     return total, {name: part.detach() for name, part in parts.items()}
 

@@ -25,7 +25,14 @@ Numbered = Iterable[tuple[int, Any]]
 
 
 def parse_rows(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]]) -> list[_T]:
-    """Parse all rows of a file, each into any number of results, collecting faults on the way.
+    """All that :func:`iterate_rows` gives."""
+    return list(iterate_rows(path, rows, parse))
+
+
+def iterate_rows(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]]) -> Iterator[_T]:
+    """Parse the rows of a file one by one, each into any number of results, collecting faults on the way.
+
+    Faults are raised at the end, all at once: what came before them was not all there is.
 
     Args:
         path: the file that the rows come from, for messages.
@@ -35,23 +42,25 @@ def parse_rows(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]])
     Raises:
         FormatError: naming ``file:line: what`` for up to 20 faults, if there is any, or if there is no row.
     """
-    results: list[_T] = []
     faults: list[str] = []
-    count = 0
+    count = faulty = 0
     for line, row in rows:
         count += 1
         try:
             if isinstance(row, FormatError):
                 raise row
-            results.extend(parse(row))
+            parsed = list(parse(row))
         except (InputError, FormatError) as error:
-            faults.append(f"{path}:{line}: {error}")
-    if faults:
-        more = [f"... and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
-        raise FormatError("\n".join(faults[:FAULTS_SHOWN] + more))
+            faulty += 1
+            if faulty <= FAULTS_SHOWN:
+                faults.append(f"{path}:{line}: {error}")
+            continue
+        yield from parsed
+    if faulty:
+        more = [f"... and {faulty - FAULTS_SHOWN} more"] if faulty > FAULTS_SHOWN else []
+        raise FormatError("\n".join(faults + more))
     if not count:
         raise FormatError(f"{path}: expected rows, the file has none")
-    return results
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError]]:

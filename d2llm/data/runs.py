@@ -9,8 +9,6 @@ from d2llm.data.example import Example
 from d2llm.data.jsonl import named_passage
 from d2llm.data.rows import json_rows, parse_rows, text_lines
 from d2llm.errors import FormatError
-from d2llm.evaluation.run import DEPTH, NOTHING
-from d2llm.evaluation.trec import read_run
 from d2llm.tasks import ASYM
 
 
@@ -19,7 +17,7 @@ def read_ranked(
     queries: str | os.PathLike[str],
     corpus: str | os.PathLike[str],
     task: str = ASYM,
-    depth: int = DEPTH,
+    depth: int = 1000,
 ) -> list[Example]:
     """A query of a run as an example: its first passage the positive, the others negatives, with the run's scores.
 
@@ -40,6 +38,10 @@ def read_ranked(
         FormatError: naming ``file:line: what`` for up to 20 faulty lines, ids without a text, or a run in which no
             query found two texts.
     """
+    # Imported here: what evaluates brings trec_eval along.
+    from d2llm.evaluation.run import NOTHING
+    from d2llm.evaluation.trec import read_run
+
     ranked = read_run(run, depth)
     asked, found = read_texts(queries, set(ranked.queries)), read_texts(corpus, set(ranked.passages))
     for kind, ids, texts, file in (

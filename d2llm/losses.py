@@ -276,7 +276,7 @@ def d2llm_loss(
         weights: weights and temperatures.
 
     Returns:
-        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``, ``cosine``, ``labels``,
+        The total (scalar) and the weighted parts, which sum to it: ``in_batch``, ``cosine``, ``labels``,
         ``contrastive``, ``rank_correlation``, ``rank_pairwise``, ``feature``, ``rank``; parts that do not
         apply or weigh 0 are left out.
 
@@ -309,7 +309,7 @@ def d2llm_loss(
         rank = RANK_LOSSES[weights.rank](z, log_odds, valid, weights.rank_temperature)
         parts["rank"] = weights.rank_weight * rank
     total = torch.stack(list(parts.values())).sum() if parts else 0 * as_float(z_in_batch).sum()
-    return total, {name: part.detach() for name, part in parts.items()}
+    return total, parts
 
 
 def _in_batch_parts(

@@ -15,7 +15,7 @@ from d2llm.data.beir import read_beir, read_tevatron
 from d2llm.data.example import Example
 from d2llm.data.jsonl import KEYS, iterate_examples, optional_list, required_text
 from d2llm.data.pairs import KINDS, THRESHOLDS, pair_columns, pairs_to_examples, read_pairs
-from d2llm.data.rows import as_number, check_distinct, iterate_rows, json_rows, require_file, table_rows
+from d2llm.data.rows import as_number, check_distinct, json_rows, parse_lazily, require_file, table_rows
 from d2llm.data.runs import read_ranked
 from d2llm.data.triples import iterate_triples
 from d2llm.errors import FormatError, InputError, shown
@@ -118,7 +118,7 @@ def _ordered_rows(path: Path, task: str) -> Iterator[_Scored]:
     one number for the positive and each negative.
     """
     if path.suffix.lower() in (".jsonl", ".json"):
-        return iterate_rows(path, json_rows(path), lambda row: [_ordered(row, task)])
+        return parse_lazily(path, json_rows(path), lambda row: [_ordered(row, task)])
     header: list[str] = []
 
     def parse(cells: list[str]) -> Iterator[_Scored]:
@@ -131,7 +131,7 @@ def _ordered_rows(path: Path, task: str) -> Iterator[_Scored]:
             raise FormatError(f"expected {len(header)} columns, got {len(cells)}")
         yield _ordered(dict(zip(header, cells, strict=True)), task)
 
-    return iterate_rows(path, table_rows(path), parse)
+    return parse_lazily(path, table_rows(path), parse)
 
 
 def check_header(cells: Sequence[str]) -> None:
@@ -166,7 +166,7 @@ def _flagembedding_rows(path: Path, task: str) -> Iterator[_Scored]:
             example = Example(query, positive, tuple(negatives), task)
             yield example, [of_positives[number], *of_negatives] if scored else None
 
-    return iterate_rows(path, json_rows(path), parse)
+    return parse_lazily(path, json_rows(path), parse)
 
 
 def sniff(path: str | os.PathLike[str]) -> str:

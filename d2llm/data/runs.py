@@ -3,11 +3,10 @@
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from d2llm.data.example import Example
-from d2llm.data.jsonl import named_passage
-from d2llm.data.rows import json_rows, parse_rows, text_lines
+from d2llm.data.jsonl import read_documents
+from d2llm.data.rows import parse_lazily, text_lines
 from d2llm.errors import FormatError
 from d2llm.tasks import ASYM
 
@@ -73,27 +72,27 @@ def read_texts(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[st
 
     Raises:
         MissingError: if there is no such file.
-        FormatError: naming ``file:line: what`` for up to 20 faulty lines, an id that stands twice included.
+        FormatError: naming ``file:line: what`` for up to 20 faulty lines; naming an id that stands twice.
     """
     path = Path(path)
+    rows = read_documents(path, fields=()) if path.suffix.lower() == ".jsonl" else _numbered_texts(path)
     texts: dict[str, str] = {}
-
-    def keep(row: tuple[int, Any]) -> Iterator[None]:
-        line, content = row
-        if isinstance(content, FormatError):
-            raise content
-        if isinstance(content, str):
-            identifier, tab, text = content.partition("\t")
-            if not tab or not identifier.strip() or not text.strip():
-                raise FormatError(f"expected an id, a tab and a text, got {content[:200]!r}")
-        else:
-            identifier, text = named_passage(str(line), content)
+    for identifier, text, *_ in rows:
         if identifier in wanted:
             if identifier in texts:
-                raise FormatError(f"id: {identifier!r:.200} stands twice")
+                raise FormatError(f"{path}: id: {identifier!r:.200} stands twice")
             texts[identifier] = text
-        yield from ()
-
-    rows = json_rows(path) if path.suffix.lower() == ".jsonl" else text_lines(path)
-    parse_rows(path, ((line, (line, row)) for line, row in rows if not isinstance(row, str) or row.strip()), keep)
     return texts
+
+
+def _numbered_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Rows of id, tab and text."""
+
+    def parse(line: str) -> Iterator[tuple[str, str]]:
+        identifier, tab, text = line.partition("\t")
+        if not tab or not identifier.strip() or not text.strip():
+            raise FormatError(f"expected an id, a tab and a text, got {line[:200]!r}")
+        yield identifier, text
+
+    filled = ((line, row) for line, row in text_lines(path) if not isinstance(row, str) or row.strip())
+    return parse_lazily(path, filled, parse)

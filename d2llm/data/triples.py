@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from d2llm.data.example import Example
-from d2llm.data.rows import iterate_rows, table_rows
+from d2llm.data.rows import parse_lazily, table_rows
 from d2llm.data.runs import read_texts
 from d2llm.errors import FormatError, InputError
 
@@ -53,4 +53,4 @@ def iterate_triples(
             query, passages = texts[0][query], [texts[1][passage] for passage in passages]
         yield Example(query, passages[0], tuple(passages[1:]), task)
 
-    return iterate_rows(path, table_rows(path), parse)
+    return parse_lazily(path, table_rows(path), parse)

@@ -46,7 +46,7 @@ def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "pairs.tsv"
     path.write_text("query\tpositive\nq1\tp1\nq2\nq3\tp3\n")
     rows = iterate_any(path, scores="drop")
-    assert next(rows) == Example("q1", "p1") and next(rows) == Example("q3", "p3")
+    assert next(rows) == Example("q1", "p1")
     with pytest.raises(FormatError, match=r"pairs\.tsv:3: expected 2 columns, got 1"):
         next(rows)
 

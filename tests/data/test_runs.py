@@ -54,7 +54,7 @@ def test_it_is_converted_with_its_scores(files: Path) -> None:
         ("r.run", RUN + "q1 Q0 d7 5 -3 ranker\n", r"passage 'd7' and 0 more are not in .*corpus\.jsonl"),
         ("r.run", "q1 Q0 d2 1 9.5 ranker\nq1 Q0 d4 2 9 ranker\n", "two passages of different texts"),
         ("queries.tsv", "q1\topen a file\nq2 close it\n", r"queries\.tsv:2: expected an id, a tab and a text"),
-        ("queries.tsv", "q1\topen a file\nq2\tclose\nq1\tagain\n", r"queries\.tsv:3: id: 'q1' stands twice"),
+        ("queries.tsv", "q1\topen a file\nq2\tclose\nq1\tagain\n", r"queries\.tsv: id: 'q1' stands twice"),
         ("corpus.jsonl", '{"_id": "d1"}\n', r"corpus\.jsonl:1: text: missing"),
     ],
 )

@@ -44,7 +44,7 @@ def test_it_is_converted_with_its_scores(files: Path) -> None:
     arguments = ["data", "convert", *names[:2], "--format", "trec", "--queries", names[2], "--corpus", names[3]]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "1 examples with 2 negatives, 1 of them with scores" in done.output
+    assert "1 examples; next: d2llm data check" in done.output
     assert read_examples(files / "out.jsonl") == read(files)
 
 

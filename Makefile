@@ -48,9 +48,10 @@ interpret: $(VENV)/.dev
 emulate: $(VENV)/.emulation
 	if [ -e $(EMULATION) ]; then D2LLM_KERNELS_CUDA_LIBRARY=$(EMULATION) $(PYTEST) $(PARALLEL) $(FULL) tests/gpu; fi
 
-# Clients of other projects, as pip gives them, in an environment of their own.
+# Other projects' packages, as pip gives them, in an environment of their own.
 test-integrations: $(VENV)/.dev $(VENV)/.integrations
-	D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/integrations/bin/python -m pytest -q --noconftest tests/integrations
+	D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/integrations/bin/python -m pytest -q -p no:benchmark \
+	    --confcutdir=tests/integrations tests/integrations
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -121,8 +122,10 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PACKAGE) '.[demo,dev,kernels]'
 	touch $@
 
-$(VENV)/.integrations: $(VENV)/.torch tests/integrations/requirements.txt
+# It finds what .venv has, torch first of all, and brings the rest.
+$(VENV)/.integrations: $(VENV)/.dev tests/integrations/requirements.txt
 	$(PYTHON) -m venv $(VENV)/integrations
+	cd $(VENV)/integrations/lib/python*/site-packages && echo $(CURDIR)/$(VENV)/lib/python*/site-packages >venv.pth
 	$(VENV)/integrations/bin/python -m pip install --quiet -r tests/integrations/requirements.txt
 	touch $@
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2llm.cli.options import Dtype, Format, Seed, Templates, load_student, load_teacher
+from d2llm.cli.options import Dtype, Format, Seed, Templates, load_student, load_teacher, or_shipped
 from d2llm.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from d2llm.evaluation.run import Run
 
 KINDS = ("ir", "nli", "sts")
-#: In place of a folder: what the package brings along.
-SHIPPED = "shipped"
 
 
 def evaluate(
@@ -130,7 +128,7 @@ def evaluate(
     lineup = Lineup(
         rows,
         tuple((name, load_student(folder)) for name, folder in _named(models)),
-        load_teacher(teacher_model, _shipped(adapter, "teacher"), template, dtype=dtype) if judged else None,
+        load_teacher(teacher_model, or_shipped(adapter, "teacher"), template, dtype=dtype) if judged else None,
         stages,
         tuple(read[2]) if kind == "ir" else (),
         bm25_weight,
@@ -172,17 +170,10 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
     for model in models:
         name, equals, path = model.partition("=")
         folder = Path(path if equals else model)
-        result.append((name if equals else "student" if len(models) == 1 else folder.name, _shipped(folder, "student")))
+        result.append(
+            (name if equals else "student" if len(models) == 1 else folder.name, or_shipped(folder, "student"))
+        )
     return result
-
-
-def _shipped(path: Path | None, what: str) -> Any:
-    """The path, or the folder of what the package brings along where it is called so and is none."""
-    from d2llm.shipped import STUDENT, TEACHER
-
-    if path is None or path.name != SHIPPED or path.exists():
-        return path
-    return {"student": STUDENT, "teacher": TEACHER}[what]
 
 
 def _read_retrieval(

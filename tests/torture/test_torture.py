@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from d2llm_kernels import backends
-from tests.torture import folders, operators, readers
+from tests.torture import folders, operators, readers, teachers
 from tests.torture.power import lose_power
 from tests.torture.report import BEGIN, END, update
 from tests.torture.tally import Tally
 from tests.torture.worker import _Worker, judged
 
-#: Inputs of a target: a student takes long to load.
-INPUTS = {"students": 5, "indexes": 20}
+#: Inputs of a target: a student or a teacher takes long to load.
+INPUTS = {"students": 5, "indexes": 20, "adapters": 12}
 
 
-@pytest.mark.parametrize("module", [readers, folders, operators], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "module", [readers, folders, teachers, operators], ids=lambda module: module.__name__.rpartition(".")[2]
+)
 def test_mutated_inputs_are_taken_or_refused(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if module is operators and backends.missing("cpu"):
         pytest.skip(backends.missing("cpu"))

@@ -54,6 +54,16 @@ def test_a_row_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     )
 
 
+def test_a_second_run_adds_to_the_first(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    update(page, [Tally("one", 1500)], 3, "abc")
+    update(page, [Tally("one", 20, 7, ["a fault"])], 4, "abc", add=True)
+    update(page, [Tally("one", 1), Tally("two", 2)], 4, "def", add=True)
+    text = page.read_text()
+    assert "| one | 1,521 | 7 | 1 | 3, 4 | abc, def |" in text and "| two | 2 |  | 0 | 4 | def |" in text
+
+
 def test_a_worker_that_dies_is_a_fault_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = iter([lambda: True, lambda: True, lambda: False, lambda: os._exit(3)])
     monkeypatch.setattr("tests.torture.worker.find", lambda _: lambda *_: next(outcomes)())

@@ -55,6 +55,8 @@ async def add(documents: list[NewDocument], request: Request) -> dict[str, Any]:
     def append() -> int:
         index = _index(engine)
         index.append([(each.id, each.text) for each in documents])
+        # Who adds a passage finds it.
+        engine.index(newest=True)
         return len(index)
 
     return {"added": len(documents), "passages": await engine.work(append)}
@@ -64,7 +66,12 @@ async def add(documents: list[NewDocument], request: Request) -> dict[str, Any]:
 async def delete(name: str, request: Request) -> dict[str, Any]:
     """Remove a passage from every later search."""
     engine = _writable(request)
-    await engine.work(lambda: _index(engine).delete(name))
+
+    def remove() -> None:
+        _index(engine).delete(name)
+        engine.index(newest=True)
+
+    await engine.work(remove)
     return {"deleted": name}
 
 

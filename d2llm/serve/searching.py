@@ -42,7 +42,13 @@ async def search(asked: SearchRequest, request: Request) -> dict[str, Any]:
     if asked.k > engine.limits.hits:
         raise Refusal(413, f"k: expected at most {engine.limits.hits}, got {asked.k}", param="k")
     start = time.perf_counter()
-    found = await engine.work(lambda: _search(_index(engine), asked))
+    if engine.path is None:
+        raise _no_index()
+
+    def run() -> list[dict[str, Any]]:
+        return _search(_index(engine), asked)
+
+    found = await (engine.work(run) if asked.mode == "bm25" else engine.search(asked.query, run))
     return {"hits": found, "seconds": round(time.perf_counter() - start, 6)}
 
 
@@ -91,8 +97,12 @@ def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
 def _index(engine: Engine) -> Index:
     index = engine.index()
     if index is None:
-        raise Refusal(404, "the server has no index; start it with --index")
+        raise _no_index()
     return index
+
+
+def _no_index() -> Refusal:
+    return Refusal(404, "the server has no index; start it with --index")
 
 
 def _writable(request: Request) -> Engine:

@@ -128,7 +128,8 @@ class _Worker:
 
 def _supervise(start: Callable[[], _Worker], count: int, announce: Callable[[], None]) -> int:
     """Keep workers running until a signal says stop; 2 if one could not begin. One that dies is replaced."""
-    workers, stopping = [], False
+    workers: list[_Worker] = []
+    stopping = False
 
     def stop(*_: Any) -> None:
         nonlocal stopping

@@ -10,9 +10,10 @@ from d2llm.errors import FormatError, MissingError
 from d2llm.files import read_json, write_json
 from d2llm.index.records import DELETED, HEAD, FileRecord, SegmentRecord, SurrogateRecord, field
 from d2llm.index.segment import DTYPES
+from d2llm.metadata import KINDS
 
 NAME = "manifest.json"
-FORMAT, VERSION = "d2llm-index", 2
+FORMAT, VERSION = "d2llm-index", 3
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Manifest:
 
     ``generation`` grows by one with every change. ``model`` is the fingerprint of the model that
     encoded the passages. ``texts``, ``unit`` and ``lookup`` say whether segments hold texts, unit vectors, and the file
-    that ids and terms are looked up in, which version 1 of the format did not have.
-    ``surrogate`` covers the first segments.
+    that ids and terms are looked up in, which version 1 of the format did not have. ``fields`` has the kind of each
+    field of metadata, which version 2 did not have. ``surrogate`` covers the first segments.
     """
 
     generation: int
@@ -33,6 +34,7 @@ class Manifest:
     texts: bool
     unit: bool
     lookup: bool
+    fields: dict[str, str]
     head: FileRecord
     segments: tuple[SegmentRecord, ...]
     deleted: FileRecord | None = None
@@ -62,12 +64,14 @@ class Manifest:
         body = read_json(path)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise FormatError(f"{path}: expected the format {FORMAT!r}")
-        if body.get("version") not in (1, VERSION):
-            raise FormatError(f"{path}: expected version 1 or {VERSION}, got {body.get('version')!r}")
+        if type(body.get("version")) is not int or not 1 <= body["version"] <= VERSION:
+            raise FormatError(f"{path}: expected a version from 1 to {VERSION}, got {body.get('version')!r:.200}")
         if body.pop("sha256", None) != _digest(body):
             raise FormatError(f"{path}: SHA-256 differs from the record; the file is altered")
         if body["version"] == 1:
             body |= {"lookup": False, "surrogate": None}
+        if body["version"] < 3:
+            body |= {"fields": {}}
         return cls._from_json(body, str(path))
 
     @classmethod
@@ -86,7 +90,10 @@ class Manifest:
             "texts": bool,
             "unit": bool,
             "lookup": bool,
+            "fields": dict,
         }
+        if unknown_kinds := set(map(str, field(body, "fields", dict, where).values())) - set(KINDS):
+            raise FormatError(f"{where}: fields: expected {', '.join(KINDS)}, got {sorted(unknown_kinds)!r:.200}")
         return cls(
             **{name: field(body, name, kind, where) for name, kind in kinds.items()},
             dtype=field(body, "dtype", str, where, "|".join(DTYPES)),

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from d2llm.errors import InputError, MismatchError
 from d2llm.index.asking import Asked
 from d2llm.index.certificate import Audit
+from d2llm.index.filters import Filters
 from d2llm.index.hits import Hit, look_up
 from d2llm.index.inputs import check_vectors
 from d2llm.index.manifest import Manifest
@@ -77,6 +78,7 @@ class Reader:
         candidates: int = 100,
         recall: float | None = None,
         exact: bool = False,
+        filters: Filters | None = None,
         audit: float = 0,
         batch_size: int = 32,
         explain: bool = False,
@@ -98,6 +100,10 @@ class Reader:
                 queries like those that the surrogate was certified on (see :meth:`fit_surrogate`). Where it was not
                 certified for that, and without a surrogate, every passage is scored. 0.99 by default.
             exact: score every passage.
+            filters: what metadata the passages that may be found must have, as ``{"lang": ["en", "de"], "year": {"gte":
+                2020, "lt": 2024}, "open": True}``: a field holds a value, one of several, or one between bounds (gt,
+                gte, lt, lte; texts in the order of their code points), and all fields named must. It is applied before
+                anything is scored, changes no score, and promises hold as without it.
             audit: share of the queries that is searched in full too. A warning says when what this index found misses
                 more than was promised, with 95 % confidence: passages or queries are others than those certified.
             batch_size: queries encoded at a time.
@@ -108,12 +114,13 @@ class Reader:
             Nq lists of at most k hits; one list in a list for a single text.
 
         Raises:
-            InputError: for an empty query, a k below 1, an unknown task, mode or channel, an empty index, or an index
-                without what the mode or the encoding needs.
+            InputError: for an empty query, a k below 1, an unknown task, mode or channel, filters of unknown fields, of
+                none, or of values of another kind, an empty index, or an index without what the mode or the encoding
+                needs.
         """
         texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
         mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
-        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
         asked.check(self._snapshot)
         vectors = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
         found, promised = self._find(asked, vectors, texts)
@@ -136,6 +143,7 @@ class Reader:
         candidates: int = 100,
         recall: float | None = None,
         exact: bool = False,
+        filters: Filters | None = None,
         explain: bool = False,
     ) -> list[list[Hit]]:
         """As :meth:`search`, for queries encoded before; needs no model.
@@ -154,7 +162,7 @@ class Reader:
         for name, given in (("mode", (mode,)), ("channels", channels)):
             if needy := {"hybrid", "bm25"}.intersection(given):
                 raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
-        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
         asked.check(self._snapshot)
         return look_up(self._snapshot, *self._find(asked, vectors, []), explain)
 

@@ -25,6 +25,7 @@ class SearchRequest(BaseModel):
     recall: float | None = None
     exact: bool = False
     explain: bool = False
+    filters: dict[str, Any] | None = None
 
 
 class NewDocument(BaseModel):
@@ -32,6 +33,7 @@ class NewDocument(BaseModel):
 
     id: str
     text: str
+    metadata: dict[str, Any] = {}
 
 
 @router.post("/search")
@@ -60,7 +62,7 @@ async def add(documents: list[NewDocument], request: Request) -> dict[str, Any]:
 
     def append() -> int:
         index = _index(engine)
-        index.append([(each.id, each.text) for each in documents])
+        index.append([(each.id, each.text, each.metadata) for each in documents])
         # Who adds a passage finds it.
         engine.index(newest=True)
         return len(index)
@@ -90,6 +92,7 @@ def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
         recall=asked.recall,
         exact=asked.exact,
         explain=asked.explain,
+        filters=asked.filters,
     )[0]
     return [asdict(hit) for hit in found]
 

@@ -53,6 +53,22 @@ def test_a_search_is_the_index_s(client: Client, student: D2LLM, served: Path) -
     np.testing.assert_allclose([hit["score"] for hit in found], [hit.score for hit in expected], rtol=1e-4, atol=1e-5)
 
 
+def test_a_search_is_filtered_by_metadata(client: Client, served: Path) -> None:
+    new = [{"id": "n", "text": "a graph", "metadata": {"year": 2020}}, {"id": "m", "text": "a graph of dates"}]
+
+    async def calls(session: httpx.AsyncClient) -> Any:
+        bodies = [
+            {"query": "graph", "filters": filters} for filters in ({"year": {"gte": 2020}}, {"lang": "en"}, {}, 3)
+        ]
+        added = await session.post("/documents", json=new, headers=AUTHORIZED)
+        return added, *[await session.post("/search", json=body, headers=AUTHORIZED) for body in bodies]
+
+    added, found, unknown, empty, other = run(client, calls, writable=True, token=TOKEN)
+    assert [(hit["id"], hit["metadata"]) for hit in found.json()["hits"]] == [("n", {"year": 2020})], added.text
+    assert (unknown.status_code, empty.status_code, other.status_code) == (400, 400, 422)
+    assert "filters: lang: unknown field" in unknown.json()["detail"]
+
+
 def test_without_an_index_there_is_no_search(client: Client) -> None:
     async def calls(session: httpx.AsyncClient) -> Any:
         return await session.post("/search", json={"query": "open"}), (await session.get("/info")).json()
@@ -150,7 +166,20 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-_NAMES = ("input", "model", "dimensions", "query", "documents", "texts", "top_n", "task", "text_1", "k", "mode")
+_NAMES = (
+    "input",
+    "model",
+    "dimensions",
+    "query",
+    "documents",
+    "texts",
+    "top_n",
+    "task",
+    "text_1",
+    "k",
+    "mode",
+    "filters",
+)
 _BODIES = st.dictionaries(st.sampled_from(_NAMES), _VALUES, max_size=6) | _VALUES
 _PATHS = ("/v1/embeddings", "/rerank", "/v2/rerank", "/score", "/search", "/documents")
 

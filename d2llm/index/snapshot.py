@@ -57,7 +57,7 @@ class Snapshot:
         self.manifest = manifest
         manifest.head.check(root)
         opened = {} if before is None else {segment.record: segment for segment in before.segments}
-        self.segments = [
+        self.segments: list[Segment] = [
             opened.get(record)
             or Segment(
                 root / SEGMENTS,

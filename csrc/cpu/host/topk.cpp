@@ -178,6 +178,8 @@ class Search : public torch::CustomClassHolder {
 };
 
 std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k) {
+    expect_shape(a, "a", {-1, -1});
+    expect_shape(b, "b", {-1, -1});
     TORCH_CHECK(k > 0 && k <= b.size(0), "k: expected between 1 and the number of passages, ", b.size(0), ", got ", k);
     const at::Tensor values = at::empty({a.size(0), 0}, at::kFloat), indices = at::empty({a.size(0), 0}, at::kLong);
     return Search(branch, a.scalar_type()).topk(a, b, std::nullopt, k, values, indices, 0);

@@ -96,7 +96,7 @@ class Asked:
         # What was certified for another branch or weight says nothing of this one.
         if certified.task != self.task or (self.mode == "hybrid" and certified.weight != weight):
             return (), 0, 1.0
-        count = certified.modes[self.mode].candidates(k, self.wanted, snapshot.deleted)
+        count = snapshot.candidates(self.mode, k, self.wanted)
         if count is None or count * _WORTH > snapshot.size:
             return (), 0, 1.0
         return ("surrogate", "bm25") if self.mode == "hybrid" else ("surrogate",), count, self.wanted
@@ -115,7 +115,7 @@ class Asked:
         if "surrogate" in channels and snapshot.surrogate is not None:
             covering, _ = snapshot.surrogate
             positions = covering.choose(searching.projected(vectors), count, snapshot.live)
-            chosen["surrogate"] = [np.searchsorted(searching.places, each) for each in positions]
+            chosen["surrogate"] = [searching.rows_at(each) for each in positions]
             # Passages that it does not cover, appended since, are all scored.
             since = np.arange(np.searchsorted(searching.places, covering.end), len(searching.places))
             chosen["appended"] = [since] * len(vectors)

@@ -14,7 +14,6 @@ from d2llm.bm25 import top_indices
 from d2llm.fusion import fuse
 from d2llm.index.model import project
 from d2llm.index.ranking import nearest
-from d2llm.index.segment import DTYPES
 from d2llm.index.snapshot import Snapshot
 from d2llm_kernels import IEM
 from d2llm_kernels.rough.candidates import candidates
@@ -51,7 +50,7 @@ class Searching:
 
     def __init__(self, snapshot: Snapshot, head: IEM, task: int, among: Tensor) -> None:
         self._snapshot, self._head, self._among = snapshot, head, among
-        self._search = head.prepare(task, DTYPES[snapshot.manifest.dtype])
+        self._search = snapshot.prepared(head, task)
         #: Position of each row (N,).
         self.places: NDArray[np.int64] = among.numpy()
 
@@ -98,6 +97,12 @@ class Searching:
                 found.append(Found(scores, self.places[rows], ranks))
         return found
 
+    def rows_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of passages at positions."""
+        # Where all may be found these are the same.
+        every = len(self.places) == self._snapshot.manifest.rows
+        return positions if every else np.searchsorted(self.places, positions)
+
     def projected(self, vectors: Tensor) -> Tensor:
         """Queries (Nq, D) as the interaction module takes them: (Nq, F)."""
         return project(self._head, vectors, "query")
@@ -112,8 +117,8 @@ class Searching:
 
     def rough_at(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
         """What ``rough`` gives for a projected query (F,) at ascending rows (C,)."""
-        chunks = self._snapshot.chunks("projected", self._among[torch.from_numpy(rows)])
-        scores: Scores = self._search.scores(a[None], chunks)[0].float().cpu().numpy()
+        taken = self._snapshot.projected.take(self._among[torch.from_numpy(rows)])
+        scores: Scores = self._search.scores_of(a, taken).float().cpu().numpy()
         return scores
 
     def exact(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:

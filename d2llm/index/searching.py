@@ -123,11 +123,8 @@ class Searching:
 
     def exact(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
         """Scores in full of a projected query (F,) with passages at ascending rows (C,)."""
-        if not len(rows):
-            return np.zeros(0, np.float32)
-        positions = self._among[torch.from_numpy(rows)]
-        values, found = self._search.rerank(a[None], positions[None], self._snapshot.gather, len(rows))
-        scores: Scores = values[0].float().cpu().numpy()[found[0].argsort().numpy()]
+        taken = self._snapshot.projected.take(self._among[torch.from_numpy(rows)])
+        scores: Scores = self._search.scores_of(a, taken, exact=True).float().cpu().numpy()
         return scores
 
     def best(

@@ -86,7 +86,11 @@ def _kernels(backend: str, device: torch.device) -> Int8 | None:
 
 
 def _check(queries: Tensor, *chunks: Tensor) -> None:
+    fits = queries.dim() == 2 and queries.shape[1] <= _WIDEST
+    require(fits, "queries", f"shape (Nq, R), R to {_WIDEST}", shape(queries))
+    wanted = queries.shape[1:], torch.int8
     for name, tensor in (("queries", queries), *(("rows", rows) for rows in chunks)):
-        require(tensor.dtype == torch.int8, name, "int8", backends.type_name(tensor.dtype))
-        require(tensor.dim() == 2 and tensor.shape[1] <= _WIDEST, name, f"shape (n, R), R to {_WIDEST}", shape(tensor))
-        require(tensor.shape[1] == queries.shape[1], name, f"a width of {queries.shape[1]}", tensor.shape[1])
+        # There may be thousands of chunks.
+        if (tensor.shape[1:], tensor.dtype) != wanted:
+            given = f"shape {shape(tensor)} in {backends.type_name(tensor.dtype)}"
+            require(False, name, f"shape (n, {queries.shape[1]}) in int8", given)

@@ -108,11 +108,12 @@ class Search:
         return torch.cat(parts, 1) if parts else a.new_empty(len(a), 0)
 
     @torch.no_grad()
-    def scores_of(self, a: Tensor, rows: Taken) -> Tensor:
+    def scores_of(self, a: Tensor, rows: Taken, *, exact: bool = False) -> Tensor:
         """What ``scores`` gives for one query and rows that were taken out of chunks.
 
         Args:
             a: (F,). rows: (n, F).
+            exact: in full precision instead, as ``rerank`` scores.
 
         Returns:
             (n,), on the device of the branch.
@@ -121,7 +122,7 @@ class Search:
             ArgumentError: on shapes that do not fit.
         """
         self._check(a[None])
-        scorer = self._rough or self._exact
+        scorer = self._exact if exact or self._rough is None else self._rough
         a = a[None].detach().to(scorer.branch.weight.dtype)
         if isinstance(rows, Int8Taken) and scorer.dtype == torch.int8:
             assert scorer.own is not None

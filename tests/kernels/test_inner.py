@@ -78,13 +78,17 @@ def test_what_does_not_fit_is_refused():
     for bad in (0, 6):
         with pytest.raises(dk.ArgumentError, match=r"^k: expected between 1 and the number of rows, 5, got"):
             inner.topk(queries, [rows], bad)
-    with pytest.raises(dk.ArgumentError, match=r"^rows: expected int8, got float32"):
+    with pytest.raises(
+        dk.ArgumentError, match=r"^rows: expected shape \(n, 8\) in int8, got shape \(5, 8\) in float32"
+    ):
         inner.topk(queries, [rows.float()], 2)
-    with pytest.raises(dk.ArgumentError, match=r"^queries: expected int8, got int16"):
+    with pytest.raises(
+        dk.ArgumentError, match=r"^queries: expected shape \(n, 8\) in int8, got shape \(2, 8\) in int16"
+    ):
         inner.topk(queries.short(), [rows], 2)
-    with pytest.raises(dk.ArgumentError, match=r"^rows: expected a width of 8, got 7"):
+    with pytest.raises(dk.ArgumentError, match=r"^rows: expected shape \(n, 8\) in int8, got shape \(5, 7\) in int8"):
         inner.topk(queries, [rows, rows[:, 1:]], 2)
-    with pytest.raises(dk.ArgumentError, match=r"^queries: expected shape \(n, R\), R to 1024"):
+    with pytest.raises(dk.ArgumentError, match=r"^queries: expected shape \(Nq, R\), R to 1024"):
         inner.topk(numbers(2, 1025), [numbers(5, 1025)], 2)
     with pytest.raises(dk.ArgumentError, match=r"^kept: expected shape \(5,\) in bool, got \(4,\) in bool"):
         inner.topk(queries, [rows], 2, torch.ones(4, dtype=torch.bool))
@@ -107,4 +111,6 @@ def test_rows_are_taken_and_scored_as_among_all(backend, dtype, monkeypatch):
     assert torch.equal(widened(taken), whole[some])
     ready = head.prepare(1, dtype)
     torch.testing.assert_close(ready.scores_of(a[1], taken), ready.scores(a, chunks)[1, some])
+    exact = dk.functional.iem_scores(a[1:], whole[some].float(), *head._branch(1), backend=backend)[0]
+    torch.testing.assert_close(ready.scores_of(a[1], taken, exact=True), exact, rtol=1e-5, atol=1e-5)
     assert ready.scores_of(a[1], Chunked(chunks).take(some[:0])).shape == (0,)

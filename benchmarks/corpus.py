@@ -6,7 +6,8 @@ import torch
 
 from d2llm.data.docstrings import standard_library_pairs
 from d2llm.data.example import Example
-from d2llm.shipped import STUDENT
+from d2llm.demo.recipe import LLM_STUDENT
+from d2llm.shipped import BASE_MODEL, STUDENT
 from d2llm.student import D2LLM
 
 
@@ -22,3 +23,9 @@ def pairs() -> list[Example]:
 def student() -> D2LLM:
     """The shipped student."""
     return D2LLM.from_pretrained(STUDENT)
+
+
+@cache
+def llm_student() -> D2LLM:
+    """One on the first layers of the LLM, as in the paper's setting; untrained, since only its time is asked for."""
+    return D2LLM.create(BASE_MODEL, **LLM_STUDENT).eval()

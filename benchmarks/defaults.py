@@ -1,6 +1,6 @@
 """What the defaults of a distillation do to a student: ``python -m benchmarks.defaults`` (minutes on two cores).
 
-The interaction module of the shipped student, fresh or as its first phase left it, learns from the teacher's scores,
+The interaction module of the shipped student, fresh or as it is shipped, learns from the teacher's scores,
 the encoder as it is. The defaults before (random normal rows as a fresh start, the paper's 1/B², a warm-up of 1000
 steps, lr 1e-4, the last step) and those of today, three seeds each, on the queries that the demonstration holds out;
 beside each the control whose groups have one-hot labels in place of the teacher's scores, and the in-batch loss alone.
@@ -21,12 +21,11 @@ import d2llm_kernels as dk
 from d2llm.data.example import Example, text_id
 from d2llm.data.validation import Validation
 from d2llm.demo.data import load_data
-from d2llm.demo.first_phase import load_first_phase
 from d2llm.demo.library import library_vectors
 from d2llm.demo.recipe import SCORED_EXAMPLES
 from d2llm.evaluation.systems import iem_scores
 from d2llm.loss_weights import LossWeights
-from d2llm.shipped import BASE_MODEL, SCORES
+from d2llm.shipped import BASE_MODEL, SCORES, STUDENT
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, TrainConfig
@@ -74,8 +73,8 @@ class Ranks:
 class Setting:
     """What the runs of a table have in common."""
 
-    #: Start from the first phase's interaction module, not from a fresh one.
-    first_phase: bool
+    #: Start from the shipped interaction module, not from a fresh one.
+    shipped: bool
     held_out: Validation
     vectors: TextVectors
     #: (N, D) embeddings of training texts, to which a fresh start is fitted.
@@ -83,8 +82,8 @@ class Setting:
 
     def start(self, seed: int, old: bool) -> D2LLM:
         """The student that a run starts from."""
-        student = load_first_phase()
-        if not self.first_phase:
+        student = D2LLM.from_pretrained(STUDENT)
+        if not self.shipped:
             torch.manual_seed(seed)
             self._reset(student.iem, old)
         return student
@@ -142,21 +141,18 @@ def main() -> None:
     parser.add_argument(
         "--examples", type=int, default=SCORED_EXAMPLES, help="the first of them have the teacher's scores"
     )
-    parser.add_argument(
-        "--first-phase", action="store_true", help="start from the first phase, not from a fresh module"
-    )
+    parser.add_argument("--shipped", action="store_true", help="start from the shipped module, not from a fresh one")
     parser.add_argument("--arms", nargs="*", help="names of rows; all by default")
     asked = parser.parse_args()
     data = load_data()
     examples = data.mined(SCORED_EXAMPLES)[: asked.examples]
-    first = load_first_phase()
+    student = D2LLM.from_pretrained(STUDENT)
     queries = list(dict.fromkeys([*data.held_out.queries, *(example.query for example in examples)]))
-    # Of the shipped student, whose encoder is the first phase's.
-    passages = torch.from_numpy(library_vectors(first, data.library))
-    vectors = TextVectors((queries, first.encode(queries, "query", convert_to="torch")), (data.library, passages))
-    few = examples[: first.iem.hidden]
+    passages = torch.from_numpy(library_vectors(student, data.library))
+    vectors = TextVectors((queries, student.encode(queries, "query", convert_to="torch")), (data.library, passages))
+    few = examples[: student.iem.hidden]
     sample = torch.cat([vectors.queries([e.query for e in few]), vectors.passages([e.positive for e in few])])
-    setting = Setting(asked.first_phase, data.held_out, vectors, sample)
+    setting = Setting(asked.shipped, data.held_out, vectors, sample)
     bare = [Example(e.query, e.positive, task=e.task) for e in examples]
     arms = {
         "labels": (examples, Labels(examples)),

@@ -98,7 +98,8 @@ class Measured:
         for each in needed:
             student = D2LLM.from_pretrained(students[each])
             cosine, logits = self._student(student, data)
-            for system, scores in ((_COSINE, cosine), (_IEM, logits), (_HYBRID, fuse(logits, lexical))):
+            hybrid = fuse(logits, lexical, student.config.bm25_weight)
+            for system, scores in ((_COSINE, cosine), (_IEM, logits), (_HYBRID, hybrid)):
                 self.keep(name, f"{each}, {system}", data.reciprocal_ranks(scores))
 
     def _student(self, student: D2LLM, data: Validation) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A whole encode with the shipped student, beside the same weights without merging and under other libraries."""
+"""A whole encode with a student on the LLM and with the shipped one, beside the same weights under other libraries."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,12 +28,13 @@ _BATCH = 32
 def cases(full: bool) -> Iterator[Case]:
     """The rows."""
     for texts in (16, 64, 256) if full else (64,):
-        yield _encode(texts, compiled=full)
+        yield _encode("SmolLM2, 8 layers", corpus.llm_student, texts, compiled=full)
+    yield _encode("MiniLM", corpus.student, 256 if full else 64, compiled=full)
 
 
-def _encode(texts: int, compiled: bool) -> Case:
+def _encode(name: str, students: Any, texts: int, compiled: bool) -> Case:
     def prepare(device: torch.device) -> Prepared:
-        student = corpus.student()
+        student = students()
         passages = [pair.positive for pair in corpus.pairs()[:texts]]
         ids = tokenize(student.tokenizer, passages, student.config.passage_length)
         encode = partial(student.encode, passages, show_progress=False, convert_to="torch")
@@ -43,7 +44,7 @@ def _encode(texts: int, compiled: bool) -> Case:
         if find_spec("sentence_transformers"):
             peers[_SENTENCE_TRANSFORMERS] = _sentence_transformers(folder, passages, student)
         if compiled:
-            graph = corpus.student.__wrapped__().compile_encoder()
+            graph = students.__wrapped__().compile_encoder()
             peers[_COMPILED] = partial(graph.encode, passages, show_progress=False, convert_to="torch")
 
         def check(name: str) -> Verdict:
@@ -65,7 +66,7 @@ def _encode(texts: int, compiled: bool) -> Case:
         )
 
     others = [_SENTENCE_TRANSFORMERS] * bool(find_spec("sentence_transformers")) + [_COMPILED] * compiled
-    return Case("encode", f"{texts} passages", torch.bfloat16, 1, prepare, peers=(_TRANSFORMERS, *others))
+    return Case("encode", f"{name}, {texts} passages", torch.bfloat16, 1, prepare, peers=(_TRANSFORMERS, *others))
 
 
 def _batches(ids: list[list[int]], pad_id: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:

@@ -137,8 +137,8 @@ class Step:
 
 
 def _fresh_student() -> D2LLM:
-    """The shipped student, not the one that other rows encode with."""
-    return corpus.student.__wrapped__().train()
+    """A student on the LLM, not the one that other rows encode with."""
+    return corpus.llm_student.__wrapped__().train()
 
 
 def _examples(count: int, negatives: int) -> list[Example]:

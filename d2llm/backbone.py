@@ -11,7 +11,9 @@ A model is named by one string:
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,26 @@ _PYPI = "pypi:"
 _WEIGHTS = "model.safetensors"
 #: Numbers of each tensor that a fingerprint reads.
 _SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What transformers is told of where weights come from and go to; None leaves it to its defaults.
+
+    Args:
+        revision: branch, tag or commit of a model on the hub.
+        attn_implementation: attention of the LLM, such as ``sdpa`` or ``flash_attention_2``; None takes
+            :mod:`d2llm.attention` where it can serve.
+        device_map: devices of the weights.
+    """
+
+    revision: str | None = None
+    attn_implementation: str | None = None
+    device_map: str | Mapping[str, int | str] | None = None
+
+
+#: Nothing told.
+DEFAULT = Loading()
 
 
 def resolve(name: str | os.PathLike[str]) -> str:
@@ -108,27 +130,31 @@ def load_causal_lm(
     name: str | os.PathLike[str],
     dtype: torch.dtype = torch.float32,
     num_layers: int | None = None,
-    revision: str | None = None,
+    loading: Loading = DEFAULT,
 ) -> Any:
     """The model with its language-model head, for the teacher; ``num_layers`` keeps only the first layers.
 
     Raises:
         MissingError: if there is no such model, or a file of it is missing.
         FormatError: if its weights are truncated or altered.
-        InputError: if ``num_layers`` is out of range or the model's layers cannot be cut.
+        InputError: if ``num_layers`` is out of range or the model's layers cannot be cut, or for an attention that is
+            not known.
     """
-    return _load(AutoModelForCausalLM, name, dtype, num_layers, revision)
+    return _load(AutoModelForCausalLM, name, dtype, num_layers, loading)
 
 
 def load_encoder(
-    name: str | os.PathLike[str], dtype: torch.dtype = torch.float32, num_layers: int | None = None
+    name: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float32,
+    num_layers: int | None = None,
+    loading: Loading = DEFAULT,
 ) -> Any:
     """The model without its head, for the student; ``num_layers`` keeps only the first layers.
 
     Raises:
         MissingError, FormatError, InputError: as :func:`load_causal_lm` does.
     """
-    return _load(AutoModel, name, dtype, num_layers, None)
+    return _load(AutoModel, name, dtype, num_layers, loading)
 
 
 def empty_encoder(folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Any:
@@ -158,7 +184,7 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
 
 def _load(
-    loader: Any, name: str | os.PathLike[str], dtype: torch.dtype, num_layers: int | None, revision: str | None
+    loader: Any, name: str | os.PathLike[str], dtype: torch.dtype, num_layers: int | None, loading: Loading
 ) -> Any:
     path = resolve(name)
     local = os.path.isdir(path)
@@ -167,8 +193,10 @@ def _load(
     try:
         # A hub's files are worth a bar.
         with quiet() if local else nullcontext():
-            model = loader.from_pretrained(path, dtype=dtype, **_options(revision))
-            attention.use(model)
+            given = {option: value for option, value in vars(loading).items() if value is not None}
+            model = loader.from_pretrained(path, dtype=dtype, **given)
+            if loading.attn_implementation is None:
+                attention.use(model)
     except OSError as error:
         raise MissingError(f"model {os.fspath(name)!r}: {error}") from error
     except SafetensorError as error:

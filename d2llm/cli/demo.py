@@ -11,7 +11,7 @@ def demo(
     model: Annotated[str | None, typer.Option(help="Another LLM: a folder, a hub name or pypi:PACKAGE.")] = None,
     data: Annotated[Path | None, typer.Option(help="Your own pairs instead of the standard library's.")] = None,
     from_scratch: Annotated[
-        bool, typer.Option(help="Train the student's first phase here too, not only the distillation.")
+        bool, typer.Option(help="Train the student's encoder here too, not only its interaction module.")
     ] = False,
 ) -> None:
     """Build a small semantic search, from LLM to results.

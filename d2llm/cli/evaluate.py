@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2llm.cli.options import Dtype, Format, Seed, Templates, load_student, load_teacher
+from d2llm.cli.options import Dtype, Format, Seed, Templates, load_student, load_teacher, or_shipped
 from d2llm.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from d2llm.evaluation.run import Run
 
 KINDS = ("ir", "nli", "sts")
-#: In place of a folder: what the package brings along.
-SHIPPED = "shipped"
 
 
 def evaluate(
@@ -58,7 +56,9 @@ def evaluate(
         str | None,
         typer.Option(help="Columns, as a list with commas: ndcg@K, mrr@K, map, recall@K, p@K, judged@K (ir)."),
     ] = None,
-    bm25_weight: Annotated[float, typer.Option(help="What BM25 weighs in the hybrid.")] = 0.2,
+    bm25_weight: Annotated[
+        float | None, typer.Option(help="What BM25 weighs in the hybrid; by default what the student keeps.")
+    ] = None,
     contrast: Annotated[str | None, typer.Option(help="Metric of the differences; by default the first.")] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="Row they are taken from, by default the first; may be repeated.")
@@ -128,7 +128,7 @@ def evaluate(
     lineup = Lineup(
         rows,
         tuple((name, load_student(folder)) for name, folder in _named(models)),
-        load_teacher(teacher_model, _shipped(adapter, "teacher"), template, dtype=dtype) if judged else None,
+        load_teacher(teacher_model, or_shipped(adapter, "teacher"), template, dtype=dtype) if judged else None,
         stages,
         tuple(read[2]) if kind == "ir" else (),
         bm25_weight,
@@ -170,17 +170,10 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
     for model in models:
         name, equals, path = model.partition("=")
         folder = Path(path if equals else model)
-        result.append((name if equals else "student" if len(models) == 1 else folder.name, _shipped(folder, "student")))
+        result.append(
+            (name if equals else "student" if len(models) == 1 else folder.name, or_shipped(folder, "student"))
+        )
     return result
-
-
-def _shipped(path: Path | None, what: str) -> Any:
-    """The path, or the folder of what the package brings along where it is called so and is none."""
-    from d2llm.shipped import STUDENT, TEACHER
-
-    if path is None or path.name != SHIPPED or path.exists():
-        return path
-    return {"student": STUDENT, "teacher": TEACHER}[what]
 
 
 def _read_retrieval(

@@ -1,12 +1,16 @@
 """d2llm index."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from d2llm.cli.options import load_student, read_queries
 from d2llm.errors import InputError
+
+if TYPE_CHECKING:
+    from d2llm.metadata import Metadata
 
 
 def index(
@@ -37,6 +41,10 @@ def index(
             help="Queries, one a line, to fit the surrogate of a large corpus to; by default first sentences."
         ),
     ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help='Keep this key of a row as metadata; may be repeated. By default all under "metadata".'),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Most texts encoded at a time; by default their tokens decide.")
     ] = None,
@@ -49,17 +57,21 @@ def index(
     A build that was stopped goes on when called again.
 
     \b
-    CORPUS is .jsonl with "text" and perhaps "id" and "title", or a passage a line; a passage without an id is
-    called FILE:LINE.
+    CORPUS is .jsonl with "text" and perhaps "id", "title" and "metadata", or a passage a line, or - for JSON lines from
+    standard input; it is read as it is encoded. A passage without an id is called FILE:LINE.
     Examples:
       d2llm index student corpus.jsonl corpus.index
+      d2llm index student corpus.jsonl corpus.index --field lang --field year
+      zcat corpus.jsonl.gz | d2llm index student - corpus.index
       d2llm index student more.jsonl corpus.index --append
       d2llm index student notes.txt corpus.index --upsert
       d2llm index corpus.index --delete doc7 --delete doc8
       d2llm index corpus.index --verify
     """
-    from d2llm.data.jsonl import read_corpus
+    from d2llm.data.jsonl import read_documents
+    from d2llm.data.rows import STDIN
     from d2llm.index import Index
+    from d2llm.index.intake import check_passages
 
     if sum((append, upsert, delete is not None, compact, verify, overwrite)) > 1:
         raise InputError(
@@ -75,17 +87,23 @@ def index(
         typer.echo(f"{path}: {len(opened)} passages" + (", every file as it was written" if verify else ""))
         return
     model, corpus, path = _arguments(paths, 3, "MODEL CORPUS PATH")
-    passages = read_corpus(corpus, prefix=f"{corpus.name}:")
+
+    def passages() -> "Iterator[tuple[str, str, Metadata]]":
+        return read_documents(corpus, prefix=f"{corpus.name}:", fields=field)
+
+    # A file's faults are told at once, not when hours of encoding have come to them.
+    if corpus != STDIN:
+        check_passages(passages())
     student = load_student(model)
     if torch_compile:
         student.compile_encoder()
     if append or upsert:
         opened = Index.open(path, student)
-        opened.append(passages, batch_size=batch_size, upsert=upsert)
+        opened.append(passages(), batch_size=batch_size, upsert=upsert)
     else:
         opened = Index.build(
             student,
-            passages,
+            passages(),
             path,
             dtype=dtype,
             keep_vectors=keep_vectors,

@@ -40,6 +40,8 @@ Adapter = Annotated[
 
 Task = Annotated[str | None, typer.Option(help="Only the examples of this task: sym or asym.")]
 
+#: In place of a folder: what the package brings along.
+SHIPPED = "shipped"
 _TEMPLATE_KEYS = {"name", "task", "text", "yes", "no"}
 
 
@@ -170,6 +172,15 @@ def load_student(folder: Path) -> Any:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     # The decorated signature that transformers gives this method hides its own argument.
     return student.to(device)  # type: ignore[arg-type]
+
+
+def or_shipped(path: Path | None, what: str) -> Any:
+    """The path, or the folder of what the package brings along, ``student`` or ``teacher``, where it is called so."""
+    from d2llm.shipped import STUDENT, TEACHER
+
+    if path is None or path.name != SHIPPED or path.exists():
+        return path
+    return {"student": STUDENT, "teacher": TEACHER}[what]
 
 
 def read_token(file: Path) -> str:

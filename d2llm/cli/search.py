@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from d2llm.cli.options import load_student, read_queries, read_token
-from d2llm.errors import InputError
+from d2llm.errors import FormatError, InputError, shown
+from d2llm.files import parse_json
 from d2llm.serve.client import ask
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ def search(
         typer.Option(help="Rank only the best candidates by bm25, cosine or surrogate; may be repeated."),
     ] = None,
     candidates: Annotated[int, typer.Option(help="Candidates of each channel.")] = 100,
+    filters: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            help='What metadata a passage must have, as JSON: {"year": {"gte": 2020}, "lang": ["en", "de"]}.',
+        ),
+    ] = None,
     task: Annotated[
         str, typer.Option(help="asym: does the passage answer the query; sym: do they say the same.")
     ] = "asym",
@@ -58,12 +66,14 @@ def search(
       d2llm search "what is a walrus?" --index corpus.index --model student -k 3
       d2llm search remove a folder with all that is in it --mode bm25 --json
       d2llm search parse a date --url http://127.0.0.1:8000
+      d2llm search walrus --index corpus.index --model student --filter '{"lang": "en"}'
       d2llm search --queries questions.txt --index corpus.index --model student > found.jsonl
     """
     if bool(words) == (queries is not None):
         raise InputError("arguments: expected either QUERY or --queries, got " + ("both" if words else "neither"))
     asked = read_queries(queries) if queries is not None else [" ".join(words or ())]
     options: dict[str, Any] = {"task": task, "mode": mode, "recall": recall, "exact": exact, "explain": explain}
+    options["filters"] = None if filters is None else _filters(filters)
     if url is not None:
         if index is not None or model is not None or channel:
             raise InputError("--url: expected no --index, --model or --channel, which are the server's, got one")
@@ -82,10 +92,22 @@ def search(
         _show(found[0], lines)
 
 
+def _filters(text: str) -> dict[str, Any]:
+    try:
+        filters = parse_json(text)
+    except FormatError as error:
+        raise InputError(f"--filter: {error}, in {shown(text)}") from None
+    if not isinstance(filters, dict):
+        raise InputError(f"--filter: expected a JSON object of fields and what they must hold, got {shown(text)}")
+    return filters
+
+
 def _show(hits: list[dict[str, Any]], lines: int) -> None:
     for hit in hits:
         ranks = "".join(f"  {measure} {rank}" for measure, rank in (hit["ranks"] or {}).items())
         typer.secho(f"{hit['rank']:>3}  {hit['score']:9.3f}  {hit['id']}{ranks}", bold=True)
+        if hit.get("metadata"):
+            typer.echo(f"     {json.dumps(hit['metadata'], ensure_ascii=False)}")
         for line in _excerpt(hit["text"] or "", lines):
             typer.echo(f"     {line}")
 

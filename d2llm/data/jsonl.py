@@ -4,14 +4,15 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from d2llm.data.example import Example
-from d2llm.data.rows import as_number, json_rows, parse_rows, require_file, text_lines
+from d2llm.data.rows import STDIN, as_number, json_rows, parse_lazily, parse_rows, require_file, text_lines
 from d2llm.errors import FormatError, InputError, shown
 from d2llm.files import atomic_path
+from d2llm.metadata import Metadata, check_metadata
 from d2llm.tasks import ASYM
 
 KEYS = ("query", "positive", "negatives", "task", "scores")
@@ -70,22 +71,31 @@ def read_corpus(path: str | os.PathLike[str], prefix: str = "") -> list[tuple[st
     seen: dict[str, int] = {}
 
     def passage(row: tuple[int, Any]) -> Iterator[tuple[str, str]]:
-        line, content = row
-        if isinstance(content, FormatError):
-            raise content
-        identifier, text = (
-            _passage(f"{prefix}{line}", content)
-            if isinstance(content, Mapping)
-            else (f"{prefix}{line}", content.strip())
-        )
+        identifier, text, _ = _document(*row, prefix, ())
         if identifier in seen:
             raise FormatError(f"id: {identifier!r:.200} stands on line {seen[identifier]} already")
-        seen[identifier] = line
+        seen[identifier] = row[0]
         yield identifier, text
 
-    rows: Iterable[tuple[int, Any]] = json_rows(path) if path.suffix.lower() == ".jsonl" else text_lines(path)
-    filled = ((line, (line, row)) for line, row in rows if not isinstance(row, str) or row.strip())
-    return parse_rows(path, filled, passage)
+    return parse_rows(path, _filled_rows(path), passage)
+
+
+def read_documents(
+    path: str | os.PathLike[str], prefix: str = "", fields: Sequence[str] | None = None
+) -> Iterator[tuple[str, str, Metadata]]:
+    """Read passages with their ids and metadata, one by one as they are asked for; equal ids are not looked for.
+
+    Args:
+        path: as for :func:`read_corpus`; ``-`` reads JSON lines from standard input.
+        prefix: stands before a line number that is an id.
+        fields: names of the keys, of a row or of the object under its key ``metadata``, that are its metadata; None
+            takes all that is under ``metadata``.
+
+    Raises:
+        MissingError, FormatError: as :func:`read_corpus`, once the fault is come to.
+    """
+    path = Path(path) if Path(path) == STDIN else require_file(path)
+    return parse_lazily(path, _filled_rows(path), lambda row: [_document(row[0], row[1], prefix, fields)])
 
 
 def required_text(row: Mapping[str, Any], key: str) -> str:
@@ -182,5 +192,22 @@ def _line(example: Example) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
-def _passage(default: str, row: Mapping[str, Any]) -> tuple[str, str]:
-    return passage_id(next((row[key] for key in _ID_KEYS if key in row), default)), titled_text(row)
+def _filled_rows(path: Path) -> Iterator[tuple[int, tuple[int, Any]]]:
+    """Rows of a corpus that are not blank, each with its line number, as ``parse_rows`` takes them."""
+    json_lines = path == STDIN or path.suffix.lower() == ".jsonl"
+    rows: Iterable[tuple[int, Any]] = json_rows(path) if json_lines else text_lines(path)
+    return ((line, (line, row)) for line, row in rows if not isinstance(row, str) or row.strip())
+
+
+def _document(line: int, row: Any, prefix: str, fields: Sequence[str] | None) -> tuple[str, str, Metadata]:
+    if isinstance(row, FormatError):
+        raise row
+    default = f"{prefix}{line}"
+    if isinstance(row, str):
+        return default, row.strip(), {}
+    name = passage_id(next((row[key] for key in _ID_KEYS if key in row), default))
+    given = row.get("metadata")
+    if fields is not None:
+        under = given if isinstance(given, Mapping) else {}
+        given = {key: row[key] if key in row else under.get(key) for key in fields}
+    return name, titled_text(row), {} if given is None else check_metadata(given, "metadata")

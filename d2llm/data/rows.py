@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from tqdm import tqdm
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import parse_json
 
+#: What stands for standard input in place of a file.
+STDIN = Path("-")
 #: Faults listed in one error.
 FAULTS_SHOWN = 20
 _PROGRESS_FROM_BYTES = 50_000_000
@@ -35,7 +38,11 @@ def parse_rows(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]])
     Raises:
         FormatError: naming ``file:line: what`` for up to 20 faults, if there is any, or if there is no row.
     """
-    results: list[_T] = []
+    return list(parse_lazily(path, rows, parse))
+
+
+def parse_lazily(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]]) -> Iterator[_T]:
+    """As :func:`parse_rows`, each result as soon as it is asked for; none comes after the first fault."""
     faults: list[str] = []
     count = 0
     for line, row in rows:
@@ -43,15 +50,16 @@ def parse_rows(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]])
         try:
             if isinstance(row, FormatError):
                 raise row
-            results.extend(parse(row))
+            results = list(parse(row))
         except (InputError, FormatError) as error:
             faults.append(f"{path}:{line}: {error}")
+        if not faults:
+            yield from results
     if faults:
         more = [f"... and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
         raise FormatError("\n".join(faults[:FAULTS_SHOWN] + more))
     if not count:
         raise FormatError(f"{path}: expected rows, the file has none")
-    return results
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError]]:
@@ -96,23 +104,23 @@ def table_rows(path: Path) -> Iterator[tuple[int, list[str] | FormatError]]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str | FormatError]]:
-    """(line number from 1, text without its line end) for every line of a UTF-8 file.
+    """(line number from 1, text without its line end) for every line of a UTF-8 file, or of standard input for ``-``.
 
     Raises:
         MissingError: if there is no such file.
     """
+    if path == STDIN:
+        yield from _decoded(sys.stdin.buffer)
+        return
     require_file(path)
     size = path.stat().st_size
     with (
         open(path, "rb") as handle,
         tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=size < _PROGRESS_FROM_BYTES) as bar,
     ):
-        for number, line in enumerate(handle, start=1):
-            bar.update(len(line))
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                yield number, FormatError("expected UTF-8")
+        for line in _decoded(handle):
+            bar.update(handle.tell() - bar.n)
+            yield line
 
 
 def require_file(path: str | os.PathLike[str]) -> Path:
@@ -153,6 +161,14 @@ def check_distinct(header: Sequence[str]) -> None:
     for number, name in enumerate(header):
         if name in header[:number]:
             raise FormatError(f"columns: expected distinct names, got {name!r:.200} twice")
+
+
+def _decoded(lines: Iterable[bytes]) -> Iterator[tuple[int, str | FormatError]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            yield number, FormatError("expected UTF-8")
 
 
 def _json_object(line: str) -> Mapping[str, Any] | FormatError:

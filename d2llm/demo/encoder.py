@@ -1,20 +1,22 @@
-"""A student on an encoder that is good already: ``python -m d2llm.demo.encoder OUT`` makes it in one go.
+"""The shipped student, on an encoder that is good already: ``python -m d2llm.demo.encoder OUT`` makes it in one go.
 
 Its data are functions of the standard library and of many packages, which pip fetches at first. Killed, it goes on
 where it was.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples, write_examples
 from d2llm.demo.corpus import training_examples
-from d2llm.demo.recipe import ENCODER, ENCODER_PHASE, ENCODER_SHARE, ENCODER_STUDENT, Phase
+from d2llm.demo.recipe import SHARE, STUDENT, TRAINING, Phase
 from d2llm.demo.training import train_phase
+from d2llm.shipped import STUDENT_MODEL
 from d2llm.student import D2LLM
 from d2llm.training.start import fit_warm_start
 
@@ -30,21 +32,26 @@ def draw_back(student: D2LLM, start: Mapping[str, Tensor], share: float) -> None
             value.copy_(torch.lerp(start[name], value, share))
 
 
-def make(out: Path, base: str = ENCODER, phase: Phase = ENCODER_PHASE) -> D2LLM:
-    """Train the student and write it to ``out/student``, in eight bits; beside it lie its start, data and checkpoints.
+def train(examples: Sequence[Example], out: Path, base: str = STUDENT_MODEL, phase: Phase = TRAINING) -> D2LLM:
+    """The student, trained on these examples and drawn back; in ``out`` lie its start and its checkpoints.
 
     ``out/start`` has the base's own cosine, as nothing has learnt there.
     """
-    file = out / "train.jsonl"
-    if not file.exists():
-        write_examples(file, training_examples())
-    examples = read_examples(file)
-    student = D2LLM.create(base, **ENCODER_STUDENT)
+    student = D2LLM.create(base, **STUDENT)
     fit_warm_start(student, examples, phase.seed)
     student.save_pretrained(out / "start")
     start = {name: value.clone() for name, value in student.trainable_state().items()}
     train_phase(student, phase, examples, out / "checkpoints", resume=True)
-    draw_back(student, start, ENCODER_SHARE)
+    draw_back(student, start, SHARE)
+    return student
+
+
+def make(out: Path, base: str = STUDENT_MODEL, phase: Phase = TRAINING) -> D2LLM:
+    """Train the student and write it to ``out/student``, in eight bits, beside its data, start and checkpoints."""
+    file = out / "train.jsonl"
+    if not file.exists():
+        write_examples(file, training_examples())
+    student = train(read_examples(file), out, base, phase)
     student.save_pretrained(out / "student", head_dtype=torch.int8)
     return student
 

@@ -1,8 +1,8 @@
 """Making what the package ships: ``python -m d2llm.demo.make`` runs every step that has no result yet.
 
-The steps: tune the teacher, judge it on held-out groups, score, train the student, distil the teacher
-into its interaction module. Each leaves its result in the work folder and in ``d2llm/assets``; killed, it
-goes on where it was. On two cores the whole takes two to three hours.
+The steps: tune the teacher, judge it on held-out groups, score, train the student, embed the library with it.
+Each leaves its result in the work folder and in ``d2llm/assets``; killed, it goes on where it was. On two cores
+the whole takes two to three hours, the student's part of it half an hour.
 """
 
 import argparse
@@ -18,28 +18,22 @@ from d2llm.compact import shrink
 from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pairs, without
 from d2llm.data.example import Example, text_id
 from d2llm.demo.data import load_data
-from d2llm.demo.first_phase import load_first_phase, save_first_phase
+from d2llm.demo.encoder import make
 from d2llm.demo.judgements import rerank_pairs
-from d2llm.demo.recipe import DISTIL, DOMAIN, MIXED, RERANKED, SCORED_EXAMPLES, STUDENT, TEACHER
-from d2llm.demo.training import train_phase
+from d2llm.demo.recipe import RERANKED, SCORED_EXAMPLES, TEACHER
 from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
-from d2llm.shipped import BASE_MODEL, FIRST_PHASE, SCORES, VECTORS
-from d2llm.shipped import STUDENT as STUDENT_FOLDER
+from d2llm.shipped import BASE_MODEL, SCORES, STUDENT, VECTORS
 from d2llm.shipped import TEACHER as TEACHER_FOLDER
 from d2llm.student import D2LLM
 from d2llm.teacher.adapter import save_adapter
 from d2llm.teacher.groups import make_groups
 from d2llm.teacher.model import Teacher
-from d2llm.teacher.scores import ScoreTable
 from d2llm.teacher.scoring import collect, plan_groups, plan_pairs, score
 from d2llm.teacher.tuning import TuningConfig, tune
-from d2llm.training.vectors import TextVectors
 
 #: Held-out groups that the teacher is judged on, and the negatives in each: BM25-hard and random.
 JUDGED_GROUPS, JUDGED_HARD, JUDGED_RANDOM = 250, 2, 2
-#: In the work folder: the whole student after its first phase.
-_FIRST = "first-phase"
 
 
 def tuning_groups(seed: int = 0) -> list[Example]:
@@ -110,48 +104,25 @@ def make_scores(work: Path, teacher: Teacher, shard: int, num_shards: int) -> No
         collect(files).save(SCORES, "float16")
 
 
-def make_first_phase(work: Path) -> None:
-    """Train a student on the in-batch loss, on many packages and then on the standard library.
-
-    Its interaction module is shipped, and all else of it with the student that is distilled from it.
-    """
-    if (work / _FIRST).is_dir() or (FIRST_PHASE.exists() and STUDENT_FOLDER.is_dir()):
-        return
-    train, held_out = hold_out(standard_library_pairs())
-    mixed = list(train)
-    for package in TEACHER.packages:
-        mixed += without(package_pairs(package), held_out)
-    student = D2LLM.create(BASE_MODEL, **STUDENT)
-    train_phase(student, MIXED, mixed, work / "student-mixed", resume=True)
-    train_phase(student, DOMAIN, train, work / "student-domain", resume=True)
-    save_first_phase(student)
-    student.save_pretrained(work / _FIRST)
-
-
 def make_student(work: Path) -> None:
-    """Distil the teacher into the interaction module; ship the student and its library embeddings in eight bits."""
-    if STUDENT_FOLDER.is_dir() and VECTORS.exists():
+    """Train the student and ship it, in eight bits."""
+    if STUDENT.is_dir():
         return
-    data = load_data()
-    student = D2LLM.from_pretrained(work / _FIRST) if (work / _FIRST).is_dir() else load_first_phase()
-    examples = data.mined(SCORED_EXAMPLES)
-    vectors = TextVectors.encode(student, examples, passages=data.library)
-    train_phase(
-        student,
-        DISTIL,
-        examples,
-        work / "student-distilled",
-        teacher=ScoreTable.load(SCORES),
-        vectors=vectors,
-        resume=True,
-    )
-    student.save_pretrained(STUDENT_FOLDER, head_dtype=torch.int8)
-    ids = torch.tensor([list(bytes.fromhex(text_id(passage))) for passage in data.library], dtype=torch.uint8)
-    with atomic_path(VECTORS) as temporary:
-        save_file({"ids": ids, **shrink({"vectors": vectors.passages(data.library)})}, temporary)
-    found = student_mrr(D2LLM.from_pretrained(STUDENT_FOLDER), data.held_out)
+    make(work / "student").save_pretrained(STUDENT, head_dtype=torch.int8)
+    found = student_mrr(D2LLM.from_pretrained(STUDENT), load_data().held_out)
     write_json(work / "student-mrr.json", found)
     print(found)
+
+
+def make_vectors() -> None:
+    """Ship the library's passages as the shipped student embeds them, in eight bits."""
+    if VECTORS.exists():
+        return
+    library = load_data().library
+    vectors = D2LLM.from_pretrained(STUDENT).encode(library, "passage", convert_to="torch")
+    ids = torch.tensor([list(bytes.fromhex(text_id(passage))) for passage in library], dtype=torch.uint8)
+    with atomic_path(VECTORS) as temporary:
+        save_file({"ids": ids, **shrink({"vectors": vectors})}, temporary)
 
 
 def main() -> None:
@@ -170,8 +141,8 @@ def main() -> None:
     if not SCORES.exists():
         print("scores: other processes are still at theirs")
         return
-    make_first_phase(arguments.work)
     make_student(arguments.work)
+    make_vectors()
 
 
 if __name__ == "__main__":

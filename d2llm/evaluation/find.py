@@ -114,7 +114,8 @@ def _of_student(
     lexical: Scorer | None,
     task: str,
 ) -> dict[System, Scorer]:
-    names = {kind: own_name(kind, label, lineup.bm25_weight) for kind in ("cosine", "iem", "hybrid")}
+    weight = student.config.bm25_weight if lineup.bm25_weight is None else lineup.bm25_weight
+    names = {kind: own_name(kind, label, weight) for kind in ("cosine", "iem", "hybrid")}
     iem = iem_scorer(names["iem"], student.iem, vectors, task)
     scorers: dict[System, Scorer] = {}
     for system in systems:
@@ -123,7 +124,7 @@ def _of_student(
         elif system.kind == "iem":
             scorers[system] = iem
         elif lexical is not None:
-            scorers[system] = hybrid_scorer(names["hybrid"], iem, lexical, lineup.bm25_weight)
+            scorers[system] = hybrid_scorer(names["hybrid"], iem, lexical, weight)
     return scorers
 
 

@@ -6,7 +6,6 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from d2llm.errors import InputError
-from d2llm.fusion import BM25_WEIGHT
 
 if TYPE_CHECKING:
     from d2llm.student import D2LLM
@@ -54,7 +53,8 @@ class Lineup:
     first_stages: tuple[str, ...] = ("iem",)
     #: Names of runs of others, which may be first stages too.
     runs: tuple[str, ...] = ()
-    bm25_weight: float = BM25_WEIGHT
+    #: What BM25 weighs in the hybrid; by default what each student keeps.
+    bm25_weight: float | None = None
 
     def __post_init__(self) -> None:
         check(self.systems, bool(self.students), self.teacher is not None, self.first_stages, self.runs)
@@ -111,7 +111,7 @@ def _system(item: str) -> System:
     return System(kind, name if equals else PurePath(model).name, model)
 
 
-def own_name(kind: str, label: str, weight: float) -> str:
+def own_name(kind: str, label: str, weight: float = 0) -> str:
     """What a row of a student is called."""
     return {
         "cosine": f"{label} cosine",

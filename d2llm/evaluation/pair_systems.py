@@ -108,7 +108,7 @@ def score_pairs(lineup: Lineup, pairs: Pairs, task: str = SYM, show_progress: bo
         if system.kind in ("cosine", "iem"):
             for label, seeds in own.items():
                 for scores, seconds in seeds:
-                    add(own_name(system.kind, label, lineup.bm25_weight), scores[system.kind], seconds)
+                    add(own_name(system.kind, label), scores[system.kind], seconds)
             continue
         name, score = _scorer(lineup, system, pairs, task, show_progress)
         start = time.perf_counter()

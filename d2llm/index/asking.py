@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from d2llm.errors import InputError
+from d2llm.index.filters import Filters, check_filters, passing
 from d2llm.index.inputs import check_count
 from d2llm.index.searching import Found, Searching
 from d2llm.index.snapshot import Snapshot
@@ -32,6 +33,7 @@ class Asked:
     channels: Sequence[str]
     candidates: int
     recall: float | None
+    filters: Filters | None
 
     @property
     def wanted(self) -> float:
@@ -61,6 +63,8 @@ class Asked:
             raise InputError("mode: 'cosine' needs unit vectors, and this index was built with keep_vectors=False")
         if "surrogate" in self.channels and snapshot.surrogate is None:
             raise InputError("channels: 'surrogate' needs one, and this index has none; call fit_surrogate")
+        if self.filters is not None:
+            check_filters(self.filters, snapshot.manifest.fields)
 
     @torch.inference_mode()
     def find(
@@ -73,20 +77,23 @@ class Asked:
             texts: the same as texts, read by BM25.
             weight: what BM25 weighs in the hybrid mode.
         """
-        searching = Searching(snapshot, head, self.task, snapshot.live)
+        among = snapshot.live if self.filters is None else passing(snapshot, self.filters)
+        if not len(among):
+            return [Found(np.zeros(0, np.float32), np.zeros(0, np.int64), {}) for _ in texts or vectors], 1.0
+        searching = Searching(snapshot, head, self.task, among)
         k = min(self.k, len(searching.places))
         if self.mode == "bm25":
             return searching.bm25(texts, k), 1.0
         if self.mode == "cosine":
             return searching.cosine(vectors, k), 1.0
-        channels, count, promise = self._way(snapshot, k, weight)
+        channels, count, promise = self._way(snapshot, among, k, weight)
         if channels:
-            return self._staged(searching, snapshot, vectors, texts, channels, count, weight), promise
+            return self._staged(searching, snapshot, among, vectors, texts, channels, count, weight), promise
         if self.mode == "hybrid":
             return searching.hybrid(vectors, texts, k, weight), promise
         return searching.iem(vectors, k), promise
 
-    def _way(self, snapshot: Snapshot, k: int, weight: float) -> tuple[Sequence[str], int, float | None]:
+    def _way(self, snapshot: Snapshot, among: Tensor, k: int, weight: float) -> tuple[Sequence[str], int, float | None]:
         """Channels, none to score every passage; candidates of each; what that promises."""
         if self.channels:
             return self.channels, self.candidates, None
@@ -96,8 +103,14 @@ class Asked:
         # What was certified for another branch or weight says nothing of this one.
         if certified.task != self.task or (self.mode == "hybrid" and certified.weight != weight):
             return (), 0, 1.0
-        count = snapshot.candidates(self.mode, k, self.wanted)
-        if count is None or count * _WORTH > snapshot.size:
+        if self.filters is None:
+            count = snapshot.candidates(self.mode, k, self.wanted)
+        else:
+            # To a certificate what does not pass a filter is deleted: what passes moves up, and needs fewer candidates.
+            hidden = torch.ones_like(snapshot.deleted)
+            hidden[among] = False
+            count = certified.modes[self.mode].candidates(k, self.wanted, hidden)
+        if count is None or count * _WORTH > len(among):
             return (), 0, 1.0
         return ("surrogate", "bm25") if self.mode == "hybrid" else ("surrogate",), count, self.wanted
 
@@ -105,6 +118,7 @@ class Asked:
         self,
         searching: Searching,
         snapshot: Snapshot,
+        among: Tensor,
         vectors: Tensor,
         texts: Sequence[str],
         channels: Sequence[str],
@@ -114,7 +128,7 @@ class Asked:
         chosen = {"cosine": searching.nearest(vectors, count)} if "cosine" in channels else {}
         if "surrogate" in channels and snapshot.surrogate is not None:
             covering, _ = snapshot.surrogate
-            positions = covering.choose(searching.projected(vectors), count, snapshot.live)
+            positions = covering.choose(searching.projected(vectors), count, among)
             chosen["surrogate"] = [searching.rows_at(each) for each in positions]
             # Passages that it does not cover, appended since, are all scored.
             since = np.arange(np.searchsorted(searching.places, covering.end), len(searching.places))

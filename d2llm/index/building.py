@@ -1,18 +1,19 @@
 """Steps of writing an index: what its manifest will say, and making segments its newest state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
-from d2llm.index.inputs import Corpus
+from d2llm.index.intake import Intake, cut
 from d2llm.index.manifest import Manifest
 from d2llm.index.model import Model, fingerprint_of, head_of, save_head, weights_digest, width
 from d2llm.index.records import FileRecord
 from d2llm.index.segment import DTYPES
 from d2llm.index.snapshot import Snapshot, save_deleted
-from d2llm.index.writer import collect, write_shards
+from d2llm.index.writer import write_shards
 from d2llm_kernels import IEM
 
 
@@ -30,37 +31,19 @@ def plan(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
         texts=texts,
         unit=unit,
         lookup=True,
+        fields={},
         head=FileRecord(f"head-{weights_digest(head)}.safetensors", 0, ""),
         segments=(),
     )
 
 
 def add(
-    root: Path, layout: Manifest, model: Model, parts: dict[str, Corpus], batch_size: int | None, progress: bool
-) -> None:
-    """Write shards behind the segments that ``layout`` has, then make it the state of the index."""
-    added = write_shards(root, layout, model, parts, batch_size=batch_size, progress=progress)
-    manifest = replace(layout, segments=layout.segments + added)
-    manifest.save(root)
-    collect(root, manifest)
-
-
-def changed(corpus: Corpus, taken: Mapping[str, int], snapshot: Snapshot) -> tuple[Corpus, list[int]]:
-    """The passages that are not in the index as they are, and positions of those that they replace.
-
-    Args:
-        taken: positions of the ids that the index holds.
-    """
-
-    def same_text(row: int, name: str) -> bool:
-        same = corpus.vectors is None and corpus.texts is not None and name in taken
-        return same and snapshot.passage(taken[name])[1] == (corpus.texts or [])[row]
-
-    rows = [row for row, name in enumerate(corpus.ids) if not same_text(row, name)]
-    if len(rows) == len(corpus):
-        return corpus, list(taken.values())
-    some = Corpus([corpus.ids[row] for row in rows], [(corpus.texts or [])[row] for row in rows], None)
-    return some, [taken[name] for name in some.ids if name in taken]
+    root: Path, layout: Manifest, model: Model, intake: Intake, shard_size: int, batch_size: int | None, progress: bool
+) -> Manifest:
+    """Write shards behind the segments that ``layout`` has; the manifest that says so, not yet saved."""
+    parts, total = cut(intake, shard_size), intake.total
+    added = write_shards(root, layout, model, parts, batch_size=batch_size, progress=progress, total=total)
+    return replace(layout, segments=layout.segments + added, fields=intake.fields)
 
 
 def without(root: Path, snapshot: Snapshot, positions: Sequence[int]) -> Manifest:
@@ -86,10 +69,11 @@ def existing(root: Path, overwrite: bool) -> Manifest | None:
         raise
 
 
-def same(old: Manifest, new: Manifest, names: list[str]) -> bool:
-    """Whether the finished index is what the new build would give."""
+def same(old: Manifest, new: Manifest, names: Iterable[str]) -> bool:
+    """Whether the finished index is what the new build would give; of the names no more are taken than that needs."""
     settings = [(m.model, m.dim, m.hidden, m.dtype, m.texts, m.unit, m.lookup, m.head.name) for m in (old, new)]
-    return settings[0] == settings[1] and [s.name for s in old.segments] == names and old.deleted is None
+    pairs = zip_longest((segment.name for segment in old.segments), names)
+    return settings[0] == settings[1] and old.deleted is None and all(a == b for a, b in pairs)
 
 
 def write_head(root: Path, layout: Manifest, head: IEM) -> FileRecord:

@@ -50,15 +50,13 @@ def compacted(root: Path, snapshot: Snapshot, start: int, shard_size: int) -> Ma
     for block in places.split(shard_size) if len(places) else ():
         made_of = [[segment.name for segment in old.segments[start:]], block[0].item(), block[-1].item()]
         name = f"segment-{hashlib.sha256(json.dumps([old.generation, *made_of]).encode()).hexdigest()[:16]}"
-        ids, texts = zip(*(snapshot.passage(place) for place in block.tolist()), strict=True)
         projected = snapshot.gather(block)
         segments.append(
             write_segment(
                 root / SEGMENTS / name,
                 Int8Rows.of(projected) if old.dtype == "int8" else projected,
                 snapshot.gather(block, "unit") if old.unit else None,
-                ids,
-                texts if old.texts else None,
+                [snapshot.passage(place) for place in block.tolist()],
                 lookup=old.lookup,
             )
         )

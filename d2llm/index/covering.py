@@ -12,9 +12,8 @@ from torch import Tensor
 from d2llm.errors import FormatError
 from d2llm.index.certificate import Certificate
 from d2llm.index.records import SegmentRecord, SurrogateRecord
-from d2llm.index.segment import read_tensors
 from d2llm.index.surrogate import Maps
-from d2llm.tensor_files import write_tensors
+from d2llm.tensor_files import read_tensors, write_tensors
 from d2llm_kernels.rough import inner
 from d2llm_kernels.rough.rows import Rows, widened
 

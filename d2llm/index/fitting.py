@@ -18,9 +18,9 @@ from d2llm.index.certificate import Certificate
 from d2llm.index.covering import CERTIFIED_MODES, Certified, Covering, write_maps, write_rows
 from d2llm.index.records import CERTIFICATE, MAPS, FileRecord, SurrogateRecord
 from d2llm.index.searching import Searching
-from d2llm.index.segment import read_tensors
 from d2llm.index.snapshot import Snapshot
 from d2llm.index.surrogate import Maps, fit
+from d2llm.tensor_files import read_tensors
 from d2llm_kernels import IEM
 
 #: Queries that a fit uses at most, and those that it is certified on: the rest, at most so many.
@@ -43,7 +43,7 @@ def pseudo_queries(snapshot: Snapshot, seed: int) -> list[str]:
         raise InputError("queries: expected some, since this index has no texts to make them of; got none")
     draw = torch.Generator().manual_seed(seed)
     places = snapshot.live[torch.randperm(snapshot.size, generator=draw)[: FITTED + CERTIFIED]]
-    texts = (snapshot.passage(place)[1] or "" for place in places.tolist())
+    texts = (snapshot.passage(place).text or "" for place in places.tolist())
     return [first_sentence(text)[:_SENTENCE] for text in texts]
 
 
@@ -135,8 +135,8 @@ def _certify(
         best = searching.best(a[0], searching.rows, rough, k)[1]
         found["iem"].append((searching.places[best], _places(surrogate, best)))
         if texts is not None:
-            lexical = searching.lexical(texts[number])
-            among = rough[searching.sample], lexical
+            lexical, everywhere = searching.lexical(texts[number])
+            among = searching.sampled(a[0], rough), everywhere
             best = searching.best(a[0], searching.rows, rough, k, lexical, weight, among)[1]
             # What shares no term with the query is not chosen by BM25.
             by_words = np.where(lexical[best] > 0, _places(lexical, best), len(lexical))

@@ -1,27 +1,23 @@
 """The public face of the index, and how it is written: build, append, delete, compact, fit a surrogate."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from d2llm.errors import InputError, MismatchError
-from d2llm.index.building import add, changed, existing, plan, same, without, write_head
+from d2llm.index.building import add, existing, plan, same, without, write_head
 from d2llm.index.compaction import MOST_SMALL, compacted, first_loose, small_tail
 from d2llm.index.fitting import pseudo_queries, write_surrogate
-from d2llm.index.inputs import Passages, check_corpus, check_count, check_ids, check_vectors
+from d2llm.index.inputs import Passages, check_count, check_ids, check_vectors
+from d2llm.index.intake import Intake, cut
 from d2llm.index.manifest import Manifest
-from d2llm.index.model import (
-    Model,
-    bm25_weight,
-    head_of,
-    width,
-)
-from d2llm.index.reader import Reader
+from d2llm.index.model import Model, head_of, width
+from d2llm.index.reader import Reader, check_weight
 from d2llm.index.snapshot import Snapshot
 from d2llm.index.surrogate import RANK
-from d2llm.index.writer import collect, shards, write_lock
+from d2llm.index.writer import collect, named, write_lock
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
 from d2llm_kernels import IEM
@@ -42,10 +38,11 @@ class Index(Reader):
     def build(
         cls,
         model: Model,
-        passages: Passages | None,
+        passages: Passages | Iterator[Any] | None,
         path: str | os.PathLike[str],
         *,
         ids: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
         vectors: Any | None = None,
         dtype: str = "bfloat16",
         keep_vectors: bool = True,
@@ -62,9 +59,13 @@ class Index(Reader):
 
         Args:
             model: a D2LLM; with ``vectors`` given, a bare IEM will do.
-            passages: N texts or (id, text) pairs; None with ``vectors`` gives an index without texts.
+            passages: N texts, (id, text) pairs or (id, text, metadata) triples; None with ``vectors`` gives an index
+                without texts. An iterator brings ids and metadata itself, and no more of it than a segment is in memory
+                at a time; a build that was killed takes it from the start again and encodes what is missing.
             path: folder of the index.
             ids: N distinct strings; by default "0", "1" and so on.
+            metadata: N mappings of fields to values, for the filters of a search: texts, lists of texts, numbers, true
+                or false, in a field of one kind everywhere. A passage may lack any field.
             vectors: (N, D) floating array, memory-mapped array or tensor; the texts are then not encoded.
             dtype: how the projected passages are stored, "bfloat16", "float16", "float32" or "int8". int8 takes half
                 the room of bfloat16 and is searched faster on CPUs with VNNI; with the shipped student more than 99 of
@@ -78,46 +79,50 @@ class Index(Reader):
                 queries or texts to make them of.
 
         Raises:
-            InputError: for an empty corpus, empty texts, repeated ids, NaN, a wrong shape, or an index
-                of other content at ``path`` without ``overwrite``.
+            InputError: for an empty corpus, empty texts, repeated ids, metadata of another kind, NaN, a wrong shape, or
+                an index of other content at ``path`` without ``overwrite``.
             OSError: if the disk fills; what was finished stays.
         """
         root, head = Path(path), head_of(model)
-        corpus = check_corpus(passages, ids, vectors, width(head), first=0)
         check_count("shard_size", shard_size, 1)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
-        layout = plan(model, dtype, texts=corpus.texts is not None, unit=keep_vectors)
-        parts = shards(corpus, shard_size, layout)
+        layout = plan(model, dtype, texts=passages is not None, unit=keep_vectors)
+        intake = Intake(passages, ids, metadata, vectors, width(head))
         with write_lock(root):
             old = existing(root, overwrite)
-            if old is None or not same(old, layout, list(parts)):
-                if old is not None and not overwrite:
+            if old is not None and not overwrite:
+                if not same(old, layout, (name for name, _ in named(cut(intake, shard_size), layout))):
                     raise InputError(f"path: {root} holds an index of other content; pass overwrite=True to replace it")
+            else:
                 generation = old.generation + 1 if old else 0
                 layout = replace(layout, generation=generation, head=write_head(root, layout, head))
-                add(root, layout, model, parts, batch_size, progress)
+                layout = add(root, layout, model, intake, shard_size, batch_size, progress)
+                if old is None or not same(old, layout, (segment.name for segment in layout.segments)):
+                    layout.save(root)
+                    collect(root, layout)
         index = cls(root, Snapshot.open(root), model)
-        askable = queries is not None or (corpus.texts is not None and not isinstance(model, IEM))
+        askable = queries is not None or (layout.texts and not isinstance(model, IEM))
         if len(index) >= _LARGE and askable and index._snapshot.surrogate is None:
             index.fit_surrogate(queries, progress=progress)
         return index
 
     def append(
         self,
-        passages: Passages | None,
+        passages: Passages | Iterator[Any] | None,
         ids: Sequence[str] | None = None,
         *,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
         vectors: Any | None = None,
         shard_size: int = 16384,
         batch_size: int | None = None,
         progress: bool = True,
         upsert: bool = False,
     ) -> None:
-        """Add passages after all others, all or none of them. Arguments and resumption as in :meth:`build`.
+        """Add passages after all others, all or none of them. Arguments, iterators and resumption as in :meth:`build`.
 
         By default ids go on counting from the number of passages ever added. With ``upsert`` a passage replaces the one
-        that has its id; where the text is the same and no vectors are given, that one is left as it is.
+        that has its id; where text and metadata are the same and no vectors are given, that one is left as it is.
 
         Raises:
             InputError: as :meth:`build`; for an id that is in the index; for texts missing where the
@@ -129,23 +134,17 @@ class Index(Reader):
         with write_lock(self.path):
             self._refresh()
             manifest = self._snapshot.manifest
-            corpus = check_corpus(passages, ids, vectors, self.dim, first=manifest.rows)
-            if (corpus.texts is not None) != manifest.texts:
+            if (passages is not None) != manifest.texts:
                 raise InputError(
                     f"passages: expected {'texts' if manifest.texts else 'None'}, as in the rest of the index"
                 )
-            taken = self._snapshot.find(corpus.ids)
-            if taken and not upsert:
-                raise InputError(
-                    f"ids: expected new ids, got {len(taken)} that the index holds, such as {min(taken)!r}"
-                )
-            corpus, gone = changed(corpus, taken, self._snapshot)
-            if not len(corpus):
-                return
+            intake = Intake(passages, ids, metadata, vectors, self.dim, self._snapshot, upsert)
             model = self._head if self._model is None else self._model
-            layout = without(self.path, self._snapshot, gone)
-            add(self.path, layout, model, shards(corpus, shard_size, layout), batch_size, progress)
-            self._snapshot = Snapshot.open(self.path)
+            layout = add(self.path, manifest, model, intake, shard_size, batch_size, progress)
+            if layout == manifest:
+                return
+            changes = without(self.path, self._snapshot, intake.gone)
+            self._move(replace(changes, segments=layout.segments, fields=layout.fields))
             tail = small_tail(self._snapshot, shard_size)
             if len(self._snapshot.segments) - tail > MOST_SMALL:
                 self._move(compacted(self.path, self._snapshot, tail, shard_size))
@@ -182,7 +181,7 @@ class Index(Reader):
         branch = task_index(task)
         with write_lock(self.path):
             self._refresh()
-            snapshot, weight = self._snapshot, bm25_weight(self._model)
+            snapshot, weight = self._snapshot, self.bm25_weight
             if not len(self):
                 raise InputError("passages: expected some to fit a surrogate to, got an empty index")
             given = pseudo_queries(snapshot, seed) if queries is None else queries
@@ -201,6 +200,20 @@ class Index(Reader):
                 progress=progress,
             )
             self._move(replace(snapshot.manifest, generation=snapshot.manifest.generation + 1, surrogate=record))
+
+    def keep_bm25_weight(self, weight: float) -> None:
+        """Keep in the index what BM25 weighs in a hybrid search, in place of what the student says.
+
+        A surrogate certifies a hybrid search for one weight: fit it again for another.
+
+        Raises:
+            InputError: for a weight that is negative or not finite.
+        """
+        checked = check_weight(weight)
+        with write_lock(self.path):
+            self._refresh()
+            manifest = self._snapshot.manifest
+            self._move(replace(manifest, generation=manifest.generation + 1, bm25_weight=checked))
 
     def compact(self, *, shard_size: int = 16384) -> None:
         """Free the space of deleted passages, and put those of small segments together, ``shard_size`` in each.
@@ -237,7 +250,7 @@ class Index(Reader):
         """Make a manifest the state of the index, and move to it."""
         manifest.save(self.path)
         collect(self.path, manifest)
-        self._snapshot = Snapshot.open(self.path)
+        self._snapshot = Snapshot(self.path, manifest, self._snapshot)
 
     def _refresh(self) -> None:
         """Move to the newest state, for a write that builds on it."""
@@ -245,4 +258,4 @@ class Index(Reader):
         if manifest.model != self._snapshot.manifest.model:
             raise MismatchError(f"path: {self.path} was rebuilt with another model since it was opened; open it again")
         if manifest != self._snapshot.manifest:
-            self._snapshot = Snapshot.open(self.path)
+            self._snapshot = Snapshot(self.path, manifest, self._snapshot)

@@ -1,38 +1,59 @@
-"""Checks of what a caller hands to the index: passages, ids, vectors and k."""
+"""Checks of what a caller hands to the index: passages, ids, metadata, vectors and k."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from d2llm.errors import InputError
+from d2llm.errors import InputError, shown
+from d2llm.index.segment import Passage
+from d2llm.metadata import check_metadata
 from d2llm.texts import check_texts
 
-Passages: TypeAlias = Sequence[str] | Sequence[tuple[str, str]]
+#: Texts, (id, text) pairs, or (id, text, metadata) triples.
+Passages: TypeAlias = Sequence[str] | Sequence[tuple[str, str]] | Sequence[tuple[str, str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Checked input of a build or an append: N ids, and N texts, N vectors or both."""
+    """Checked input of a build or an append: N passages, and N vectors where they have no texts, or were given."""
 
-    ids: list[str]
-    texts: list[str] | None
+    passages: list[Passage]
     vectors: Any | None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.passages)
+
+    def __getitem__(self, rows: slice) -> "Corpus":
+        return Corpus(self.passages[rows], None if self.vectors is None else self.vectors[rows])
+
+    @property
+    def ids(self) -> list[str]:
+        """Of every passage."""
+        return [passage.id for passage in self.passages]
+
+    @property
+    def texts(self) -> list[str]:
+        """Of every passage; none where there are vectors alone."""
+        return [passage.text for passage in self.passages if passage.text is not None]
 
 
 def check_corpus(
-    passages: Passages | None, ids: Sequence[str] | None, vectors: Any | None, dim: int, first: int
+    passages: Passages | None,
+    ids: Sequence[str] | None,
+    metadata: Sequence[Mapping[str, Any]] | None,
+    vectors: Any | None,
+    dim: int,
+    first: int,
 ) -> Corpus:
-    """Check passages, ids and vectors against each other.
+    """Check passages, ids, metadata and vectors against each other.
 
     Args:
-        passages: N texts, N (id, text) pairs, or None where only ``vectors`` are given.
+        passages: N texts, N (id, text) pairs, N (id, text, metadata) triples, or None where only ``vectors`` are given.
         ids: N distinct ids; None takes those of the pairs, or running numbers from ``first``.
+        metadata: N mappings of fields to values; None takes those of the triples, or none.
         vectors: (N, dim) floating array or tensor, or None. Its values are checked shard by shard.
         dim: model width D.
         first: the running number of the first passage.
@@ -42,9 +63,11 @@ def check_corpus(
     """
     if passages is None and vectors is None:
         raise InputError("passages: expected texts, or None with vectors given; got neither")
-    paired, texts = _texts(passages)
+    paired, texts, described = _texts(passages)
     if paired is not None and ids is not None:
         raise InputError("ids: expected None where passages are (id, text) pairs, got both")
+    if described is not None and metadata is not None:
+        raise InputError("metadata: expected None where passages are (id, text, metadata) triples, got both")
     count = len(texts) if texts is not None else None
     if vectors is not None:
         shape = tuple(getattr(vectors, "shape", ()))
@@ -59,7 +82,12 @@ def check_corpus(
     names = [str(first + i) for i in range(count)] if chosen is None else check_ids(chosen)
     if len(names) != count:
         raise InputError(f"ids: expected {count}, one a passage, got {len(names)}")
-    return Corpus(names, texts, vectors)
+    given = list(metadata) if metadata is not None else described or [{}] * count
+    if len(given) != count:
+        raise InputError(f"metadata: expected {count}, one a passage, got {len(given)}")
+    fields = [check_metadata(each, f"metadata[{i}]") for i, each in enumerate(given)]
+    contents: Sequence[str | None] = [None] * count if texts is None else texts
+    return Corpus(list(map(Passage, names, contents, fields)), vectors)
 
 
 def check_ids(ids: Sequence[str]) -> list[str]:
@@ -115,19 +143,21 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> int
     return value
 
 
-def _texts(passages: Passages | None) -> tuple[list[str] | None, list[str] | None]:
-    """Split passages into (ids or None, texts or None)."""
+def _texts(passages: Passages | None) -> tuple[list[str] | None, list[str] | None, list[Any] | None]:
+    """Split passages into (ids or None, texts or None, metadata or None)."""
     if passages is None:
-        return None, None
+        return None, None, None
     if isinstance(passages, str):
         raise InputError("passages: expected a sequence of texts, got one string")
     rows: list[Any] = list(passages)
     if not rows or isinstance(rows[0], str):
-        return None, check_texts(rows, "passages", none=True)
+        return None, check_texts(rows, "passages", none=True), None
     for i, row in enumerate(rows):
-        if not isinstance(row, (tuple, list)) or len(row) != 2:
-            raise InputError(f"passages[{i}]: expected a text or an (id, text) pair, all alike, got {row!r}")
-    return check_ids([row[0] for row in rows]), check_texts([row[1] for row in rows], "passages")
+        if not isinstance(row, (tuple, list)) or len(row) not in (2, 3):
+            expected = "a text, an (id, text) pair or an (id, text, metadata) triple, all alike"
+            raise InputError(f"passages[{i}]: expected {expected}, got {shown(row)}")
+    described = [row[2] if len(row) == 3 else {} for row in rows] if any(len(row) == 3 for row in rows) else None
+    return check_ids([row[0] for row in rows]), check_texts([row[1] for row in rows], "passages"), described
 
 
 def _what(value: Any) -> str:

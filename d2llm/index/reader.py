@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Self
 
-from d2llm.errors import InputError, MismatchError
+from d2llm.errors import InputError, MismatchError, shown
 from d2llm.index.asking import Asked
 from d2llm.index.certificate import Audit
+from d2llm.index.filters import Filters
 from d2llm.index.hits import Hit, look_up
 from d2llm.index.inputs import check_vectors
 from d2llm.index.manifest import Manifest
@@ -77,9 +78,12 @@ class Reader:
         candidates: int = 100,
         recall: float | None = None,
         exact: bool = False,
+        filters: Filters | None = None,
         audit: float = 0,
         batch_size: int = 32,
         explain: bool = False,
+        vectors: Any | None = None,
+        bm25_weight: float | None = None,
     ) -> list[list[Hit]]:
         """The k best passages of every query, best first, the one added earlier first among equals.
 
@@ -98,28 +102,41 @@ class Reader:
                 queries like those that the surrogate was certified on (see :meth:`fit_surrogate`). Where it was not
                 certified for that, and without a surrogate, every passage is scored. 0.99 by default.
             exact: score every passage.
+            filters: what metadata the passages that may be found must have, as ``{"lang": ["en", "de"], "year": {"gte":
+                2020, "lt": 2024}, "open": True}``: a field holds a value, one of several, or one between bounds (gt,
+                gte, lt, lte; texts in the order of their code points), and all fields named must. It is applied before
+                anything is scored, changes no score, and promises hold as without it.
             audit: share of the queries that is searched in full too. A warning says when what this index found misses
                 more than was promised, with 95 % confidence: passages or queries are others than those certified.
             batch_size: queries encoded at a time.
             explain: say of each hit by which measures it was found, at what rank (``Hit.ranks``), and what was promised
                 (``Hit.promised``).
+            vectors: the queries (Nq, D), as :meth:`encode_queries` gives them; None encodes them now.
+            bm25_weight: what BM25 weighs in "hybrid"; None takes what the index keeps, or else the student.
 
         Returns:
             Nq lists of at most k hits; one list in a list for a single text.
 
         Raises:
-            InputError: for an empty query, a k below 1, an unknown task, mode or channel, an empty index, or an index
-                without what the mode or the encoding needs.
+            InputError: for an empty query, a k below 1, an unknown task, mode or channel, filters of unknown fields, of
+                none, or of values of another kind, an empty index, or an index without what the mode or the encoding
+                needs.
         """
         texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
         mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
-        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
         asked.check(self._snapshot)
-        vectors = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
-        found, promised = self._find(asked, vectors, texts)
+        weight = check_weight(self.bm25_weight if bm25_weight is None else bm25_weight)
+        if vectors is not None:
+            made = check_vectors("vectors", vectors, self.dim)
+            if len(made) != len(texts):
+                raise InputError(f"vectors: expected {len(texts)}, one a query, got {len(made)}")
+        else:
+            made = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
+        found, promised = self._find(asked, made, texts, weight)
         if promised is not None and promised < 1:
             for row in [row for row in range(len(texts)) if self._audit.due(audit)]:
-                exact_found, _ = self._find(replace(asked, recall=1), vectors[row : row + 1], texts[row : row + 1])
+                exact_found, _ = self._find(replace(asked, recall=1), made[row : row + 1], texts[row : row + 1], weight)
                 missed = 1 - np.isin(exact_found[0].positions, found[row].positions).mean()
                 if self._audit.add(float(missed), promised):
                     warnings.warn(f"recall: {self.path} finds less than {promised}; call fit_surrogate", stacklevel=2)
@@ -136,6 +153,7 @@ class Reader:
         candidates: int = 100,
         recall: float | None = None,
         exact: bool = False,
+        filters: Filters | None = None,
         explain: bool = False,
     ) -> list[list[Hit]]:
         """As :meth:`search`, for queries encoded before; needs no model.
@@ -154,9 +172,35 @@ class Reader:
         for name, given in (("mode", (mode,)), ("channels", channels)):
             if needy := {"hybrid", "bm25"}.intersection(given):
                 raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
-        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall)
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
         asked.check(self._snapshot)
-        return look_up(self._snapshot, *self._find(asked, vectors, []), explain)
+        return look_up(self._snapshot, *self._find(asked, vectors, [], 0), explain)
+
+    def encode_queries(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Vectors (Nq, D) float32 of queries, for several searches.
+
+        Raises:
+            InputError: for an empty query, or an index opened without a model that encodes.
+        """
+        return self._encoded(check_texts(texts, "queries"), batch_size).numpy()
+
+    @property
+    def bm25_weight(self) -> float:
+        """What BM25 weighs in a hybrid search: what the index keeps, or else what the student was saved with."""
+        kept = self._snapshot.manifest.bm25_weight
+        return bm25_weight(self._model) if kept is None else kept
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """Modes and channels that it can be searched by."""
+        held = {
+            "iem": True,
+            "cosine": self._snapshot.manifest.unit,
+            "bm25": self._snapshot.has_terms,
+            "hybrid": self._snapshot.has_terms,
+            "surrogate": self._snapshot.surrogate is not None,
+        }
+        return frozenset(name for name, there in held.items() if there)
 
     def verify(self) -> None:
         """Compare every file with its SHA-256.
@@ -192,8 +236,14 @@ class Reader:
         if manifest.surrogate is not None:
             manifest.surrogate.check(self.path)
 
-    def _find(self, asked: Asked, vectors: Tensor, texts: list[str]) -> tuple[list[Found], float | None]:
-        return asked.find(self._snapshot, self._head, vectors, texts, bm25_weight(self._model))
+    def _find(self, asked: Asked, vectors: Tensor, texts: list[str], weight: float) -> tuple[list[Found], float | None]:
+        return asked.find(self._snapshot, self._head, vectors, texts, weight)
 
     def _encoded(self, texts: Sequence[str], batch_size: int | None) -> Tensor:
         return check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)
+
+
+def check_weight(weight: float) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise InputError(f"bm25_weight: expected a finite number of at least 0, got {shown(weight)}")
+    return float(weight)

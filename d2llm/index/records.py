@@ -15,6 +15,7 @@ from d2llm.files import json_text, sha256
 
 #: Files of a segment.
 VECTORS, PASSAGES, LOOKUP, RECORD = "vectors.safetensors", "passages.jsonl", "lookup.safetensors", "segment.json"
+METADATA = "metadata.safetensors"
 #: Files of a surrogate, beside one for each segment.
 MAPS, CERTIFICATE = "maps.safetensors", "certificate.safetensors"
 #: Names of heads, deletions, segments and surrogates.
@@ -111,16 +112,21 @@ class SegmentRecord:
             field(value, "rows", int, where),
             value.get("files"),
         )
-        if not isinstance(files, list) or len(files) not in (2, 3):
-            raise FormatError(f"{where}: files: expected two or three, got {files!r:.200}")
-        patterns = map(re.escape, (VECTORS, PASSAGES, LOOKUP))
-        # Older indices have no file for looking up; zip ends with the files.
+        if not isinstance(files, list) or not 2 <= len(files) <= 4:
+            raise FormatError(f"{where}: files: expected two to four, got {files!r:.200}")
+        patterns = map(re.escape, (VECTORS, PASSAGES, LOOKUP, METADATA))
+        # Older indices have no file for looking up, and many segments no metadata; zip ends with the files.
         return cls(name, rows, tuple(FileRecord.from_json(*each, where) for each in zip(files, patterns, strict=False)))
 
     @property
     def lookup(self) -> bool:
         """Whether it has a file for looking up ids and terms."""
-        return len(self.files) == 3
+        return len(self.files) > 2
+
+    @property
+    def metadata(self) -> bool:
+        """Whether it has a file with columns of metadata."""
+        return len(self.files) > 3
 
     def check(self, root: Path) -> None:
         """Compare every file of the segment below ``root`` with its size and SHA-256."""

@@ -74,7 +74,7 @@ class Searching:
     def bm25(self, texts: Sequence[str], k: int) -> list[Found]:
         """The k best of each query by BM25, those alone that share a term with it."""
         found = []
-        for scores in map(self.lexical, texts):
+        for scores, _ in map(self.lexical, texts):
             rows = top_indices(scores, k)
             rows = rows[scores[rows] > 0]
             found.append(Found(scores[rows], self.places[rows], {"bm25": np.arange(1, len(rows) + 1)}))
@@ -91,8 +91,9 @@ class Searching:
         for start in range(0, len(texts), step):
             a = self.projected(vectors[start : start + step])
             for query, rough, text in zip(a, self.rough(a), texts[start : start + step], strict=True):
-                lexical = self.lexical(text)
-                scores, rows = self.best(query, self.rows, rough, k, lexical, weight, (rough[self.sample], lexical))
+                lexical, everywhere = self.lexical(text)
+                among = self.sampled(query, rough), everywhere
+                scores, rows = self.best(query, self.rows, rough, k, lexical, weight, among)
                 ranks = {"iem": _ranks(rough, rows), "bm25": np.where(lexical[rows] > 0, _ranks(lexical, rows), 0)}
                 found.append(Found(scores, self.places[rows], ranks))
         return found
@@ -107,9 +108,11 @@ class Searching:
         """Queries (Nq, D) as the interaction module takes them: (Nq, F)."""
         return project(self._head, vectors, "query")
 
-    def lexical(self, text: str) -> Scores:
-        """BM25's scores (N,) for a query."""
-        return next(self._snapshot.bm25.rows([text]))[self.places]
+    def lexical(self, text: str) -> tuple[Scores, Scores]:
+        """BM25's scores for a query: those of the rows (N,), and of all passages that are not deleted."""
+        scores = next(self._snapshot.bm25.rows([text]))
+        everywhere = scores[self._snapshot.live.numpy()]
+        return scores[self.places] if self._some else everywhere, everywhere
 
     def rough(self, a: Tensor) -> Scores:
         """Scores of projected queries (Nq, F) with every passage, (Nq, N), rounded where that is faster."""
@@ -117,9 +120,20 @@ class Searching:
 
     def rough_at(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
         """What ``rough`` gives for a projected query (F,) at ascending rows (C,)."""
-        taken = self._snapshot.projected.take(self._among[torch.from_numpy(rows)])
-        scores: Scores = self._search.scores_of(a, taken).float().cpu().numpy()
-        return scores
+        return self._rough_of(a, self._among[torch.from_numpy(rows)])
+
+    def sampled(self, a: Tensor, rough: Scores | None = None) -> Scores:
+        """Scores of a projected query (F,), as ``rough`` gives them, that mean and deviation are taken of.
+
+        They are those of all passages, or of many some, whichever may be found: a deviation is then known to 2 %, and a
+        filter changes no score. They are evenly spaced and the same in every search.
+
+        Args:
+            rough: (N,) scores of the rows, if they are known.
+        """
+        live = self._snapshot.live
+        step = 1 if len(live) < _MANY else len(live) // _SAMPLE
+        return self._rough_of(a, live[::step]) if rough is None or self._some else rough[::step]
 
     def exact(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
         """Scores in full of a projected query (F,) with passages at ascending rows (C,)."""
@@ -159,14 +173,15 @@ class Searching:
         """All rows (N,)."""
         return np.arange(len(self.places))
 
-    @cached_property
-    def sample(self) -> NDArray[np.int64]:
-        """Rows that mean and deviation of the module's scores are taken of: all, or of many passages some.
+    @property
+    def _some(self) -> bool:
+        """Whether some passages that are not deleted may not be found."""
+        return len(self.places) < self._snapshot.size
 
-        A deviation is then known to 2 %. The rows are evenly spaced and the same in every search.
-        """
-        step = 1 if len(self.places) < _MANY else len(self.places) // _SAMPLE
-        return np.arange(0, len(self.places), step)
+    def _rough_of(self, a: Tensor, positions: Tensor) -> Scores:
+        taken = self._snapshot.projected.take(positions)
+        scores: Scores = self._search.scores_of(a, taken).float().cpu().numpy()
+        return scores
 
     def _ranked(self, measure: str, values: Tensor, rows: Tensor) -> list[Found]:
         """What one measure found, both arguments (Nq, k)."""

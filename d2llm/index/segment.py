@@ -8,69 +8,53 @@ the size and SHA-256 of the others. All is mapped, nothing is read before it is 
 
 ``lookup.safetensors`` holds ``keys`` (n,) int64, a number for each id, and where there are texts the arrays of their
 ``Postings``, for BM25. Segments of older indices have no such file.
+
+``metadata.safetensors``, where a passage of the segment has metadata, holds it as ``columns`` do, for filters; to be
+shown it stands in ``passages.jsonl``.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from d2llm.bm25 import tokenize
 from d2llm.errors import FormatError, MissingError
 from d2llm.files import atomic_path, read_json, write_json
-from d2llm.index.records import LOOKUP, PASSAGES, RECORD, VECTORS, FileRecord, SegmentRecord
+from d2llm.index.columns import Column, read_columns, tensors_of
+from d2llm.index.records import LOOKUP, METADATA, PASSAGES, RECORD, VECTORS, FileRecord, SegmentRecord
+from d2llm.metadata import Metadata
 from d2llm.postings import Postings, keys_of
-from d2llm.tensor_files import write_tensors
+from d2llm.tensor_files import read_tensors, write_tensors
 from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 #: Number types that projected passages are stored in.
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 
 
-def read_tensors(path: Path, expected: Mapping[str, tuple[Any, ...]]) -> dict[str, Tensor]:
-    """Map tensors of a safetensors file.
+class Passage(NamedTuple):
+    """A passage as it is shown; ``text`` is None in an index of vectors alone."""
 
-    Args:
-        expected: of each its sizes, None for any, and its dtype.
-
-    Raises:
-        FormatError: if one is absent, or of another shape or dtype.
-    """
-    try:
-        with safe_open(path, "pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in expected}
-    except SafetensorError as error:
-        raise FormatError(f"{path}: {error}") from None
-    for name, tensor in tensors.items():
-        found, wanted = (*tensor.shape, tensor.dtype), expected[name]
-        if len(found) != len(wanted) or any(w not in (None, f) for f, w in zip(found, wanted, strict=True)):
-            raise FormatError(f"{path}: {name}: expected {wanted}, got {found}")
-    return tensors
+    id: str
+    text: str | None
+    metadata: Metadata
 
 
 def write_segment(
-    folder: Path,
-    projected: Rows,
-    unit: Tensor | None,
-    ids: Sequence[str],
-    texts: Sequence[str] | None,
-    *,
-    lookup: bool,
+    folder: Path, projected: Rows, unit: Tensor | None, passages: Sequence[Passage], *, lookup: bool
 ) -> SegmentRecord:
     """Write a segment as a whole or not at all.
 
     Args:
         projected: n rows as they are to be stored.
         unit: (n, D) float16, or None.
-        ids: n ids.
-        texts: n texts, or None.
+        passages: n, all with texts or none; metadata is checked before.
         lookup: whether to write the file that ids and terms are looked up in.
 
     Raises:
@@ -80,8 +64,8 @@ def write_segment(
         scratch.mkdir()
         offsets = [0]
         with open(scratch / PASSAGES, "wb") as handle:
-            for i, name in enumerate(ids):
-                row = {"id": name} if texts is None else {"id": name, "text": texts[i]}
+            for passage in passages:
+                row = {name: value for name, value in passage._asdict().items() if value is not None and value != {}}
                 # A lone surrogate has no UTF-8 form; ASCII escapes keep every Python string.
                 handle.write(json.dumps(row).encode("ascii") + b"\n")
                 offsets.append(handle.tell())
@@ -96,16 +80,20 @@ def write_segment(
         names = [VECTORS, PASSAGES]
         if lookup:
             names.append(LOOKUP)
-            write_tensors(_lookup(ids, texts), scratch / LOOKUP)
-        record = SegmentRecord(folder.name, len(ids), tuple(FileRecord.of(scratch / name) for name in names))
+            write_tensors(_lookup(passages), scratch / LOOKUP)
+        if columns := tensors_of([passage.metadata for passage in passages]):
+            names.append(METADATA)
+            write_tensors(columns, scratch / METADATA)
+        record = SegmentRecord(folder.name, len(passages), tuple(FileRecord.of(scratch / name) for name in names))
         write_json(scratch / RECORD, asdict(record))
     return record
 
 
-def _lookup(ids: Sequence[str], texts: Sequence[str] | None) -> dict[str, Tensor]:
+def _lookup(passages: Sequence[Passage]) -> dict[str, Tensor]:
     """What ids and terms are looked up in."""
-    arrays = {"keys": keys_of(ids)}
-    if texts is not None:
+    arrays = {"keys": keys_of([passage.id for passage in passages])}
+    texts = [passage.text for passage in passages if passage.text is not None]
+    if texts:
         arrays |= vars(Postings.of(map(tokenize, texts)))
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -129,7 +117,7 @@ class Segment:
         root: folder that holds the segment's folder.
         record: the segment's entry in the manifest.
         hidden: F. dim: D. dtype: name of the stored dtype. unit, texts: whether unit vectors and texts
-            must be there.
+            must be there. fields: the kind of each field of metadata.
 
     Raises:
         MissingError: if a file is gone.
@@ -137,8 +125,18 @@ class Segment:
     """
 
     def __init__(
-        self, root: Path, record: SegmentRecord, *, hidden: int, dim: int, dtype: str, unit: bool, texts: bool
+        self,
+        root: Path,
+        record: SegmentRecord,
+        *,
+        hidden: int,
+        dim: int,
+        dtype: str,
+        unit: bool,
+        texts: bool,
+        fields: Mapping[str, str],
     ) -> None:
+        self.record = record
         self.folder = root / record.name
         self.rows = record.rows
         record.check_copy(root)
@@ -164,6 +162,10 @@ class Segment:
         self._keys: NDArray[np.int64] | None = None
         if record.lookup:
             self._read_lookup(texts)
+        #: The fields of metadata that its passages have.
+        self.columns: dict[str, Column] = {}
+        if record.metadata:
+            self.columns = read_columns(self.folder / METADATA, fields)
         # Unlike mmap.mmap, this mapping keeps no file descriptor open: an index may have thousands of segments.
         size = next(file.bytes for file in record.files if file.name == PASSAGES)
         self._passages = torch.from_file(str(self.folder / PASSAGES), shared=False, size=size, dtype=torch.uint8)
@@ -172,11 +174,11 @@ class Segment:
     def keys(self) -> NDArray[np.int64]:
         """A number for each id (n,), from ``keys_of``."""
         if self._keys is None:
-            self._keys = keys_of([name for name, _ in self.passages()])
+            self._keys = keys_of([passage.id for passage in self.passages()])
         return self._keys
 
-    def passage(self, row: int) -> tuple[str, str | None]:
-        """(id, text) of a row; text is None in an index of vectors alone.
+    def passage(self, row: int) -> Passage:
+        """The passage of a row.
 
         Raises:
             FormatError: if the line is damaged.
@@ -184,8 +186,8 @@ class Segment:
         start, end = self._offsets[row : row + 2].tolist()
         return self._parse(self._passages[start:end].numpy().tobytes(), row)
 
-    def passages(self) -> Iterator[tuple[str, str | None]]:
-        """Every (id, text), in order; the segment's file is read at once.
+    def passages(self) -> Iterator[Passage]:
+        """Every passage, in order; the segment's file is read at once.
 
         Raises:
             FormatError: if a line is damaged.
@@ -207,9 +209,9 @@ class Segment:
             if starts != terms + 1 or rows != counts:
                 raise FormatError(f"{path}: {terms} terms, {starts} starts, {rows} rows and {counts} counts do not fit")
 
-    def _parse(self, line: bytes, row: int) -> tuple[str, str | None]:
+    def _parse(self, line: bytes, row: int) -> Passage:
         try:
             value = json.loads(line)
-            return value["id"], value.get("text")
+            return Passage(value["id"], value.get("text"), value.get("metadata", {}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{self.folder / PASSAGES}: line {row + 1} is damaged ({error})") from None

@@ -18,7 +18,7 @@ from d2llm.files import atomic_path
 from d2llm.index.covering import Certified, Covering
 from d2llm.index.manifest import Manifest
 from d2llm.index.records import FileRecord
-from d2llm.index.segment import DTYPES, Segment
+from d2llm.index.segment import DTYPES, Passage, Segment
 from d2llm.index.writer import SEGMENTS
 from d2llm.postings import keys_of
 from d2llm.tensor_files import write_tensors
@@ -47,15 +47,22 @@ def of_newest(root: Path, read: Callable[[Manifest], _Result]) -> _Result:
 class Snapshot:
     """The passages of one manifest by position: 0 is the first ever added, deleted ones keep theirs.
 
+    Args:
+        root: folder of the index.
+        manifest: the state.
+        before: an earlier state, whose segments are taken over where this one has them: they never change.
+
     Raises:
         MissingError, FormatError: for a file that is gone, or not as recorded.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, before: "Snapshot | None" = None) -> None:
         self.manifest = manifest
         manifest.head.check(root)
-        self.segments = [
-            Segment(
+        opened = {} if before is None else {segment.record: segment for segment in before.segments}
+        self.segments: list[Segment] = [
+            opened.get(record)
+            or Segment(
                 root / SEGMENTS,
                 record,
                 hidden=manifest.hidden,
@@ -63,6 +70,7 @@ class Snapshot:
                 dtype=manifest.dtype,
                 unit=manifest.unit,
                 texts=manifest.texts,
+                fields=manifest.fields,
             )
             for record in manifest.segments
         ]
@@ -92,7 +100,7 @@ class Snapshot:
 
     def ids(self) -> Iterator[str]:
         """Every live id, by position."""
-        every = (name for segment in self.segments for name, _ in segment.passages())
+        every = (passage.id for segment in self.segments for passage in segment.passages())
         return (name for name, gone in zip(every, self.deleted.tolist(), strict=True) if not gone)
 
     def find(self, names: Sequence[str]) -> dict[str, int]:
@@ -101,7 +109,7 @@ class Snapshot:
         known = set(names)
         for segment, start in zip(self.segments, self.starts[:-1].tolist(), strict=True):
             for row in np.flatnonzero(np.isin(segment.keys, wanted)).tolist():
-                name, _ = segment.passage(row)
+                name = segment.passage(row).id
                 # Two ids may share a key.
                 if name in known and not self.deleted[start + row]:
                     found[name] = start + row
@@ -125,8 +133,8 @@ class Snapshot:
         parts = [segment.postings for segment in self.segments if segment.postings is not None]
         return BM25.over(parts, None if self.size == self.manifest.rows else self.deleted.logical_not().numpy())
 
-    def passage(self, position: int) -> tuple[str, str | None]:
-        """(id, text) at a position."""
+    def passage(self, position: int) -> Passage:
+        """The passage at a position."""
         segment = int(torch.searchsorted(self.starts, position, right=True)) - 1
         return self.segments[segment].passage(position - int(self.starts[segment]))
 

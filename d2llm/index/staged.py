@@ -39,16 +39,17 @@ def search_candidates(
     found = []
     for number, a in enumerate(searching.projected(vectors)):
         channels = {name: rows[number] for name, rows in chosen.items()}
-        lexical = searching.lexical(texts[number]) if bm25 or weight is not None else None
-        if bm25 and lexical is not None:
-            rows = top_indices(lexical, min(bm25, len(lexical)))
-            channels["bm25"] = rows[lexical[rows] > 0]
+        words = searching.lexical(texts[number]) if bm25 or weight is not None else None
+        if bm25 and words is not None:
+            rows = top_indices(words[0], min(bm25, len(words[0])))
+            channels["bm25"] = rows[words[0][rows] > 0]
         rows = np.unique(np.concatenate(list(channels.values())))
         rough = searching.rough_at(a, rows)
-        if weight is None or lexical is None:
+        if weight is None or words is None:
             scores, best = searching.best(a, rows, rough, k)
         else:
-            among = searching.rough_at(a, searching.sample), lexical
+            lexical, everywhere = words
+            among = searching.sampled(a), everywhere
             scores, best = searching.best(a, rows, rough, k, lexical[rows], weight, among)
         ranks = {name: _ranks(order, best) for name, order in channels.items()}
         found.append(Found(scores, searching.places[best], ranks))

@@ -7,7 +7,7 @@ that starts again with the same input finds the finished ones by name and encode
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,27 +50,33 @@ def write_lock(root: Path) -> Iterator[None]:
         raise InputError(f"path: {root} is being written by another process") from None
 
 
-def shards(corpus: Corpus, shard_size: int, manifest: Manifest) -> dict[str, Corpus]:
-    """Cut a corpus into shards of at most ``shard_size`` passages, each under the name of its segment.
+def named(parts: Iterable[Corpus], manifest: Manifest) -> Iterator[tuple[str, Corpus]]:
+    """Each shard with the name of its segment.
 
-    Raises:
-        InputError: for NaN or infinity in the vectors, before anything is written.
+    Iterating raises:
+        InputError: for NaN or infinity in the vectors.
     """
     options = [manifest.model, manifest.dim, manifest.hidden, manifest.dtype, manifest.unit, manifest.lookup]
-    named = {}
-    for start in range(0, len(corpus), shard_size):
-        rows = slice(start, start + shard_size)
-        texts = corpus.texts[rows] if corpus.texts is not None else None
-        vectors = corpus.vectors[rows] if corpus.vectors is not None else None
-        digest = hashlib.sha256(json.dumps([*options, corpus.ids[rows], texts]).encode())
-        if vectors is not None:
-            digest.update(check_vectors("vectors", vectors, manifest.dim, start).contiguous().numpy().tobytes())
-        named[f"segment-{digest.hexdigest()[:16]}"] = Corpus(corpus.ids[rows], texts, vectors)
-    return named
+    first = 0
+    for part in parts:
+        digest = hashlib.sha256(json.dumps([*options, part.ids, part.texts or None]).encode())
+        if any(passage.metadata for passage in part.passages):
+            digest.update(json.dumps([passage.metadata for passage in part.passages]).encode())
+        if part.vectors is not None:
+            digest.update(check_vectors("vectors", part.vectors, manifest.dim, first).contiguous().numpy().tobytes())
+        yield f"segment-{digest.hexdigest()[:16]}", part
+        first += len(part)
 
 
 def write_shards(
-    root: Path, manifest: Manifest, model: Model, parts: dict[str, Corpus], *, batch_size: int | None, progress: bool
+    root: Path,
+    manifest: Manifest,
+    model: Model,
+    parts: Iterable[Corpus],
+    *,
+    batch_size: int | None,
+    progress: bool,
+    total: int | None,
 ) -> tuple[SegmentRecord, ...]:
     """Write the segments of all shards, those of an earlier run excepted, and return their records.
 
@@ -78,17 +84,18 @@ def write_shards(
         root: folder of the index.
         manifest: the model's sizes and the options.
         model: encodes the shards that come without vectors, projects all.
-        parts: shards by the names of their segments.
+        parts: shards, each asked for when the one before is written.
         batch_size: most texts encoded at a time; None leaves it to their tokens.
         progress: show a bar.
+        total: how many passages will come, for the bar, None where that is not known.
 
     Raises:
-        InputError: for vectors that cannot be stored.
+        InputError: for vectors that cannot be stored, and what ``parts`` raise.
         OSError: if the disk fills; what was finished stays.
     """
     records = []
-    with tqdm(total=sum(map(len, parts.values())), desc="index", unit="passage", disable=not progress) as bar:
-        for name, part in parts.items():
+    with tqdm(total=total, desc="index", unit="passage", disable=not progress) as bar:
+        for name, part in named(parts, manifest):
             folder = root / SEGMENTS / name
             record = finished_segment(folder, len(part))
             if record is None:
@@ -124,7 +131,7 @@ def _vectors(part: Corpus, model: Model, dim: int, batch_size: int | None, bar: 
         return check_vectors("vectors", part.vectors, dim)
     pieces = []
     for start in range(0, len(part), _ENCODE):
-        texts = (part.texts or [])[start : start + _ENCODE]
+        texts = part.texts[start : start + _ENCODE]
         encoded = encode(model, texts, "passage", batch_size)
         pieces.append(check_vectors("encoded passages", encoded, dim))
         bar.update(len(texts))
@@ -146,7 +153,7 @@ def _stored(vectors: Tensor, model: Model, manifest: Manifest) -> tuple[Rows, Te
 
 def _write(folder: Path, projected: Rows, unit: Tensor | None, part: Corpus, lookup: bool) -> SegmentRecord:
     try:
-        return write_segment(folder, projected, unit, part.ids, part.texts, lookup=lookup)
+        return write_segment(folder, projected, unit, part.passages, lookup=lookup)
     except OSError as error:
         raise OSError(
             f"{folder}: could not be written ({error}); finished shards are kept, and the same call goes on from there"

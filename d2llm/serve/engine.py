@@ -1,6 +1,7 @@
 """The student, the batcher in front of it, and the index behind it: what every dialect asks."""
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from d2llm.student import D2LLM
 from d2llm.tasks import task_index
 
 _T = TypeVar("_T")
+_LOG = logging.getLogger(__name__)
 
 
 class Engine:
@@ -42,19 +44,37 @@ class Engine:
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="search")
         self._busy = 0
         self._lock = threading.Lock()
+        self._encoded = threading.local()
         self._seen: object = None
         self._index: Index | None = None
         self.index()
 
-    def index(self) -> Index | None:
-        """The index in its newest generation; searches that run keep the one that they began with."""
-        if self.path is None:
-            return None
-        with self._lock:
-            status = (self.path / MANIFEST).stat()
+    def index(self, newest: bool = False) -> Index | None:
+        """The index in its newest generation; searches that run keep the one that they began with.
+
+        While one thread opens a generation, the others go on with the one before, unless they ask for the ``newest``.
+        Where it cannot be opened, the one before stays, and the log says why.
+        """
+        if self.path is not None and self._lock.acquire(blocking=newest or self._index is None):
+            try:
+                self._index = self._reopened(self.path)
+            finally:
+                self._lock.release()
+        return self._index
+
+    def _reopened(self, path: Path) -> Index:
+        try:
+            status = (path / MANIFEST).stat()
             seen = (status.st_ino, status.st_mtime_ns)
-            if seen != self._seen:
-                self._index, self._seen = Index.open(self.path, _Batched(self)), seen
+            if self._index is not None and seen == self._seen:
+                return self._index
+            # One that cannot be opened is not tried at every search.
+            self._seen = seen
+            return Index.open(path, _Batched(self))
+        except (D2LLMError, OSError) as error:
+            if self._index is None:
+                raise
+            _LOG.warning("%s cannot be opened, the generation before stays: %s", path, error)
             return self._index
 
     def check_texts(self, texts: Sequence[str], name: str) -> None:
@@ -100,6 +120,32 @@ class Engine:
         finally:
             self._busy -= 1
 
+    async def search(self, query: str, run: Callable[[], _T]) -> _T:
+        """The result of a function that searches the index for a checked query, which was encoded beforehand.
+
+        Many encodings wait together for one batch; threads that search are few, and none of them waits for it.
+
+        Raises:
+            Refusal: as :meth:`work`.
+        """
+        vectors = await self.embed([query], "query")
+
+        def prepared() -> _T:
+            self._encoded.query = query, vectors
+            try:
+                return run()
+            finally:
+                del self._encoded.query
+
+        return await self.work(prepared)
+
+    def encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
+        """Embeddings (N, D) float32: of the query that this thread searches for, or once it is their turn."""
+        query, vectors = getattr(self._encoded, "query", (None, None))
+        if vectors is not None and kind == "query" and list(texts) == [query]:
+            return vectors
+        return self.batcher.submit(texts, kind).result(self.limits.seconds)
+
     def tokens(self, texts: Sequence[str]) -> int:
         """Tokens of texts, uncut, as clients count what they used."""
         return sum(map(len, self.student.tokenizer(list(texts))["input_ids"]))
@@ -133,7 +179,7 @@ def _branch(task: str) -> int:
 
 
 class _Batched:
-    """The student as an index asks for it, in whose place the batcher encodes: searches share batches with others."""
+    """The student as an index asks for it, in whose place the engine encodes: texts share batches with others."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -141,7 +187,7 @@ class _Batched:
         self.config = engine.student.config
 
     def encode(self, texts: Sequence[str], *, kind: str, batch_size: int | None, show_progress: bool) -> Any:
-        return self._engine.batcher.submit(texts, kind).result(self._engine.limits.seconds)
+        return self._engine.encode(texts, kind)
 
     def fingerprint(self) -> str:
         return self._engine.student.fingerprint()

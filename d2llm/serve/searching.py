@@ -25,6 +25,7 @@ class SearchRequest(BaseModel):
     recall: float | None = None
     exact: bool = False
     explain: bool = False
+    filters: dict[str, Any] | None = None
 
 
 class NewDocument(BaseModel):
@@ -32,6 +33,7 @@ class NewDocument(BaseModel):
 
     id: str
     text: str
+    metadata: dict[str, Any] = {}
 
 
 @router.post("/search")
@@ -42,7 +44,13 @@ async def search(asked: SearchRequest, request: Request) -> dict[str, Any]:
     if asked.k > engine.limits.hits:
         raise Refusal(413, f"k: expected at most {engine.limits.hits}, got {asked.k}", param="k")
     start = time.perf_counter()
-    found = await engine.work(lambda: _search(_index(engine), asked))
+    if engine.path is None:
+        raise _no_index()
+
+    def run() -> list[dict[str, Any]]:
+        return _search(_index(engine), asked)
+
+    found = await (engine.work(run) if asked.mode == "bm25" else engine.search(asked.query, run))
     return {"hits": found, "seconds": round(time.perf_counter() - start, 6)}
 
 
@@ -54,7 +62,9 @@ async def add(documents: list[NewDocument], request: Request) -> dict[str, Any]:
 
     def append() -> int:
         index = _index(engine)
-        index.append([(each.id, each.text) for each in documents])
+        index.append([(each.id, each.text, each.metadata) for each in documents])
+        # Who adds a passage finds it.
+        engine.index(newest=True)
         return len(index)
 
     return {"added": len(documents), "passages": await engine.work(append)}
@@ -64,7 +74,12 @@ async def add(documents: list[NewDocument], request: Request) -> dict[str, Any]:
 async def delete(name: str, request: Request) -> dict[str, Any]:
     """Remove a passage from every later search."""
     engine = _writable(request)
-    await engine.work(lambda: _index(engine).delete(name))
+
+    def remove() -> None:
+        _index(engine).delete(name)
+        engine.index(newest=True)
+
+    await engine.work(remove)
     return {"deleted": name}
 
 
@@ -77,6 +92,7 @@ def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
         recall=asked.recall,
         exact=asked.exact,
         explain=asked.explain,
+        filters=asked.filters,
     )[0]
     return [asdict(hit) for hit in found]
 
@@ -84,8 +100,12 @@ def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
 def _index(engine: Engine) -> Index:
     index = engine.index()
     if index is None:
-        raise Refusal(404, "the server has no index; start it with --index")
+        raise _no_index()
     return index
+
+
+def _no_index() -> Refusal:
+    return Refusal(404, "the server has no index; start it with --index")
 
 
 def _writable(request: Request) -> Engine:

@@ -13,9 +13,11 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import Unpack
 
 from d2llm import merging
+from d2llm.backbone import Loading
 from d2llm.compact import shrink
-from d2llm.errors import FormatError, InputError, MissingError
+from d2llm.errors import FormatError, InputError
 from d2llm.files import atomic_path, make_folder, read_json, write_json
+from d2llm.student import hub
 from d2llm.student.configuration import FIELDS, Architecture, D2LLMConfig, check_fields
 from d2llm.student.weights import WEIGHTS, Header, read_weights, write_weights
 
@@ -58,8 +60,11 @@ def save(
             the copy that encoding makes. What is loaded has no LoRA, and another fingerprint.
 
     Raises:
-        InputError: for another number type, or for ``merged`` beside ``state_dict`` or of a model that is sharded.
+        InputError: for another number type, for ``merged`` beside ``state_dict`` or of a model that is sharded, or for
+            a base that has no name and is not saved too.
     """
+    if not (model.config.base_model or model.config.train_base or save_base or merged):
+        raise InputError("save_base: expected True, since the base has no name by which it could be loaded again")
     if merged and (state_dict is not None or merging.is_sharded(model)):
         raise InputError("merged: expected a model whose weights are all its own and here; gather them first")
     if head_dtype is not None and head_dtype not in _HEAD_DTYPES:
@@ -121,41 +126,52 @@ def load(
     path: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
     base_model: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    attn_implementation: str | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
     **changes: Unpack[Architecture],
 ) -> "D2LLM":
     """Read a student's folder; LoRA and heads come back bit for bit.
 
     Args:
         cls: the model class.
-        path: folder written by :func:`save`.
+        path: folder written by :func:`save`, or ``user/repository`` on the hub.
         dtype: number type of the frozen base instead of the configured one; LoRA and heads stay float32.
         base_model: decoder instead of the configured one, such as the same one at another place.
+        revision, token, cache_dir, local_files_only: of the student on the hub, as ``snapshot_download`` takes them.
+        attn_implementation, device_map: of the decoder, see :class:`d2llm.backbone.Loading`; the heads lie where its
+            inputs do.
         **changes: fields of the configuration to replace, by name, such as ``kernels_backend``.
 
     Raises:
-        MissingError: if the folder, one of its files or the base model is missing.
+        MissingError: if the folder or repository, one of its files or the base model is missing.
         FormatError: if a file is malformed, or its weights do not fit the configuration.
         InputError: for an unknown field.
     """
     check_fields(changes)
-    path = Path(path)
-    if not path.is_dir():
-        raise MissingError(f"{path}: no such folder; expected a student with {CONFIG} and {WEIGHTS}")
+    path = hub.find(path, (CONFIG, WEIGHTS, f"{BASE}/*"), revision, token, cache_dir, local_files_only)
     config = _read_config(path / CONFIG)
     header = Header.read(path / WEIGHTS)
     header.check_architecture(config, path / CONFIG)
     given: dict[str, Any] = dict(changes)
     if base_model is not None:
-        given["base_model"] = os.fspath(base_model)
+        given = {"base_revision": None, **given, "base_model": os.fspath(base_model)}
     if dtype is not None:
         given["base_dtype"] = str(dtype).removeprefix("torch.")
     config = D2LLMConfig(**{name: getattr(config, name) for name in FIELDS} | given)
     header.check(config)
     weights = read_weights(path / WEIGHTS)
-    base = (path / BASE).resolve()
-    if config.base_model == BASE and base.is_dir():
-        config.base_model = str(base)
-    model = cls.assemble(config, frame=base if config.train_base and base_model is None and base.is_dir() else None)
+    # A base inside the folder or beside it is named from there.
+    beside = path / config.base_model
+    if base_model is None and config.base_model and not os.path.isabs(config.base_model) and beside.is_dir():
+        config.base_model = str(beside.resolve())
+    frame = path / BASE if config.train_base and base_model is None and (path / BASE).is_dir() else None
+    loading = Loading(config.base_revision, attn_implementation, device_map)
+    model = cls.assemble(config, frame=frame and frame.resolve(), loading=loading)
     load_weights(model, weights, path / WEIGHTS)
     return model
 

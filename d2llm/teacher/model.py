@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from d2llm.backbone import load_causal_lm, load_tokenizer, weights_fingerprint
+from d2llm.backbone import Loading, load_causal_lm, load_tokenizer, weights_fingerprint
 from d2llm.errors import InputError, MismatchError
 from d2llm.files import sha256
 from d2llm.merging import InferenceCopy, inference_dtype, is_sharded
@@ -83,6 +83,8 @@ class Teacher(nn.Module):
         dtype: torch.dtype = torch.float32,
         num_layers: int | None = None,
         revision: str | None = None,
+        attn_implementation: str | None = None,
+        device_map: str | Mapping[str, int | str] | None = None,
         templates: Sequence[Template] | None = None,
         query_length: int | None = None,
         passage_length: int | None = None,
@@ -95,7 +97,7 @@ class Teacher(nn.Module):
                 layers, the templates and the text lengths it was made with.
             dtype: number type of the weights.
             num_layers: keep only the first layers; None takes what the adapter remembers, or all.
-            revision: of a model on the hub.
+            revision, attn_implementation, device_map: see :class:`d2llm.backbone.Loading`.
             templates: one for each task that will be asked; None takes what the adapter remembers, or the
                 constructor's. Beside an adapter they may add tasks that it was not tuned for.
             query_length, passage_length: most tokens kept of each text; None takes what the adapter remembers, or the
@@ -122,7 +124,7 @@ class Teacher(nn.Module):
             passage_length = tuned.passage_length if passage_length is None else passage_length
         if model is None:
             raise InputError("model: expected the name of an LLM, or an adapter that remembers it, got neither")
-        lm = load_causal_lm(model, dtype, num_layers, revision)
+        lm = load_causal_lm(model, dtype, num_layers, Loading(revision, attn_implementation, device_map))
         base = None if dtype == torch.float16 else weights_fingerprint(lm)
         decoder = lm.get_decoder()
         if tuned is not None and folder is not None:

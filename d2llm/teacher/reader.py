@@ -6,15 +6,18 @@ keys and values; what differs is read behind it.
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from d2llm.merging import is_sharded
+from d2llm.side_by_side import side_by_side
 from d2llm.teacher.prompt import left_pad
 from d2llm.texts import batches_by_length
 
@@ -22,6 +25,8 @@ from d2llm.texts import batches_by_length
 _WORTH = 0.05
 
 Prompt = Sequence[int]
+#: Numbers of some prompts and their last hidden states (n, D).
+Read = tuple[list[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class PromptReader:
     batch_tokens: int
     device: torch.device
 
-    def read(self, prompts: Sequence[Prompt], queries: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
+    def read(self, prompts: Sequence[Prompt], queries: Sequence[str]) -> Iterator[Read]:
         """Numbers of some prompts and their last hidden states (n, D), until all have come.
 
         Args:
@@ -50,13 +55,21 @@ class PromptReader:
         shared = self._beginnings(prompts, queries)
         begun = {row for _, rows in shared for row in rows}
         alone = [row for row in range(len(prompts)) if row not in begun]
-        for rows in self._batches([len(prompts[row]) for row in alone]):
-            found = [alone[row] for row in rows]
-            yield found, self._last(self._pad([prompts[row] for row in found]))
+        lengths = [len(prompts[row]) for row in alone]
+        pieces: list[Callable[[], list[Read]]] = [
+            partial(self._whole, prompts, [alone[row] for row in rows]) for rows in self._batches(lengths)
+        ]
         start = 0
         for size in _sizes([len(beginning) for beginning, _ in shared], self.batch_tokens // 2):
-            yield from self._behind(prompts, shared[start : start + size])
+            pieces.append(partial(self._behind, prompts, shared[start : start + size]))
             start += size
+        # Processes that share weights take turns.
+        each = map if is_sharded(self.model) else partial(side_by_side, device=self.device)
+        yield from chain.from_iterable(each(_call, pieces))
+
+    def _whole(self, prompts: Sequence[Prompt], rows: list[int]) -> list[Read]:
+        """Prompts from their first token on."""
+        return [(rows, self._last(self._pad([prompts[row] for row in rows])))]
 
     def _beginnings(self, prompts: Sequence[Prompt], queries: Sequence[str]) -> list[tuple[Prompt, list[int]]]:
         """What the prompts of a query share, with their numbers, for each that has several; none if it saves little."""
@@ -71,15 +84,14 @@ class PromptReader:
         saved = sum(len(beginning) * (len(rows) - 1) for beginning, rows in found)
         return found if saved >= _WORTH * sum(map(len, prompts)) and _keeps_all(self.model) else []
 
-    def _behind(
-        self, prompts: Sequence[Prompt], shared: Sequence[tuple[Prompt, list[int]]]
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    def _behind(self, prompts: Sequence[Prompt], shared: Sequence[tuple[Prompt, list[int]]]) -> list[Read]:
         """Prompts of some queries, whose beginnings are read first."""
         beginnings = self._pad([beginning for beginning, _ in shared])
         cache = DynamicCache(config=self.model.config)
         self._run(beginnings, cache)
         pairs = [(place, len(beginning), row) for place, (beginning, rows) in enumerate(shared) for row in rows]
         rest = [prompts[row][length:] for _, length, row in pairs]
+        found = []
         for batch in self._batches([len(tokens) for tokens in rest]):
             places = torch.tensor([pairs[i][0] for i in batch], device=self.device)
             kept = copy.deepcopy(cache)
@@ -87,7 +99,8 @@ class PromptReader:
             inputs = self._pad([rest[i] for i in batch])
             inputs["attention_mask"] = torch.cat([beginnings["attention_mask"][places], inputs["attention_mask"]], 1)
             inputs["position_ids"] += torch.tensor([[pairs[i][1]] for i in batch], device=self.device)
-            yield [pairs[i][2] for i in batch], self._last(inputs, kept)
+            found.append(([pairs[i][2] for i in batch], self._last(inputs, kept)))
+        return found
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         return batches_by_length(lengths, token_budget=self.batch_tokens)
@@ -105,6 +118,10 @@ class PromptReader:
         # The later name, where the installed transformers has it already.
         name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
         return self.model(**inputs, **{name: cache}, use_cache=True)
+
+
+def _call(piece: Callable[[], list[Read]]) -> list[Read]:
+    return piece()
 
 
 def _beginning(prompts: Sequence[Prompt]) -> Prompt:

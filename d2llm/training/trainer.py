@@ -245,7 +245,7 @@ class DistillationTrainer(Trainer):
             weights=self.config.loss,
         )
         for name, value in parts.items():
-            self.part_sums[name] = self.part_sums.get(name, 0) + value
+            self.part_sums[name] = self.part_sums.get(name, 0) + value.detach()
         self.part_steps += 1
         return (total, output) if return_outputs else total
 

@@ -7,10 +7,13 @@ import sys
 import types
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+from d2llm.cli import app
 from d2llm.cli.batches import in_batch_work, run_of
 from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples, write_examples
@@ -244,6 +247,57 @@ def test_plain_texts_are_appended_upserted_and_compacted(run: Run, student_folde
     for arguments in ((), ("the socket", "--queries", second)):
         refused = run("search", *arguments, "--index", path, "--model", student_folder)
         assert refused.exit_code == 2 and "expected either QUERY or --queries" in refused.stderr
+
+
+def test_metadata_is_kept_and_filtered_by(run: Run, student_folder: Path, tmp_path: Path) -> None:
+    path, rows = tmp_path / "x.index", tmp_path / "rows.jsonl"
+    described = [{"lang": "en", "n": 1}, {"lang": ["de", "en"], "n": 2}, {"lang": "zh"}]
+    lines = [{"text": f"open the file {i}", "year": 2019 + i, "metadata": each} for i, each in enumerate(described)]
+    rows.write_text("\n".join(map(json.dumps, lines)))
+    search = ("search", "file", "--index", path, "--model", student_folder)
+
+    def found(filters: Any) -> list[dict[str, Any]]:
+        return [hit["metadata"] for hit in json.loads(run(*search, "--filter", json.dumps(filters), "--json").stdout)]
+
+    built = run("index", student_folder, rows, path)
+    assert built.exit_code == 0, built.output
+    assert sorted(map(str, found({"lang": "en"}))) == sorted(map(str, described[:2]))
+    assert '{"lang": "zh"}' in run(*search, "--filter", '{"lang": "zh"}').stdout
+    picked = run("index", student_folder, rows, path, "--overwrite", "--field", "year", "--field", "n")
+    assert picked.exit_code == 0, picked.output
+    assert found({"year": {"gt": 2019}, "n": 2}) == [{"year": 2020, "n": 2}]
+    for filters, message in (
+        ('{"lang": "en"}', "filters: lang: unknown field; expected one of n, year"),
+        ("{}", "filters: expected at least one field"),
+        ("lang=en", "--filter: not valid JSON"),
+        ("null", "--filter: expected a JSON object"),
+    ):
+        refused = run(*search, "--filter", filters)
+        assert refused.exit_code == 2 and message in refused.stderr
+    piped = CliRunner().invoke(
+        app, ["index", str(student_folder), "-", f"{path}2"], input="\n".join(map(json.dumps, lines))
+    )
+    assert piped.exit_code == 0 and Index.open(f"{path}2").ids() == ["-:1", "-:2", "-:3"], piped.output
+    rows.write_text(json.dumps({"text": "x", "metadata": {"by": {"first": "A"}}}))
+    refused = run("index", student_folder, rows, path, "--append")
+    assert refused.exit_code == 2 and "rows.jsonl:1: metadata.by: expected a text, a list of texts" in refused.stderr
+
+
+def test_ways_to_search_are_measured_and_the_weight_kept(
+    run: Run, student_folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    path, queries, qrels = tmp_path / "x.index", tmp_path / "queries.jsonl", tmp_path / "qrels.trec"
+    assert run("index", student_folder, corpus, path).exit_code == 0
+    queries.write_text('{"id": "q", "text": "socket"}\n')
+    qrels.write_text("q 0 d2 1\n")
+    tune = ("tune-search", student_folder, path, queries, qrels)
+    done = run(*tune, "--within", 1, "--write", "--plot", tmp_path / "p.png", "--json", tmp_path / "t.json")
+    assert done.exit_code == 0, done.output
+    systems = json.loads((tmp_path / "t.json").read_text())["systems"]
+    assert systems["bm25"]["ndcg@10"] == 1 and {"ndcg@10", "mrr", "recall@100", "search_ms"} == set(systems["iem"])
+    assert "chosen: " in done.output and (tmp_path / "p.png").stat().st_size > 1000
+    refused = run(*tune, "--metric", "best")
+    assert refused.exit_code == 2 and "metrics: expected ndcg, mrr or map" in refused.stderr
 
 
 def test_search_without_index_asks_the_library(

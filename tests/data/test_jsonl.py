@@ -1,3 +1,4 @@
+import io
 import json
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from d2llm.data.example import Example
-from d2llm.data.jsonl import read_corpus, read_examples, write_examples
+from d2llm.data.jsonl import read_corpus, read_documents, read_examples, write_examples
 from d2llm.errors import FormatError, InputError, MissingError
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
@@ -138,6 +139,28 @@ def test_corpus_of_json_lines(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     expected = [("a", "one"), ("b", "Two two"), ("7", "three"), ("4", "four"), ("t", "all title"), ("n", "none")]
     assert read_corpus(path) == expected
+
+
+def test_documents_come_one_by_one_with_their_metadata(tmp_path, monkeypatch):
+    path = tmp_path / "corpus.jsonl"
+    rows = [
+        {"id": "a", "text": "one", "year": 2020, "metadata": {"lang": "en", "year": 1}},
+        {"text": "two", "metadata": None},
+        {"id": "a", "text": "again"},
+        {"text": "x", "metadata": {"lang": {}}},
+        {"text": "not shown"},
+        {"text": ""},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    for source in (path, "-"):
+        documents = read_documents(source, "f:")
+        expected = [("a", "one", {"lang": "en", "year": 1}), ("f:2", "two", {}), ("a", "again", {})]
+        assert [next(documents) for _ in expected] == expected
+        with pytest.raises(FormatError, match=":4: metadata.lang: expected a text(.|\n)*:6: text: expected"):
+            next(documents)
+    picked = read_documents(path, fields=["year", "lang"])
+    assert next(picked)[2] == {"year": 2020, "lang": "en"} and next(picked)[2] == {}
 
 
 @pytest.mark.parametrize(

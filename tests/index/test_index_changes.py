@@ -8,7 +8,7 @@ from index_fakes import WordEncoder, corpus
 
 from d2llm.bm25 import BM25
 from d2llm.errors import InputError
-from d2llm.index import Index
+from d2llm.index import Index, segment
 
 CHANGES = st.lists(
     st.one_of(
@@ -89,6 +89,19 @@ def test_a_reader_keeps_its_state_and_a_writer_builds_on_the_newest(model, index
     assert len(other) == 31 and other.ids()[-2:] == ["50", "51"]
     assert reader.search(["red", "old item2"], 50) == before
     assert len(Index.open(index.path, model)) == 5
+
+
+def test_a_change_opens_only_what_it_wrote(index, monkeypatch):
+    opened, original = [], segment.Segment.__init__
+
+    def init(self, root, record, **settings):
+        opened.append(record.rows)
+        original(self, root, record, **settings)
+
+    monkeypatch.setattr(segment.Segment, "__init__", init)
+    index.delete(["3", "40"])
+    index.append(["one more", "and more"], progress=False)
+    assert opened == [2] and len(index) == 50 and index.search("one more", 1, mode="bm25")[0][0].id == "50"
 
 
 def test_old_files_are_removed(index):

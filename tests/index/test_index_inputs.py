@@ -23,7 +23,7 @@ def bad(value: float) -> np.ndarray:
         ("one text", {}, "passages: expected a sequence of texts, got one string"),
         (["a", " \n"], {}, r"passages\[1\]: expected a non-empty text, got ' \\n'"),
         (["a", 7], {}, r"passages\[1\]: expected a non-empty text, got 7"),
-        ([("a", "text"), "b"], {}, r"passages\[1\]: expected a text or an \(id, text\) pair"),
+        ([("a", "text"), "b"], {}, r"passages\[1\]: expected a text, an \(id, text\) pair"),
         ([("a", "text"), ("a", "other")], {}, r"ids\[1\]: expected distinct ids, got 'a' a second time"),
         ([("a", "text")], {"ids": ["a"]}, "ids: expected None where passages are"),
         (["a", "b"], {"ids": ["x", "x"]}, r"ids\[1\]: expected distinct ids"),

@@ -24,7 +24,7 @@ class Slow(WordEncoder):
         time.sleep(0.1)
         return super().encode(texts, **options)
 
-Index.build(Slow(log=Path(sys.argv[2])), corpus(400), sys.argv[1], shard_size=10, progress=False)
+Index.build(Slow(log=Path(sys.argv[2])), iter(corpus(400)), sys.argv[1], shard_size=10, progress=False)
 """
 
 
@@ -56,7 +56,7 @@ def test_killed_build_repeats_no_finished_shard(tmp_path):
     with pytest.raises(MissingError, match="build has not finished"):
         Index.open(path)
     model = WordEncoder()
-    index = Index.build(model, corpus(400), path, shard_size=10, progress=False)
+    index = Index.build(model, iter(corpus(400)), path, shard_size=10, progress=False)
     assert model.encoded == corpus(400)[10 * done :]
     assert 4 <= done < 40
     # At most the shard under work was encoded twice.

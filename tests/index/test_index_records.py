@@ -8,7 +8,7 @@ from index_fakes import corpus
 
 from d2llm.errors import FormatError
 from d2llm.files import json_text, read_json, write_json
-from d2llm.index import Index, building, snapshot
+from d2llm.index import Index, snapshot
 from d2llm.index.manifest import Manifest, _digest
 
 
@@ -97,7 +97,6 @@ def test_a_finished_segment_with_another_record_is_made_again(model, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "collect", killed)
         patch.setattr(Manifest, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             Index.build(model, corpus(20), tmp_path, shard_size=16, progress=False)

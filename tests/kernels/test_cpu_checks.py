@@ -33,6 +33,15 @@ def test_a_tensor_of_another_shape_or_dtype_is_refused(name, arguments):
                 call(name, arguments | {key: other})
 
 
+@pytest.mark.parametrize("name,arguments", ACCEPTED, ids=lambda value: value if isinstance(value, str) else "")
+def test_nothing_in_place_of_a_tensor_is_refused_by_name(name, arguments):
+    schema = getattr(library.operators(), name).default._schema
+    for argument in schema.arguments:
+        if str(argument.type) == "Tensor":
+            with pytest.raises(RuntimeError, match=f"^{argument.name}: expected a tensor, got None"):
+                call(name, arguments | {argument.name: None})
+
+
 @pytest.mark.parametrize("offsets", OFFSETS, ids=str)
 def test_offsets_that_leave_the_batch_are_refused(offsets):
     for name, given in (

@@ -1,5 +1,6 @@
 """What is imported of others: by the kernels torch alone, by the commands what they need, when they need it."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -85,3 +86,13 @@ def test_what_is_not_installed_is_named_with_what_brings_it(module: str, advice:
 
 def test_a_module_that_nothing_asks_for_is_a_fault() -> None:
     assert explain(ModuleNotFoundError("No module named 'd2llm.nowhere'", name="d2llm.nowhere")) is None
+
+
+@pytest.mark.parametrize(("module", "extra"), [("sentence_transformers", "st"), ("mteb", "mteb")])
+def test_what_is_for_another_library_names_the_extra_that_brings_it(
+    module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"d2llm.integrations.{module}", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=rf"{module} is not installed .*\"d2llm\[{extra}\]\""):
+        importlib.import_module(f"d2llm.integrations.{module}")

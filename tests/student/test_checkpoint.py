@@ -135,8 +135,8 @@ def test_a_missing_file_is_named(saved: Path, name: str) -> None:
 def test_a_missing_folder_and_an_unknown_option_are_named(saved: Path) -> None:
     with pytest.raises(MissingError, match="no such folder"):
         D2LLM.from_pretrained(saved / "nowhere")
-    with pytest.raises(InputError, match="revision"):
-        D2LLM.from_pretrained(saved, revision="main")
+    with pytest.raises(InputError, match="subfolder"):
+        D2LLM.from_pretrained(saved, subfolder="main")
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, 2000])

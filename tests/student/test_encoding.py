@@ -23,6 +23,13 @@ def test_order_and_batching_do_not_show(student: D2LLM) -> None:
     np.testing.assert_allclose(student.encode(texts, batch_size=2), whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_batches_side_by_side_come_back_in_their_places(student: D2LLM) -> None:
+    texts = ["z", "open the file of a b c and read it", "x y", "read"] * 3
+    expected = np.concatenate([student.encode([text]) for text in texts])
+    np.testing.assert_allclose(student.encode(texts, batch_size=1), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_texts_are_cut_at_the_limit_of_their_kind(student: D2LLM) -> None:
     text = "read the file of a b c " * 20
     ids = student.tokenizer(text)["input_ids"]

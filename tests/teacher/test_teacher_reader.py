@@ -28,6 +28,7 @@ def judged_apart(teacher: Teacher) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(logits), np.concatenate(features)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("batch_tokens", [40, 200, None])
 def test_shared_beginnings_change_no_judgement(shared_teacher: Teacher, batch_tokens: int | None) -> None:
     together = shared_teacher.judge(*pairs(), "asym", batch_tokens=batch_tokens)

@@ -75,7 +75,7 @@ def test_a_fresh_start_is_the_cosine_and_defaults_do_not_end_below_it(
     monkeypatch.setattr(student, "encode", looked_up)
     fit_warm_start(student, train, seed=0)
     start = student_mrr(student, validation, vectors=embedded)
-    assert abs(start["mrr"] - start["mrr_cosine"]) < 0.01
+    assert abs(start["mrr"] - start["mrr_cosine"]) < 0.02
 
     config = TrainConfig(str(tmp_path), BASE_MODEL, data=DataConfig(negatives=2), run=RunConfig(epochs=4))
     trainer = DistillationTrainer(student, config, train, validation, table, vectors=vectors)

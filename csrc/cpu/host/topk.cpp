@@ -167,6 +167,8 @@ class Search : public torch::CustomClassHolder {
     // what is rough as in topk.
     at::Tensor pairs(const at::Tensor& a, const at::Tensor& query, const at::Tensor& b,
                      const std::optional<at::Tensor>& scale) const {
+        expect_shape(a, "a", {-1, -1});
+        expect_shape(b, "b", {-1, -1});
         expect(query, "query", at::kLong, {b.size(0)});
         const at::Tensor numbers = query.contiguous();
         const int64_t count = b.size(0), *number = numbers.const_data_ptr<int64_t>();
@@ -213,6 +215,8 @@ class Search : public torch::CustomClassHolder {
 };
 
 std::tuple<at::Tensor, at::Tensor> iem_topk(const at::Tensor& a, const at::Tensor& b, const Branch& branch, int64_t k) {
+    expect_shape(a, "a", {-1, -1});
+    expect_shape(b, "b", {-1, -1});
     TORCH_CHECK(k > 0 && k <= b.size(0), "k: expected between 1 and the number of passages, ", b.size(0), ", got ", k);
     const at::Tensor values = at::empty({a.size(0), 0}, at::kFloat), indices = at::empty({a.size(0), 0}, at::kLong);
     return Search(branch, a.scalar_type()).topk(a, b, std::nullopt, k, values, indices, 0);

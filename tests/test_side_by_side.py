@@ -1,0 +1,44 @@
+import threading
+
+import pytest
+import torch
+
+from d2llm.side_by_side import side_by_side
+
+CPU = torch.device("cpu")
+
+
+def test_as_many_batches_are_in_hand_as_there_are_threads_and_each_has_one(two_threads):
+    meeting = threading.Barrier(2, timeout=60)
+
+    def run(batch):
+        meeting.wait()
+        return batch, torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    assert list(side_by_side(run, range(4), CPU)) == [(batch, 1, True) for batch in range(4)]
+    assert torch.get_num_threads() == 2
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2]
+
+
+def test_few_batches_have_all_threads_one_after_the_other(two_threads):
+    assert list(side_by_side(lambda batch: (batch, torch.get_num_threads()), range(3), CPU)) == [
+        (0, 2),
+        (1, 2),
+        (2, 2),
+    ]
+
+
+def test_an_error_in_one_batch_ends_all_and_leaves_the_threads_as_they_were(two_threads):
+    begun = []
+
+    def run(batch):
+        begun.append(batch)
+        raise ValueError(f"batch {batch}")
+
+    with pytest.raises(ValueError, match="batch 0"):
+        list(side_by_side(run, range(10_000), CPU))
+    assert len(begun) < 10_000 and torch.get_num_threads() == 2

@@ -141,9 +141,7 @@ class Reader:
                 missed = 1 - np.isin(exact_found[0].positions, found[row].positions).mean()
                 if self._audit.add(float(missed), promised):
                     warnings.warn(f"recall: {self.path} finds less than {promised}; call fit_surrogate", stacklevel=2)
-        return look_up(
-            self._snapshot, found, promised, self._measured(asked, vectors, texts, found) if explain else None
-        )
+        return look_up(self._snapshot, found, promised, self._measured(asked, made, texts, found) if explain else None)
 
     def search_vectors(
         self,

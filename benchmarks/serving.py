@@ -1,20 +1,27 @@
 """The server under load: many clients at once, for minutes, and what they waited for.
 
-    python -m benchmarks.serving --clients 200 --minutes 5
+    python -m benchmarks.serving
 
-A server on the shipped student and the standard library, as a process of its own; clients that ask one question
-after the other: embeddings, searches, or ten passages to re-rank. Any answer but 200 and 429 ends the run.
-Memory is the server's resident set.
+A server on the shipped student and the standard library, as a process of its own; clients that ask one question after
+the other: embeddings, searches, or ten passages to re-rank. Then embeddings by a peer: sentence-transformers, behind
+the same framework, with the same encoder (:mod:`benchmarks.serving_peer`). Any answer but 200 and 429 ends the
+run.
+
+Memory is the server's resident set, a sample a second. It is called flat where a line through the second half of the
+samples rises by less than 0.1 % of it a minute, or by less than twice the error of its slope.
 """
 
 import argparse
 import asyncio
+import importlib.util
 import random
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +47,18 @@ class Load:
         p50, p95, p99 = (f"{1e3 * each:.0f} ms" for each in np.percentile(self.seconds, (50, 95, 99)))
         grown = (memory[-1] - memory[0]) / 2**20
         rate = f"{len(self.seconds) / elapsed:.1f}"
-        return [kind, rate, p50, p95, p99, str(self.statuses[429]), f"{memory[-1] / 2**20:.0f}", f"{grown:+.0f}"]
+        counted = [kind, rate, p50, p95, p99, str(self.statuses[429])]
+        return [*counted, f"{memory[-1] / 2**20:.0f}", f"{grown:+.0f}", trend(memory)]
+
+
+def trend(memory: list[int]) -> str:
+    """What a line through the second half of the samples, one a second, rises by in a minute: MB and its error."""
+    half = np.array(memory[len(memory) // 2 :]) / 2**20
+    if len(half) < 10:
+        return "too short to tell"
+    (slope, _), covariance = np.polyfit(np.arange(len(half)) / 60, half, 1, cov=True)
+    flat = abs(slope) < max(2 * np.sqrt(covariance[0, 0]), 0.001 * half.mean())
+    return f"{slope:+.2f} MB a minute, {'flat' if flat else 'not flat'}"
 
 
 def _request(kind: str, texts: list[str], chance: random.Random) -> tuple[str, dict[str, object]]:
@@ -100,29 +118,45 @@ async def _warm(url: str, kind: str, texts: list[str]) -> None:
     await asyncio.gather(*(_client(url, kind, texts, time.monotonic() + 5, Load(), seed) for seed in range(20)))
 
 
+@contextmanager
+def _server(*module: str) -> Iterator[tuple[str, int]]:
+    """A server's address and process, once it has told where it listens; stopped in the end."""
+    with subprocess.Popen([sys.executable, "-m", *module], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"http://\S+(?=,)", process.stdout.readline())
+            assert found is not None
+            # It was bound before it was told, and accepts in a moment.
+            time.sleep(2)
+            yield found.group(), process.pid
+        finally:
+            process.terminate()
+
+
 def main() -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=5.0, help="for each kind of request")
+    parser.add_argument("--minutes", type=float, default=5.0, help="for each kind of request, and for the peer")
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=_KINDS)
+    parser.add_argument("--no-peer", action="store_true", help="leave the peer out")
     options = parser.parse_args()
     texts = [pair.query for pair in corpus.pairs()]
-    lines = [["request", "a second", "p50", "p95", "p99", "429", "MB", "grown by"]]
-    command = [sys.executable, "-m", "d2llm.cli", "serve", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            found = re.search(r"http://\S+(?=,)", server.stdout.readline())
-            assert found is not None
-            # It was bound before it was told, and accepts in a moment.
-            time.sleep(2)
-            for kind in options.kinds:
-                seconds = 60 * options.minutes
-                lines.append(asyncio.run(_measure(found.group(), server.pid, kind, texts, options.clients, seconds)))
-        finally:
-            server.terminate()
+    lines = [["request", "a second", "p50", "p95", "p99", "429", "MB", "grown by", "in the second half"]]
+
+    def measure(url: str, process: int, kind: str, name: str) -> None:
+        row = asyncio.run(_measure(url, process, kind, texts, options.clients, 60 * options.minutes))
+        lines.append([name, *row[1:]])
+
+    with _server("d2llm.cli", "serve", "--port", "0") as (url, process):
+        for kind in options.kinds:
+            measure(url, process, kind, kind)
+    if not options.no_peer and importlib.util.find_spec("sentence_transformers") is not None:
+        with _server("benchmarks.serving_peer") as (url, process):
+            measure(url, process, "embeddings", "embeddings, sentence-transformers")
     print(aligned(lines))
+    if not options.no_peer and importlib.util.find_spec("sentence_transformers") is None:
+        print("without the peer: sentence-transformers is not installed; pip install 'd2llm[st]'")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 // The kernels as operators of torch: addresses, sizes and strides of tensors that the package has made ready, and the
-// workspaces that follow from them. What the kernels rely on is checked here once more, because they cannot. A kernel
-// is launched on the device of its tensors, whichever is the current one.
+// workspaces that follow from them. What the kernels rely on is checked here once more, because they cannot; but for
+// the contents of offsets, which are on the device and which the package makes rise. A kernel is launched on the device
+// of its tensors, whichever is the current one.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -47,21 +48,22 @@ Element element_of(const Tensor& tensor) {
 
 // A tensor of this dtype on the device of `like`, whose rows are contiguous.
 void expect(const Tensor& tensor, const char* name, const Tensor& like, at::ScalarType type) {
+    TORCH_CHECK(tensor.defined(), name, ": expected a tensor, got None");
     TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ", type, ", got ", tensor.scalar_type());
     TORCH_CHECK(tensor.device() == like.device(), name, ": expected device ", like.device(), ", got ", tensor.device());
     TORCH_CHECK(!tensor.dim() || tensor.size(-1) < 2 || tensor.stride(-1) == 1, name, ": expected contiguous rows");
 }
 
-void expect_whole(const Tensor& tensor, const char* name, const Tensor& like, at::ScalarType type, int64_t least) {
+void expect_whole(const Tensor& tensor, const char* name, const Tensor& like, at::ScalarType type, int64_t count) {
     expect(tensor, name, like, type);
-    TORCH_CHECK(tensor.is_contiguous() && tensor.numel() >= least, name, ": expected ", least,
+    TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == count, name, ": expected ", count,
                 " contiguous elements, got ", tensor.sizes());
 }
 
 Pairs pairs_of(const Tensor& a, const Tensor& b, bool given) {
-    expect(b, "b", a, a.scalar_type());
     expect(a, "a", a, a.scalar_type());
-    TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(1) && a.size(1) < (1 << 24) &&
+    expect(b, "b", a, a.scalar_type());
+    TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(1) && a.size(1) > 0 && a.size(1) < (1 << 24) &&
                     (!given || a.size(0) == b.size(0)),
                 "a, b: expected (Nq, F) and (Np, F), got ", a.sizes(), " and ", b.sizes());
     return {a.const_data_ptr(), b.const_data_ptr(), given ? 1 : a.size(0),       b.size(0),
@@ -69,6 +71,25 @@ Pairs pairs_of(const Tensor& a, const Tensor& b, bool given) {
 }
 
 int64_t count_of(const Pairs& pairs) { return pairs.queries * pairs.passages; }
+
+// A number for each pair: (Nq, Np) of a grid, (N,) of given ones.
+void expect_numbers(const Tensor& tensor, const char* name, const Tensor& like, at::ScalarType type,
+                    const Pairs& pairs) {
+    expect(tensor, name, like, type);
+    const bool fits = pairs.given
+                          ? tensor.dim() == 1 && tensor.size(0) == pairs.passages
+                          : tensor.dim() == 2 && tensor.size(0) == pairs.queries && tensor.size(1) == pairs.passages;
+    TORCH_CHECK(fits, name, ": expected a number for each pair, ", count_of(pairs), ", got ", tensor.sizes());
+}
+
+// Scores, or keys that hold the number of a passage in 32 bits.
+bool expect_scores(const Tensor& z, const Tensor& like, const Pairs& pairs, int64_t first_passage) {
+    const bool keys = z.defined() && z.scalar_type() == at::kLong;
+    expect_numbers(z, "z", like, keys ? at::kLong : at::kFloat, pairs);
+    TORCH_CHECK(first_passage >= 0 && first_passage <= INT32_MAX - pairs.passages,
+                "first_passage: expected 0 or more, and passages below 2^31, got ", first_passage);
+    return keys;
+}
 
 Branch branch_of(const Tensor& a, const Tensor& weight, const Tensor& bias, const Tensor& out_weight,
                  const Tensor& out_bias) {
@@ -86,20 +107,20 @@ Branch branch_of(const Tensor& a, const Tensor& weight, const Tensor& bias, cons
 void scores(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& bias, const Tensor& out_weight,
             const Tensor& out_bias, Tensor& z, const Optional& features, bool given, int64_t first_passage) {
     const Pairs pairs = pairs_of(a, b, given);
-    if (!count_of(pairs)) return;
-    const bool keys = z.scalar_type() == at::kLong;
-    expect(z, "z", a, keys ? at::kLong : at::kFloat);
-    TORCH_CHECK(z.numel() == count_of(pairs), "z: expected ", count_of(pairs), " scores, got ", z.sizes());
+    const bool keys = expect_scores(z, a, pairs, first_passage);
+    const Element element = element_of(a);
+    const Branch branch = branch_of(a, weight, bias, out_weight, out_bias);
     if (features) expect_whole(*features, "features", a, a.scalar_type(), b.numel());
+    TORCH_CHECK(!features || given, "features: expected none of a grid, got ", features->sizes());
+    if (!count_of(pairs)) return;
     const Place place(a);
     const ScoresArguments arguments{pairs,
-                                    branch_of(a, weight, bias, out_weight, out_bias),
+                                    branch,
                                     keys ? nullptr : z.mutable_data_ptr<float>(),
                                     keys ? z.mutable_data_ptr<int64_t>() : nullptr,
                                     features ? features->mutable_data_ptr() : nullptr,
                                     given ? 0 : z.stride(0),
                                     first_passage};
-    const Element element = element_of(a);
     if (place.hopper() && hopper_iem_scores_takes(arguments, element))
         hopper_iem_scores(arguments, element, place.stream());
     else
@@ -130,14 +151,12 @@ bool takes_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Ten
 void scores_fp8(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& scale, const Tensor& bias,
                 const Tensor& out_weight, const Tensor& out_bias, Tensor& z, int64_t first_passage) {
     Fp8ScoresArguments arguments = fp8_of(a, b, weight, scale);
-    if (!count_of(arguments.scores.pairs)) return;
-    const bool keys = z.scalar_type() == at::kLong;
-    expect(z, "z", a, keys ? at::kLong : at::kFloat);
-    TORCH_CHECK(z.numel() == count_of(arguments.scores.pairs), "z: expected (Nq, Np) scores, got ", z.sizes());
-    for (const auto& [tensor, name, least] :
+    const bool keys = expect_scores(z, a, arguments.scores.pairs, first_passage);
+    for (const auto& [tensor, name, count] :
          {std::tuple(bias, "bias", a.size(1)), std::tuple(out_weight, "out_weight", a.size(1)),
           std::tuple(out_bias, "out_bias", int64_t{1})})
-        expect_whole(tensor, name, a, at::kBFloat16, least);
+        expect_whole(tensor, name, a, at::kBFloat16, count);
+    if (!count_of(arguments.scores.pairs)) return;
     arguments.scores.branch.bias = bias.const_data_ptr();
     arguments.scores.branch.out_weight = out_weight.const_data_ptr();
     arguments.scores.branch.out_bias = out_bias.const_data_ptr();
@@ -155,17 +174,18 @@ Tensor floats(const Tensor& like, at::IntArrayRef sizes) { return at::empty(size
 Tensor slopes(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& bias, const Tensor& out_weight,
               const Tensor& out_bias, const Tensor& dz, const Optional& dfeatures, Tensor& dpre, bool given) {
     const Pairs pairs = pairs_of(a, b, given);
+    const Branch branch = branch_of(a, weight, bias, out_weight, out_bias);
     const int64_t width = pairs.width, tiles = slopes_tiles(pairs, element_of(a));
+    expect_numbers(dz, "dz", a, at::kFloat, pairs);
+    if (dfeatures) expect_whole(*dfeatures, "dfeatures", a, a.scalar_type(), b.numel());
+    TORCH_CHECK(!dfeatures || given, "dfeatures: expected none of a grid, got ", dfeatures->sizes());
+    expect_whole(dpre, "dpre", a, a.scalar_type(), count_of(pairs) * width);
     Tensor sums = floats(a, {2, tiles, width});
     if (!count_of(pairs)) return sums;
-    expect(dz, "dz", a, at::kFloat);
-    TORCH_CHECK(dz.numel() == count_of(pairs), "dz: expected ", count_of(pairs), " slopes, got ", dz.sizes());
-    if (dfeatures) expect_whole(*dfeatures, "dfeatures", a, a.scalar_type(), b.numel());
-    expect_whole(dpre, "dpre", a, a.scalar_type(), count_of(pairs) * width);
     const Place place(a);
-    iem_slopes({pairs, branch_of(a, weight, bias, out_weight, out_bias), dz.const_data_ptr(),
-                dfeatures ? dfeatures->const_data_ptr() : nullptr, given ? 0 : dz.stride(0), dpre.mutable_data_ptr(),
-                sums.mutable_data_ptr<float>(), sums.mutable_data_ptr<float>() + tiles * width},
+    iem_slopes({pairs, branch, dz.const_data_ptr(), dfeatures ? dfeatures->const_data_ptr() : nullptr,
+                given ? 0 : dz.stride(0), dpre.mutable_data_ptr(), sums.mutable_data_ptr<float>(),
+                sums.mutable_data_ptr<float>() + tiles * width},
                element_of(a), place.stream());
     return sums;
 }
@@ -193,10 +213,12 @@ std::tuple<Tensor, Tensor> inputs(const Tensor& a, const Tensor& b, const Tensor
 
 void weights(const Tensor& a, const Tensor& b, const Tensor& dpre, Tensor& dweight, bool given) {
     const Pairs pairs = pairs_of(a, b, given);
-    if (!count_of(pairs)) return;
     const int64_t width = pairs.width;
     expect_whole(dpre, "dpre", a, a.scalar_type(), count_of(pairs) * width);
-    expect_whole(dweight, "dweight", a, at::kFloat, dweight.size(0) * width * width);
+    expect(dweight, "dweight", a, at::kFloat);
+    TORCH_CHECK(dweight.is_contiguous() && dweight.dim() == 3 && dweight.size(1) == width && dweight.size(2) == width,
+                "dweight: expected (parts, F, F), got ", dweight.sizes());
+    if (!count_of(pairs)) return;
     const Place place(a);
     iem_weights({pairs, dpre.const_data_ptr(), dweight.mutable_data_ptr<float>(), static_cast<int>(dweight.size(0))},
                 element_of(a), place.stream());
@@ -204,6 +226,12 @@ void weights(const Tensor& a, const Tensor& b, const Tensor& dpre, Tensor& dweig
 
 Tokens tokens_of(const Tensor& x, const Optional& mask, const Optional& offsets) {
     expect(x, "x", x, x.scalar_type());
+    TORCH_CHECK(x.dim() == (offsets ? 2 : 3), "x: expected (B, L, D) or, with offsets, (T, D), got ", x.sizes());
+    TORCH_CHECK(!mask || !offsets, "mask: expected none together with offsets");
+    if (offsets) {
+        expect(*offsets, "offsets", x, at::kLong);
+        TORCH_CHECK(offsets->dim() == 1 && offsets->numel(), "offsets: expected (B + 1,), got ", offsets->sizes());
+    }
     Tokens tokens{};
     tokens.x = x.const_data_ptr();
     tokens.sequences = offsets ? offsets->numel() - 1 : x.size(0);
@@ -211,12 +239,10 @@ Tokens tokens_of(const Tensor& x, const Optional& mask, const Optional& offsets)
     tokens.x_stride_b = offsets ? 0 : x.stride(0);
     tokens.x_stride_l = x.stride(-2);
     tokens.width = static_cast<int>(x.size(-1));
-    if (offsets) {
-        expect_whole(*offsets, "offsets", x, at::kLong, 1);
-        tokens.offsets = offsets->const_data_ptr<int64_t>();
-    }
+    if (offsets) tokens.offsets = offsets->const_data_ptr<int64_t>();
     if (mask) {
-        TORCH_CHECK(mask->scalar_type() == at::kByte && mask->device() == x.device() && mask->dim() == 2,
+        TORCH_CHECK(mask->scalar_type() == at::kByte && mask->device() == x.device() && mask->dim() == 2 &&
+                        mask->size(0) == x.size(0) && mask->size(1) == x.size(1),
                     "mask: expected uint8 (B, L) beside x, got ", mask->scalar_type(), " ", mask->sizes());
         tokens.mask = mask->const_data_ptr<uint8_t>();
         tokens.mask_stride_b = mask->stride(0);
@@ -227,7 +253,8 @@ Tokens tokens_of(const Tensor& x, const Optional& mask, const Optional& offsets)
 
 void expect_queries(const Tensor& u, const Tensor& x) {
     expect(u, "u", x, x.scalar_type());
-    TORCH_CHECK(u.dim() == 2 && u.size(1) == x.size(-1), "u: expected (H, ", x.size(-1), "), got ", u.sizes());
+    TORCH_CHECK(u.dim() == 2 && u.size(1) == x.size(-1) && u.size(1) > 0, "u: expected (H, ", x.size(-1),
+                "), D at least 1, got ", u.sizes());
 }
 
 // Row `first` of a tensor's dimension.
@@ -284,7 +311,8 @@ std::tuple<Tensor, Tensor> pool_gradients(const Tensor& dpooled, const Optional&
                     dpooled.size(2) == tokens.width,
                 "dpooled: expected (B, H, D), got ", dpooled.sizes());
     if (dlse)
-        TORCH_CHECK(dlse->scalar_type() == at::kFloat && dlse->device() == x.device() && dlse->dim() == 2,
+        TORCH_CHECK(dlse->scalar_type() == at::kFloat && dlse->device() == x.device() && dlse->dim() == 2 &&
+                        dlse->size(0) == tokens.sequences && dlse->size(1) == u.size(0),
                     "dlse: expected float32 (B, H) beside x, got ", dlse->scalar_type(), " ", dlse->sizes());
     const int64_t heads = u.size(0), slots = pool_slots(tokens);
     const Element element = element_of(x);

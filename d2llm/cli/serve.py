@@ -1,14 +1,19 @@
 """d2llm serve."""
 
 import ipaddress
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from d2llm.cli.options import load_student, read_token
+from d2llm.cli.options import read_token
 from d2llm.errors import InputError
+
+#: Of torch and of oneDNN on CPUs, read at the first product: how many shapes a product is kept ready for. Batches of a
+#: server have ever other shapes, and the 1,024 that are kept otherwise take hundreds of megabytes, and save nothing.
+_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
 def serve(
@@ -21,6 +26,10 @@ def serve(
         str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that share the index's files in memory, each with a student of its own."),
+    ] = 1,
     token_file: Annotated[Path | None, typer.Option(help="File with the token that clients must send.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a token.")] = False,
     writable: Annotated[
@@ -45,11 +54,9 @@ def serve(
         raise InputError("--writable: expected --token-file, since whoever has no token could change the index")
     if writable and index is None:
         raise InputError("--writable: expected --index, the index to change")
-    import uvicorn
-
-    from d2llm.serve.app import create_app
-    from d2llm.serve.engine import Engine
-    from d2llm.serve.limits import Limits
+    for cache in _CACHES:
+        os.environ.setdefault(cache, "8")
+    from d2llm.serve.workers import Serving, start
     from d2llm.shipped import STUDENT
 
     if index is not None and model is None:
@@ -58,14 +65,14 @@ def serve(
         from d2llm.demo.library import open_library
 
         index = open_library().path
-    engine = Engine(load_student(model or STUDENT), index, name, Limits())
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if local else None
-    app = create_app(engine, token=token, writable=writable, hosts=hosts)
-    config = uvicorn.Config(app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
-    socket = config.bind_socket()
-    typer.echo(f"{name} on http://{host}:{socket.getsockname()[1]}, a page to search on; the interface is at /docs")
-    sys.stdout.flush()
-    uvicorn.Server(config).run([socket])
+    serving = Serving(model or STUDENT, index, name, token, writable, hosts)
+
+    def announce(taken: int) -> None:
+        typer.echo(f"{name} on http://{host}:{taken}, a page to search on; the interface is at /docs")
+        sys.stdout.flush()
+
+    raise typer.Exit(start(serving, host, port, workers, announce))
 
 
 def _is_local(host: str) -> bool:

@@ -22,11 +22,10 @@ def draw(
         steps = [entry["step"] for entry in losses if part in entry]
         left.plot(steps, [entry[part] for entry in losses if part in entry], label=part.removeprefix(_PART))
     left.set(title="Losses with the teacher", xlabel="step", ylabel="weighted loss", yscale="log")
-    left.legend()
+    left.legend(loc="center right")
     names = [row.name for row in comparison.rows][::-1]
     bars = right.barh(names, [row.metrics[metric] for row in comparison.rows][::-1])
     right.bar_label(bars, fmt="%.3f", padding=3)
-    right.set(title="Held-out queries", xlabel=metric.upper())
-    right.margins(x=0.12)
+    right.set(title="Held-out queries", xlabel=metric.upper(), xlim=(0, 1))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

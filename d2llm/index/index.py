@@ -13,13 +13,8 @@ from d2llm.index.fitting import pseudo_queries, write_surrogate
 from d2llm.index.inputs import Passages, check_count, check_ids, check_vectors
 from d2llm.index.intake import Intake, cut
 from d2llm.index.manifest import Manifest
-from d2llm.index.model import (
-    Model,
-    bm25_weight,
-    head_of,
-    width,
-)
-from d2llm.index.reader import Reader
+from d2llm.index.model import Model, head_of, width
+from d2llm.index.reader import Reader, check_weight
 from d2llm.index.snapshot import Snapshot
 from d2llm.index.surrogate import RANK
 from d2llm.index.writer import collect, named, write_lock
@@ -186,7 +181,7 @@ class Index(Reader):
         branch = task_index(task)
         with write_lock(self.path):
             self._refresh()
-            snapshot, weight = self._snapshot, bm25_weight(self._model)
+            snapshot, weight = self._snapshot, self.bm25_weight
             if not len(self):
                 raise InputError("passages: expected some to fit a surrogate to, got an empty index")
             given = pseudo_queries(snapshot, seed) if queries is None else queries
@@ -205,6 +200,20 @@ class Index(Reader):
                 progress=progress,
             )
             self._move(replace(snapshot.manifest, generation=snapshot.manifest.generation + 1, surrogate=record))
+
+    def keep_bm25_weight(self, weight: float) -> None:
+        """Keep in the index what BM25 weighs in a hybrid search, in place of what the student says.
+
+        A surrogate certifies a hybrid search for one weight: fit it again for another.
+
+        Raises:
+            InputError: for a weight that is negative or not finite.
+        """
+        checked = check_weight(weight)
+        with write_lock(self.path):
+            self._refresh()
+            manifest = self._snapshot.manifest
+            self._move(replace(manifest, generation=manifest.generation + 1, bm25_weight=checked))
 
     def compact(self, *, shard_size: int = 16384) -> None:
         """Free the space of deleted passages, and put those of small segments together, ``shard_size`` in each.

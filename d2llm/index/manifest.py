@@ -14,6 +14,7 @@ from d2llm.metadata import KINDS
 
 NAME = "manifest.json"
 FORMAT, VERSION = "d2llm-index", 3
+_NULLABLE = {"deleted", "surrogate", "bm25_weight"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Manifest:
     ``generation`` grows by one with every change. ``model`` is the fingerprint of the model that
     encoded the passages. ``texts``, ``unit`` and ``lookup`` say whether segments hold texts, unit vectors, and the file
     that ids and terms are looked up in, which version 1 of the format did not have. ``fields`` has the kind of each
-    field of metadata, which version 2 did not have. ``surrogate`` covers the first segments.
+    field of metadata, which version 2 did not have. ``surrogate`` covers the first segments. ``bm25_weight`` is what
+    BM25 weighs in a hybrid search, None for what the model says.
     """
 
     generation: int
@@ -39,6 +41,7 @@ class Manifest:
     segments: tuple[SegmentRecord, ...]
     deleted: FileRecord | None = None
     surrogate: SurrogateRecord | None = None
+    bm25_weight: float | None = None
 
     @property
     def rows(self) -> int:
@@ -71,17 +74,17 @@ class Manifest:
         if body["version"] == 1:
             body |= {"lookup": False, "surrogate": None}
         if body["version"] < 3:
-            body |= {"fields": {}}
+            body |= {"fields": {}, "bm25_weight": None}
         return cls._from_json(body, str(path))
 
     @classmethod
     def _from_json(cls, body: dict[str, Any], where: str) -> "Manifest":
         if unknown := body.keys() - {"format", "version", *cls.__dataclass_fields__}:
             raise FormatError(f"{where}: expected no other fields, got {sorted(unknown)!r:.200}")
-        if not isinstance(body.get("segments"), list) or not {"deleted", "surrogate"} <= body.keys():
-            raise FormatError(f"{where}: segments, deleted, surrogate: expected a list and records or null")
+        if not isinstance(body.get("segments"), list) or not _NULLABLE <= body.keys():
+            raise FormatError(f"{where}: segments, {', '.join(sorted(_NULLABLE))}: expected a list, records or null")
         segments = tuple(SegmentRecord.from_json(each, f"{where}: segments") for each in body["segments"])
-        surrogate = body["surrogate"]
+        surrogate, weight = body["surrogate"], body["bm25_weight"]
         kinds = {
             "generation": int,
             "model": str,
@@ -101,6 +104,7 @@ class Manifest:
             segments=segments,
             deleted=FileRecord.from_json(body["deleted"], DELETED, f"{where}: deleted") if body["deleted"] else None,
             surrogate=SurrogateRecord.from_json(surrogate, segments, f"{where}: surrogate") if surrogate else None,
+            bm25_weight=None if weight is None else field(body, "bm25_weight", float, where),
         )
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Self
 
-from d2llm.errors import InputError, MismatchError
+from d2llm.errors import InputError, MismatchError, shown
 from d2llm.index.asking import Asked
 from d2llm.index.certificate import Audit
 from d2llm.index.filters import Filters
 from d2llm.index.hits import Hit, look_up
 from d2llm.index.inputs import check_vectors
 from d2llm.index.manifest import Manifest
+from d2llm.index.measures import measured
 from d2llm.index.model import (
     Model,
     bm25_weight,
@@ -28,7 +29,7 @@ from d2llm.index.model import (
     head_of,
     load_head,
 )
-from d2llm.index.searching import Found
+from d2llm.index.searching import Found, Scores
 from d2llm.index.snapshot import Snapshot, of_newest
 from d2llm.index.writer import SEGMENTS
 from d2llm.tasks import ASYM, task_index
@@ -82,6 +83,8 @@ class Reader:
         audit: float = 0,
         batch_size: int = 32,
         explain: bool = False,
+        vectors: Any | None = None,
+        bm25_weight: float | None = None,
     ) -> list[list[Hit]]:
         """The k best passages of every query, best first, the one added earlier first among equals.
 
@@ -107,8 +110,10 @@ class Reader:
             audit: share of the queries that is searched in full too. A warning says when what this index found misses
                 more than was promised, with 95 % confidence: passages or queries are others than those certified.
             batch_size: queries encoded at a time.
-            explain: say of each hit by which measures it was found, at what rank (``Hit.ranks``), and what was promised
-                (``Hit.promised``).
+            explain: say of each hit by which measures it was found, at what rank (``Hit.ranks``), its score by every
+                measure (``Hit.scores``), and what was promised (``Hit.promised``).
+            vectors: the queries (Nq, D), as :meth:`encode_queries` gives them; None encodes them now.
+            bm25_weight: what BM25 weighs in "hybrid"; None takes what the index keeps, or else the student.
 
         Returns:
             Nq lists of at most k hits; one list in a list for a single text.
@@ -122,15 +127,21 @@ class Reader:
         mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
         asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
         asked.check(self._snapshot)
-        vectors = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
-        found, promised = self._find(asked, vectors, texts)
+        weight = check_weight(self.bm25_weight if bm25_weight is None else bm25_weight)
+        if vectors is not None:
+            made = check_vectors("vectors", vectors, self.dim)
+            if len(made) != len(texts):
+                raise InputError(f"vectors: expected {len(texts)}, one a query, got {len(made)}")
+        else:
+            made = torch.empty(0) if mode == "bm25" else self._encoded(texts, batch_size)
+        found, promised = self._find(asked, made, texts, weight)
         if promised is not None and promised < 1:
             for row in [row for row in range(len(texts)) if self._audit.due(audit)]:
-                exact_found, _ = self._find(replace(asked, recall=1), vectors[row : row + 1], texts[row : row + 1])
+                exact_found, _ = self._find(replace(asked, recall=1), made[row : row + 1], texts[row : row + 1], weight)
                 missed = 1 - np.isin(exact_found[0].positions, found[row].positions).mean()
                 if self._audit.add(float(missed), promised):
                     warnings.warn(f"recall: {self.path} finds less than {promised}; call fit_surrogate", stacklevel=2)
-        return look_up(self._snapshot, found, promised, explain)
+        return look_up(self._snapshot, found, promised, self._measured(asked, made, texts, found) if explain else None)
 
     def search_vectors(
         self,
@@ -164,7 +175,34 @@ class Reader:
                 raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
         asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
         asked.check(self._snapshot)
-        return look_up(self._snapshot, *self._find(asked, vectors, []), explain)
+        found, promised = self._find(asked, vectors, [], 0)
+        return look_up(self._snapshot, found, promised, self._measured(asked, vectors, [], found) if explain else None)
+
+    def encode_queries(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Vectors (Nq, D) float32 of queries, for several searches.
+
+        Raises:
+            InputError: for an empty query, or an index opened without a model that encodes.
+        """
+        return self._encoded(check_texts(texts, "queries"), batch_size).numpy()
+
+    @property
+    def bm25_weight(self) -> float:
+        """What BM25 weighs in a hybrid search: what the index keeps, or else what the student was saved with."""
+        kept = self._snapshot.manifest.bm25_weight
+        return bm25_weight(self._model) if kept is None else kept
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """Modes and channels that it can be searched by."""
+        held = {
+            "iem": True,
+            "cosine": self._snapshot.manifest.unit,
+            "bm25": self._snapshot.has_terms,
+            "hybrid": self._snapshot.has_terms,
+            "surrogate": self._snapshot.surrogate is not None,
+        }
+        return frozenset(name for name, there in held.items() if there)
 
     def verify(self) -> None:
         """Compare every file with its SHA-256.
@@ -200,8 +238,17 @@ class Reader:
         if manifest.surrogate is not None:
             manifest.surrogate.check(self.path)
 
-    def _find(self, asked: Asked, vectors: Tensor, texts: list[str]) -> tuple[list[Found], float | None]:
-        return asked.find(self._snapshot, self._head, vectors, texts, bm25_weight(self._model))
+    def _find(self, asked: Asked, vectors: Tensor, texts: list[str], weight: float) -> tuple[list[Found], float | None]:
+        return asked.find(self._snapshot, self._head, vectors, texts, weight)
+
+    def _measured(self, asked: Asked, vectors: Tensor, texts: list[str], found: list[Found]) -> list[dict[str, Scores]]:
+        return measured(self._snapshot, self._head, asked.task, vectors, texts, found)
 
     def _encoded(self, texts: Sequence[str], batch_size: int | None) -> Tensor:
         return check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)
+
+
+def check_weight(weight: float) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise InputError(f"bm25_weight: expected a finite number of at least 0, got {shown(weight)}")
+    return float(weight)

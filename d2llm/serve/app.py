@@ -32,8 +32,7 @@ def create_app(
         writable: whether passages may be added and removed.
         hosts: names under which it may be called, so that a web page elsewhere cannot; None allows any.
     """
-    metrics = Metrics()
-    metrics.waiting.set_function(lambda: engine.batcher.waiting)
+    metrics = Metrics(lambda: engine.batcher.waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,6 +1,7 @@
 """The student, the batcher in front of it, and the index behind it: what every dialect asks."""
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from d2llm.student import D2LLM
 from d2llm.tasks import task_index
 
 _T = TypeVar("_T")
+_LOG = logging.getLogger(__name__)
 
 
 class Engine:
@@ -46,15 +48,32 @@ class Engine:
         self._index: Index | None = None
         self.index()
 
-    def index(self) -> Index | None:
-        """The index in its newest generation; searches that run keep the one that they began with."""
-        if self.path is None:
-            return None
-        with self._lock:
-            status = (self.path / MANIFEST).stat()
+    def index(self, newest: bool = False) -> Index | None:
+        """The index in its newest generation; searches that run keep the one that they began with.
+
+        While one thread opens a generation, the others go on with the one before, unless they ask for the ``newest``.
+        Where it cannot be opened, the one before stays, and the log says why.
+        """
+        if self.path is not None and self._lock.acquire(blocking=newest or self._index is None):
+            try:
+                self._index = self._reopened(self.path)
+            finally:
+                self._lock.release()
+        return self._index
+
+    def _reopened(self, path: Path) -> Index:
+        try:
+            status = (path / MANIFEST).stat()
             seen = (status.st_ino, status.st_mtime_ns)
-            if seen != self._seen:
-                self._index, self._seen = Index.open(self.path, _Batched(self)), seen
+            if self._index is not None and seen == self._seen:
+                return self._index
+            # One that cannot be opened is not tried at every search.
+            self._seen = seen
+            return Index.open(path, _Batched(self))
+        except (D2LLMError, OSError) as error:
+            if self._index is None:
+                raise
+            _LOG.warning("%s cannot be opened, the generation before stays: %s", path, error)
             return self._index
 
     def check_texts(self, texts: Sequence[str], name: str) -> None:
@@ -133,7 +152,7 @@ def _branch(task: str) -> int:
 
 
 class _Batched:
-    """The student as an index asks for it, in whose place the batcher encodes: searches share batches with others."""
+    """The student as an index asks for it, in whose place the batcher encodes: texts share batches with others."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

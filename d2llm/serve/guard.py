@@ -3,11 +3,13 @@
 import asyncio
 import hmac
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from d2llm.serve.limits import Limits
 from d2llm.serve.refusal import Refusal
@@ -20,15 +22,39 @@ _OPEN = ("/", "/health", "/ready")
 
 
 class Metrics:
-    """Counts of a server, under Prometheus' names."""
+    """Counts of a server, under Prometheus' names; of all its workers together, where there are several.
 
-    def __init__(self) -> None:
+    Args:
+        waiting: how many texts wait to be encoded.
+    """
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
+        self._count_waiting = waiting
         self.registry = CollectorRegistry()
         self.requests = Counter("d2llm_requests", "Requests answered.", ["path", "status"], registry=self.registry)
         self.seconds = Histogram(
             "d2llm_request_seconds", "From the first byte to the last.", ["path"], registry=self.registry
         )
-        self.waiting = Gauge("d2llm_waiting_texts", "Texts that wait to be encoded.", registry=self.registry)
+        self.waiting = Gauge(
+            "d2llm_waiting_texts",
+            "Texts that waited to be encoded when a request was last answered.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self.requests.labels(path, str(status)).inc()
+        self.seconds.labels(path).observe(seconds)
+        self.waiting.set(self._count_waiting())
+
+    def text(self) -> bytes:
+        """What a scraper reads."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        of_all = CollectorRegistry()
+        MultiProcessCollector(of_all)
+        return generate_latest(of_all)
 
 
 class Guard:
@@ -71,8 +97,7 @@ class Guard:
             await self._app(scope, _replayed(body, receive), watched)
         finally:
             known = path if path in self._paths else "/documents" if path.startswith("/documents/") else "other"
-            self._metrics.requests.labels(known, str(status)).inc()
-            self._metrics.seconds.labels(known).observe(time.perf_counter() - start)
+            self._metrics.answered(known, status, time.perf_counter() - start)
 
     async def _read(self, receive: Receive) -> bytes:
         """The whole body, which is refused as soon as it is too large, whatever its header said."""

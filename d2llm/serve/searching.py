@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
@@ -44,7 +45,11 @@ async def search(asked: SearchRequest, request: Request) -> dict[str, Any]:
     if asked.k > engine.limits.hits:
         raise Refusal(413, f"k: expected at most {engine.limits.hits}, got {asked.k}", param="k")
     start = time.perf_counter()
-    found = await engine.work(lambda: _search(_index(engine), asked))
+    if engine.path is None:
+        raise _no_index()
+    # Here many queries wait together for one batch; threads that search are few, and none of them waits for it.
+    vectors = None if asked.mode == "bm25" else await engine.embed([asked.query], "query")
+    found = await engine.work(lambda: _search(_index(engine), asked, vectors))
     return {"hits": found, "seconds": round(time.perf_counter() - start, 6)}
 
 
@@ -57,6 +62,8 @@ async def add(documents: list[NewDocument], request: Request) -> dict[str, Any]:
     def append() -> int:
         index = _index(engine)
         index.append([(each.id, each.text, each.metadata) for each in documents])
+        # Who adds a passage finds it.
+        engine.index(newest=True)
         return len(index)
 
     return {"added": len(documents), "passages": await engine.work(append)}
@@ -66,11 +73,16 @@ async def add(documents: list[NewDocument], request: Request) -> dict[str, Any]:
 async def delete(name: str, request: Request) -> dict[str, Any]:
     """Remove a passage from every later search."""
     engine = _writable(request)
-    await engine.work(lambda: _index(engine).delete(name))
+
+    def remove() -> None:
+        _index(engine).delete(name)
+        engine.index(newest=True)
+
+    await engine.work(remove)
     return {"deleted": name}
 
 
-def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
+def _search(index: Index, asked: SearchRequest, vectors: np.ndarray | None) -> list[dict[str, Any]]:
     found = index.search(
         asked.query,
         asked.k,
@@ -80,6 +92,7 @@ def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
         exact=asked.exact,
         explain=asked.explain,
         filters=asked.filters,
+        vectors=vectors,
     )[0]
     return [asdict(hit) for hit in found]
 
@@ -87,8 +100,12 @@ def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
 def _index(engine: Engine) -> Index:
     index = engine.index()
     if index is None:
-        raise Refusal(404, "the server has no index; start it with --index")
+        raise _no_index()
     return index
+
+
+def _no_index() -> Refusal:
+    return Refusal(404, "the server has no index; start it with --index")
 
 
 def _writable(request: Request) -> Engine:

@@ -60,8 +60,11 @@ def save(
             the copy that encoding makes. What is loaded has no LoRA, and another fingerprint.
 
     Raises:
-        InputError: for another number type, or for ``merged`` beside ``state_dict`` or of a model that is sharded.
+        InputError: for another number type, for ``merged`` beside ``state_dict`` or of a model that is sharded, or for
+            a base that has no name and is not saved too.
     """
+    if not (model.config.base_model or model.config.train_base or save_base or merged):
+        raise InputError("save_base: expected True, since the base has no name by which it could be loaded again")
     if merged and (state_dict is not None or merging.is_sharded(model)):
         raise InputError("merged: expected a model whose weights are all its own and here; gather them first")
     if head_dtype is not None and head_dtype not in _HEAD_DTYPES:
@@ -163,8 +166,9 @@ def load(
     header.check(config)
     weights = read_weights(path / WEIGHTS)
     # A base inside the folder or beside it is named from there.
-    if base_model is None and (path / config.base_model).is_dir():
-        config.base_model = str((path / config.base_model).resolve())
+    beside = path / config.base_model
+    if base_model is None and config.base_model and not os.path.isabs(config.base_model) and beside.is_dir():
+        config.base_model = str(beside.resolve())
     frame = path / BASE if config.train_base and base_model is None and (path / BASE).is_dir() else None
     loading = Loading(config.base_revision, attn_implementation, device_map)
     model = cls.assemble(config, frame=frame and frame.resolve(), loading=loading)

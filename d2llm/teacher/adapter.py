@@ -1,17 +1,20 @@
 """An adapter on disk: LoRA weights as peft writes them, and what they were tuned with."""
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
-from d2llm.errors import FormatError, InputError, MismatchError, MissingError
-from d2llm.files import atomic_path, read_json, write_json
+from d2llm.errors import FormatError, InputError, MismatchError, MissingError, shown
+from d2llm.files import atomic_path, read_json, sha256, write_json
 from d2llm.quiet import quiet
 from d2llm.teacher.templates import Template
 
@@ -19,6 +22,9 @@ from d2llm.teacher.templates import Template
 SETTINGS = "teacher.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PEFT_CONFIG = "adapter_config.json"
+#: Of peft's settings: those that say nothing of what the weights mean, and those that a tuning sets.
+_FREE = ("base_model_name_or_path", "revision", "peft_version")
+_TUNED = ("r", "lora_alpha", "target_modules", "task_type", "inference_mode")
 #: In the folder of a tuning: its adapter.
 ADAPTER = "adapter"
 
@@ -91,14 +97,17 @@ def read_settings(folder: Path) -> AdapterSettings:
 
     Raises:
         MissingError: if a file of it is missing.
-        FormatError: if its settings are malformed.
+        FormatError: if its settings are malformed, or one of its files is altered; adapters of before the checksum was
+            kept have none.
     """
     for name in (ADAPTER_WEIGHTS, _PEFT_CONFIG):
         if not (folder / name).is_file():
             raise MissingError(f"adapter: {folder / name}: file not found")
     settings, peft = read_json(folder / SETTINGS), read_json(folder / _PEFT_CONFIG)
+    if isinstance(settings, dict) and "sha256" in settings and settings.pop("sha256") != _digest(folder, settings):
+        raise FormatError(f"{folder}: SHA-256 differs from the record; a file of the adapter is altered")
     try:
-        return AdapterSettings(
+        found = AdapterSettings(
             model=peft["base_model_name_or_path"],
             revision=peft.get("revision"),
             base=settings.get("base"),
@@ -107,29 +116,90 @@ def read_settings(folder: Path) -> AdapterSettings:
             **{name: settings[name] for name in ("num_layers", "query_length", "passage_length")},
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise FormatError(f"{folder}: {SETTINGS} or {_PEFT_CONFIG}: not the settings of an adapter ({error})") from None
+        message = f"{SETTINGS} or {_PEFT_CONFIG}: not the settings of an adapter ({error!s:.200})"
+        raise FormatError(f"{folder}: {message}") from None
+    _check_types(found, folder)
+    return found
+
+
+def _check_types(found: AdapterSettings, folder: Path) -> None:
+    for name in ("num_layers", "query_length", "passage_length", "prompt"):
+        value = getattr(found, name)
+        if type(value) is not int and (value is not None or name != "num_layers"):
+            raise FormatError(f"{folder / SETTINGS}: {name}: expected a whole number, got {shown(value)}")
+    texts = {"base": found.base, "base_model_name_or_path": found.model, "revision": found.revision}
+    for name, value in texts.items():
+        if not isinstance(value, str) and (value is not None or name == "base_model_name_or_path"):
+            raise FormatError(f"{folder}: {name}: expected text, got {shown(value)}")
 
 
 def with_adapter(decoder: Any, folder: Path) -> PeftModel:
     """The decoder with the weights of an adapter's folder, or of a checkpoint of its tuning, beside its own.
 
     Raises:
-        FormatError: if the weights are truncated or altered.
+        FormatError: if the weights are truncated, of another rank than the settings say or not finite, or the settings
+            are not such as a tuning writes.
         MismatchError: if they were made for another model.
     """
+    rank = _check_lora(folder / _PEFT_CONFIG)
     try:
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             names = set(file.keys())
+            _check_weights(file, rank, folder / ADAPTER_WEIGHTS)
         with quiet():
             model = PeftModel.from_pretrained(decoder, os.fspath(folder))
     except SafetensorError as error:
         raise FormatError(f"adapter: {folder / ADAPTER_WEIGHTS}: truncated or altered ({error})") from None
     except (RuntimeError, ValueError) as error:  # Other widths, or none of the modules that it adapts.
-        raise MismatchError(f"adapter: {folder} was not made for this model ({error})") from None
+        if isinstance(error, FormatError):
+            raise
+        raise MismatchError(f"adapter: {folder} was not made for this model ({error!s:.1000})") from None
     # peft passes over weights that have no place in the model.
     if names != set(get_peft_model_state_dict(model, save_embedding_layers=False)):
         raise MismatchError(f"adapter: {folder} was made for a model with other layers")
     return model
+
+
+def _check_lora(path: Path) -> int:
+    """The rank of an adapter whose peft settings are such as a tuning writes; others would change what weights mean."""
+    peft = read_json(path)
+    if not isinstance(peft, dict):
+        raise FormatError(f"{path}: expected an object, got {shown(peft)}")
+    usual = json.loads(json.dumps(LoraConfig().to_dict(), default=list))
+    for name, value in {"peft_type": None, **peft}.items():
+        # What another peft adds is off.
+        if name not in (*_FREE, *_TUNED) and (value != usual[name] if name in usual else value):
+            raise FormatError(f"{path}: {name}: expected {usual.get(name)!r}, got {shown(value)}")
+    rank, alpha, modules = peft.get("r"), peft.get("lora_alpha"), peft.get("target_modules")
+    if type(rank) is not int or rank < 1:
+        raise FormatError(f"{path}: r: expected a whole number of 1 or more, got {shown(rank)}")
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) <= sys.float_info.max:
+        raise FormatError(f"{path}: lora_alpha: expected a finite number, got {shown(alpha)}")
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise FormatError(f"{path}: target_modules: expected a list of names, got {shown(modules)}")
+    return rank
+
+
+def _check_weights(file: Any, rank: int, path: Path) -> None:
+    """Refuse weights of another rank before a model is built that may be as large, and any that are not finite."""
+    for name in file.keys():
+        shape, side = file.get_slice(name).get_shape(), 1 if ".lora_B" in name else 0
+        if len(shape) != 2 or shape[side] != rank:
+            raise FormatError(f"adapter: {path}: {name}: expected rank {rank}, got shape {shape}")
+        value = file.get_tensor(name)
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise FormatError(f"adapter: {path}: {name}: expected finite floating numbers, got {value.dtype}")
+
+
+def _digest(folder: Path, settings: Mapping[str, Any]) -> str:
+    """SHA-256 over all that decides what an adapter says; peft lists the adapted modules in any order."""
+    peft = read_json(folder / _PEFT_CONFIG)
+    if isinstance(peft, dict):
+        peft = {name: value for name, value in peft.items() if name not in _FREE}
+        if isinstance(modules := peft.get("target_modules"), list):
+            peft["target_modules"] = sorted(map(str, modules))
+    about = [settings, peft, sha256(folder / ADAPTER_WEIGHTS)]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def save_adapter(
@@ -152,4 +222,5 @@ def save_adapter(
         decoder.save_pretrained(os.fspath(temporary), state_dict=weights, save_embedding_layers=False)
         # peft adds a form of a model card that nobody has filled in.
         (temporary / "README.md").unlink(missing_ok=True)
-        write_json(temporary / SETTINGS, kept)
+        kept = json.loads(json.dumps(kept))
+        write_json(temporary / SETTINGS, {**kept, "sha256": _digest(temporary, kept)})

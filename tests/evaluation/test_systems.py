@@ -147,6 +147,13 @@ def test_a_line_up_has_every_system_and_a_teacher_over_any_first_stage(student: 
     assert all(set(each.cost) == {"encode_ms", "search_ms", "bytes"} for each in found.values())
 
 
+@pytest.mark.parametrize(("asked", "named"), [(None, "student IEM + 0.3 BM25"), (0.5, "student IEM + 0.5 BM25")])
+def test_a_hybrid_weighs_bm25_as_its_student_does_unless_told(base_model: str, asked: float | None, named: str) -> None:
+    student = D2LLM.create(base_model, iem_hidden=16, bm25_weight=0.3)
+    lineup = Lineup(parse_systems(["hybrid"]), (("student", student),), None, ("hybrid",), bm25_weight=asked)
+    assert list(find_all(lineup, COLLECTION)) == [named]
+
+
 def test_models_of_sentence_transformers_are_loaded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     class Model:
         def __init__(self, name: str) -> None:

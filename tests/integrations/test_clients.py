@@ -54,7 +54,7 @@ def test_openai(url: str) -> None:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     assert "d2llm" in [model.id for model in client.models.list()]
     answer = client.embeddings.create(model="d2llm:query", input=[QUERY, *DOCUMENTS])
-    assert [each.index for each in answer.data] == [0, 1, 2, 3] and len(answer.data[0].embedding) == 576
+    assert [each.index for each in answer.data] == [0, 1, 2, 3] and len(answer.data[0].embedding) == 384
     floats = client.embeddings.create(model="d2llm:query", input=QUERY, encoding_format="float")
     assert floats.data[0].embedding == pytest.approx(answer.data[0].embedding, rel=0.05, abs=0.02)
     with pytest.raises(openai.NotFoundError, match="expected d2llm"):

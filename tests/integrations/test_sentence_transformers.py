@@ -103,6 +103,8 @@ def test_it_goes_back_to_a_student(
     student: D2LLM, model: D2LLMSentenceTransformer, folder: Path, tmp_path: Path
 ) -> None:
     loaded = D2LLMSentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    with pytest.raises(InputError, match="save_base: expected True"):
+        loaded.to_student().save_pretrained(tmp_path / "nameless")
     loaded.to_student().save_pretrained(tmp_path / "student", save_base=True)
     back = D2LLM.from_pretrained(tmp_path / "student")
     same(back.encode(DOCUMENTS), student.encode(DOCUMENTS))

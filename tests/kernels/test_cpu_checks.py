@@ -33,6 +33,15 @@ def test_a_tensor_of_another_shape_or_dtype_is_refused(name, arguments):
                 call(name, arguments | {key: other})
 
 
+@pytest.mark.parametrize("name,arguments", ACCEPTED, ids=lambda value: value if isinstance(value, str) else "")
+def test_nothing_in_place_of_a_tensor_is_refused_by_name(name, arguments):
+    schema = getattr(library.operators(), name).default._schema
+    for argument in schema.arguments:
+        if str(argument.type) == "Tensor":
+            with pytest.raises(RuntimeError, match=f"^{argument.name}: expected a tensor, got None"):
+                call(name, arguments | {argument.name: None})
+
+
 @pytest.mark.parametrize("offsets", OFFSETS, ids=str)
 def test_offsets_that_leave_the_batch_are_refused(offsets):
     for name, given in (
@@ -79,6 +88,47 @@ def test_a_prepared_branch_takes_its_own_width_and_dtype_alone():
         topk(rough, SCORES["a"], BYTES["b"], None, 2)
     with pytest.raises(RuntimeError, match="scale: expected"):
         topk(rough, SCORES["a"], BYTES["b"], BYTES["scale"][1:], 2)
+
+
+def test_pairs_name_queries_that_there_are():
+    search = library.classes().Search(*list(SCORES.values())[2:], torch.int8)
+    a, (b, scale) = SCORES["a"], list(BYTES.values())[1:3]
+    for query in (torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, -1, 2]), torch.tensor([0, 1]), torch.zeros(4)):
+        with pytest.raises(RuntimeError, match="query: expected"):
+            search.pairs(a, query, b, scale)
+    with pytest.raises(RuntimeError, match="scale: expected"):
+        search.pairs(a, torch.tensor([0, 1, 2, 2]), b, None)
+    assert search.pairs(a, torch.tensor([0, 1, 2, 2]), b, scale).shape == (4,)
+
+
+def test_inner_products_and_taken_rows_check_what_they_are_given():
+    queries, rows = torch.zeros(2, 8, dtype=torch.int8), torch.zeros(5, 8, dtype=torch.int8)
+    kept = torch.ones(10, dtype=torch.bool)
+    topk, take = library.operators().inner_topk, library.operators().take_rows
+    assert topk(queries, [rows, rows], kept, 3)[1].tolist() == [[0, 1, 2]] * 2
+    for arguments in (
+        (queries.float(), [rows, rows], kept, 3),
+        (queries, [rows, rows.int()], kept, 3),
+        (queries, [rows, rows[:, 1:]], kept, 3),
+        (queries, [rows, rows], kept[1:], 3),
+        (queries, [rows, rows], kept.int(), 3),
+        (queries, [rows, rows], None, 11),
+        (queries, [], None, 1),
+        (torch.zeros(1, 1 << 17, dtype=torch.int8), [torch.zeros(1, 1 << 17, dtype=torch.int8)], None, 1),
+    ):
+        with pytest.raises(RuntimeError, match=": expected"):
+            topk(*arguments)
+    for chunks, numbers in (
+        ([rows, rows], [10]),
+        ([rows, rows], [-1]),
+        ([rows, rows[:, 1:]], [0]),
+        ([rows, rows.int()], [0]),
+        ([], [0]),
+        ([rows[0]], [0]),
+        ([rows], [0.0]),
+    ):
+        with pytest.raises(RuntimeError, match=": expected"):
+            take(chunks, torch.tensor(numbers))
 
 
 @pytest.mark.parametrize("wide", (16, 4096))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +11,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -218,25 +222,81 @@ def _when_it_listens(url: str) -> Any:
     raise AssertionError("it never listened")
 
 
-def test_it_lives_as_a_process(student: D2LLM, served: Path, tmp_path: Path) -> None:
-    student.save_pretrained(tmp_path / "student")
-    command = [sys.executable, "-m", "d2llm.cli", "serve", "--port", "0"]
-    command += ["--index", str(served), "--model", str(tmp_path / "student")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+@contextmanager
+def running(student: D2LLM, index: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server as a process: its address, once it answers, and itself; asked to stop in the end."""
+    folder = index.parent / "student"
+    student.save_pretrained(folder)
+    command = [sys.executable, "-m", "d2llm.cli", "serve", "--port", "0", "--index", str(index), "--model", str(folder)]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             url = re.search(r"http://\S+(?=,)", process.stdout.readline())
             assert url is not None
             assert _when_it_listens(f"{url.group()}/ready") == {"status": "ok"}
-            told = CliRunner().invoke(app, ["search", "open", "file", "-k", "2", "--url", url.group(), "--json"])
-            expected = Index.open(served, student).search("open file", 2)[0]
-            assert [hit["id"] for hit in json.loads(told.stdout)] == [hit.id for hit in expected]
-            refused = CliRunner().invoke(app, ["search", "open", "-k", "5000", "--url", url.group()])
-            assert refused.exit_code == 2 and "answered 413" in refused.stderr
+            yield url.group(), process
         finally:
             process.terminate()
-        # A server that stopped in order ends by the signal that asked it to.
-        assert process.wait(60) in (0, -signal.SIGTERM)
+            process.wait(60)
+    # A server that stopped in order ends by the signal that asked it to.
+    assert process.returncode in (0, -signal.SIGTERM)
+
+
+def _ask_on(url: str, until: threading.Event, seen: list[list[str]]) -> None:
+    """Search again and again: the ids of each answer, which must be one."""
+    with httpx.Client(base_url=url, timeout=60) as session:
+        while not until.is_set():
+            answer = session.post("/search", json={"query": "open the file", "k": 50})
+            answer.raise_for_status()
+            seen.append(sorted(hit["id"] for hit in answer.json()["hits"]))
+
+
+def test_it_lives_as_processes_that_take_up_new_generations_and_finish_before_they_stop(
+    student: D2LLM, served: Path
+) -> None:
+    """Appends, deletions and a rebuild by another process than the server's, under searches that must not notice."""
+    states = [sorted(name for name, _ in PASSAGES)]
+    with running(student, served, "--workers", "2") as (url, process), ThreadPoolExecutor(12) as pool:
+        until, seen = threading.Event(), [[] for _ in range(3)]
+        asking = [pool.submit(_ask_on, url, until, each) for each in seen]
+        index = Index.open(served, student)
+        for change in (
+            lambda: index.append([("new", "open a door")]),
+            lambda: index.delete(["p0", "new"]),
+            lambda: Index.build(student, [*PASSAGES[:2], ("last", "a file")], served, overwrite=True),
+        ):
+            change()
+            states.append(sorted(Index.open(served).ids()))
+            # Each client has asked since.
+            counts = [len(each) for each in seen]
+            while not all(len(each) > count + 1 for each, count in zip(seen, counts, strict=True)):
+                assert not any(each.done() for each in asking)
+                time.sleep(0.005)
+        until.set()
+        assert [each.result() for each in asking] == [None] * 3
+        for each in seen:
+            assert [ids for ids in states if ids in each][-1] == states[-1] and all(ids in states for ids in each)
+        counted = httpx.get(f"{url}/metrics", timeout=60).text
+        assert f'd2llm_requests_total{{path="/search",status="200"}} {sum(map(len, seen))}.0' in counted
+        told = CliRunner().invoke(app, ["search", "open", "file", "-k", "2", "--url", url, "--json"])
+        expected = Index.open(served, student).search("open file", 2)[0]
+        assert [hit["id"] for hit in json.loads(told.stdout)] == [hit.id for hit in expected]
+        refused = CliRunner().invoke(app, ["search", "open", "-k", "5000", "--url", url])
+        assert refused.exit_code == 2 and "answered 413" in refused.stderr
+        # A worker that dies is missed by nobody but those that it was answering.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        first, _ = (each for each in children if "spawn_main" in Path(f"/proc/{each}/cmdline").read_text())
+        os.kill(int(first), signal.SIGKILL)
+        while Path(f"/proc/{first}/stat").exists() and " Z " not in Path(f"/proc/{first}/stat").read_text():
+            time.sleep(0.001)
+        assert [httpx.get(f"{url}/health", timeout=60).status_code for _ in range(3)] == [200] * 3
+        # What was asked for before the signal is answered after it.
+        body = {"query": "open", "documents": ["file " * 20] * 200}
+        late = pool.submit(httpx.post, f"{url}/rerank", json=body, timeout=60)
+        while "d2llm_waiting_texts 0.0" in httpx.get(f"{url}/metrics", timeout=60).text and not late.done():
+            time.sleep(0.001)
+        process.terminate()
+        assert late.result().status_code == 200
 
 
 @pytest.mark.parametrize(

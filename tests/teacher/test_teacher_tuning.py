@@ -94,6 +94,37 @@ def test_loading_a_tuned_teacher_says_nothing(tuned, tiny_lm, tmp_path, capfd):
     assert printed.out == printed.err == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        (SETTINGS, b'"query_length": 20', b'"query_length": 21'),
+        ("adapter_config.json", b'"lora_alpha": 8', b'"lora_alpha": 9'),
+        (ADAPTER_WEIGHTS, None, None),
+    ],
+)
+def test_an_altered_adapter_is_refused(tuned, tiny_lm, tmp_path, name, old, new):
+    path = shutil.copytree(tuned[1] / "adapter", tmp_path / "adapter") / name
+    content = path.read_bytes()
+    path.write_bytes(content.replace(old, new) if old else content[:-1] + bytes([content[-1] ^ 1]))
+    assert path.read_bytes() != content
+    with pytest.raises(FormatError, match="SHA-256 differs"):
+        Teacher.from_pretrained(tiny_lm, path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("r", 30000), ("r", "x"), ("use_dora", True), ("lora_alpha", math.inf), ("peft_type", "IA3"), ("peft_type", None)],
+)
+def test_peft_settings_that_no_tuning_writes_are_refused(tuned, tiny_lm, tmp_path, name, value):
+    path = shutil.copytree(tuned[1] / "adapter", tmp_path / "adapter") / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    settings = json.loads((path.parent / SETTINGS).read_text())
+    del settings["sha256"]  # As of before it was kept.
+    (path.parent / SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(FormatError, match="rank 30000" if value == 30000 else f"{name}: expected"):
+        Teacher.from_pretrained(tiny_lm, path.parent)
+
+
 def test_float16_adapters_are_half_the_size_and_nearly_the_same(tuned, tiny_lm, tmp_path):
     teacher, folder = tuned
     save_adapter(teacher.decoder, teacher.settings(), tmp_path / "half", torch.float16)
@@ -109,6 +140,7 @@ def test_an_adapter_folder_holds_what_is_needed_and_no_more(tuned, tiny_lm):
     _, folder = tuned
     assert {file.name for file in (folder / "adapter").iterdir()} == {SETTINGS, ADAPTER_WEIGHTS, "adapter_config.json"}
     settings = json.loads((folder / "adapter" / SETTINGS).read_text())
+    assert len(settings.pop("sha256")) == 64
     assert settings == {
         "base": tuned[0].origin["base"],
         "num_layers": None,
@@ -282,5 +314,5 @@ def test_faulty_adapter_folders_are_named(tuned, tiny_lm, tmp_path):
         Teacher.from_pretrained(tiny_lm, tmp_path / SETTINGS)
     shutil.copy(folder / "adapter" / SETTINGS, tmp_path / SETTINGS)
     weights.write_bytes(weights.read_bytes()[:-5])
-    with pytest.raises(FormatError, match="truncated"):
+    with pytest.raises(FormatError, match="altered"):
         Teacher.from_pretrained(tiny_lm, tmp_path / SETTINGS)

@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="time for all parts together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the counts into the table of a page")
+    parser.add_argument("--add", action="store_true", help="add to the counts that are there, in place of new rows")
     given = parser.parse_args()
     # What mutated files make the libraries say is not the campaign's.
     os.environ |= {
@@ -47,7 +48,7 @@ def main() -> int:
             faults += len(tally.faults)
         print(f"  ({part}: {time.time() - began:.0f} s, seed {given.seed}, revision {commit})", flush=True)
         if given.write:
-            update(given.write, tallies, given.seed, commit)
+            update(given.write, tallies, given.seed, commit, given.add)
     return int(faults > 0)
 
 

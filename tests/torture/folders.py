@@ -57,7 +57,7 @@ def _exchange(generator: random.Random, path: Path) -> None:
     if generator.random() < 0.3:
         about = mutated_value(generator, about)
     else:
-        _exchange_tensor(generator, tensors)
+        exchange_tensor(generator, tensors)
     if isinstance(about, dict):
         # Where numpy lacks the number type, or there is no header, the old checksum stands.
         with suppress(TypeError, KeyError):
@@ -65,7 +65,7 @@ def _exchange(generator: random.Random, path: Path) -> None:
     save_file(tensors, path, {"d2llm_teacher": json.dumps(about)})
 
 
-def _exchange_tensor(generator: random.Random, tensors: dict[str, torch.Tensor]) -> None:
+def exchange_tensor(generator: random.Random, tensors: dict[str, torch.Tensor]) -> None:
     """Another value, number type or shape for one tensor, in place."""
     name = generator.choice(sorted(tensors))
     value = tensors[name].clone()
@@ -111,7 +111,7 @@ def students(generator: random.Random, folder: Path) -> None:
         config.write_text(json.dumps(mutated_value(generator, json.loads(config.read_text()))))
     else:
         tensors = load_file(weights)
-        _exchange_tensor(generator, tensors)
+        exchange_tensor(generator, tensors)
         save_file(tensors, weights, {"format": "pt"})
     found = D2LLM.from_pretrained(folder / "student")
     for name, value in found.trainable_state().items():

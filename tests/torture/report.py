@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from d2llm.files import atomic_path
 from tests.torture.tally import Tally
 
 BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"
@@ -17,8 +18,8 @@ def revision() -> str:
     return run.stdout.strip() or "unknown"
 
 
-def update(page: Path, tallies: Iterable[Tally], seed: int, commit: str) -> None:
-    """Put rows into the table of a page, in place of those of the same name.
+def update(page: Path, tallies: Iterable[Tally], seed: int, commit: str, add: bool = False) -> None:
+    """Put rows into the table of a page, in place of those of the same name, or with ``add`` on top of their counts.
 
     Raises:
         ValueError: if the page has no place for the table.
@@ -28,9 +29,21 @@ def update(page: Path, tallies: Iterable[Tally], seed: int, commit: str) -> None
     table, closed, after = rest.partition(END)
     if not found or not closed:
         raise ValueError(f"{page}: expected {BEGIN} and {END}")
-    rows = {row.split("|")[1].strip(): row for row in re.findall(r"^\|.*\|$", table, re.MULTILINE)[2:]}
+    lines = re.findall(r"^\|(.*)\|$", table, re.MULTILINE)[2:]
+    rows = {cells[0]: cells for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
     for tally in tallies:
-        refused = f"{tally.refused:,}" if tally.refused else ""
-        cells = (tally.what, f"{tally.tried:,}", refused, str(len(tally.faults)), str(seed), commit)
-        rows[tally.what] = f"| {' | '.join(cells)} |"
-    page.write_text(f"{before}{BEGIN}\n{_HEAD}{chr(10).join(rows.values())}\n{END}{after}", encoding="utf-8")
+        counts = [tally.tried, tally.refused, len(tally.faults)]
+        origin = [str(seed), commit]
+        if add and tally.what in rows:
+            _, *counted, seeds, commits = rows[tally.what]
+            counts = [new + int(old.replace(",", "") or 0) for new, old in zip(counts, counted, strict=True)]
+            origin = [_joined(seeds, origin[0]), _joined(commits, commit)]
+        tried, refused, faults = (f"{count:,}" for count in counts)
+        rows[tally.what] = [tally.what, tried, refused if counts[1] else "", faults, *origin]
+    lines = [f"| {' | '.join(cells)} |" for cells in rows.values()]
+    with atomic_path(page) as path:
+        path.write_text(f"{before}{BEGIN}\n{_HEAD}{chr(10).join(lines)}\n{END}{after}", encoding="utf-8")
+
+
+def _joined(listed: str, other: str) -> str:
+    return listed if other in listed.split(", ") else f"{listed}, {other}"

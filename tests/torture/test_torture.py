@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from d2llm_kernels import backends
-from tests.torture import folders, operators, readers
+from tests.torture import folders, operators, readers, teachers
 from tests.torture.power import lose_power
 from tests.torture.report import BEGIN, END, update
 from tests.torture.tally import Tally
 from tests.torture.worker import _Worker, judged
 
-#: Inputs of a target: a student takes long to load.
-INPUTS = {"students": 5, "indexes": 20}
+#: Inputs of a target: a student or a teacher takes long to load.
+INPUTS = {"students": 5, "indexes": 20, "adapters": 12}
 
 
-@pytest.mark.parametrize("module", [readers, folders, operators], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "module", [readers, folders, teachers, operators], ids=lambda module: module.__name__.rpartition(".")[2]
+)
 def test_mutated_inputs_are_taken_or_refused(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if module is operators and backends.missing("cpu"):
         pytest.skip(backends.missing("cpu"))
@@ -50,6 +52,16 @@ def test_a_row_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
         and "| one | 5,000 | 7 | 1 | 4 | def |" in text
         and "| two | 2 | 1 | 0 | 3 | abc |" in text
     )
+
+
+def test_a_second_run_adds_to_the_first(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    update(page, [Tally("one", 1500)], 3, "abc")
+    update(page, [Tally("one", 20, 7, ["a fault"])], 4, "abc", add=True)
+    update(page, [Tally("one", 1), Tally("two", 2)], 4, "def", add=True)
+    text = page.read_text()
+    assert "| one | 1,521 | 7 | 1 | 3, 4 | abc, def |" in text and "| two | 2 |  | 0 | 4 | def |" in text
 
 
 def test_a_worker_that_dies_is_a_fault_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,13 @@ _ASLEEP = 60
 Try = Callable[[random.Random, Path], bool]
 
 
-def run(targets: Sequence[str], seconds: float, seed: int) -> list[Tally]:
+def run(shares: Mapping[str, float], seconds: float, seed: int) -> list[Tally]:
     """Try inputs of each target, ``module.name``, for its share of the time."""
     context = multiprocessing.get_context("forkserver")
     # Paid once: a worker that has died is replaced by a fork of one that has imported everything.
-    context.set_forkserver_preload(sorted({f"tests.torture.{target.partition('.')[0]}" for target in targets}))
-    return [_run(context, target, seconds / len(targets), seed) for target in targets]
+    context.set_forkserver_preload(sorted({f"tests.torture.{target.partition('.')[0]}" for target in shares}))
+    unit = seconds / sum(shares.values())
+    return [_run(context, target, share * unit, seed) for target, share in shares.items()]
 
 
 def _run(context: Any, target: str, seconds: float, seed: int) -> Tally:

@@ -5,7 +5,13 @@
 namespace d2llm {
 namespace {
 
+// Where a caller of an operator gives None for a tensor, an undefined one arrives.
+void expect_defined(const at::Tensor& tensor, const char* name) {
+    TORCH_CHECK(tensor.defined(), name, ": expected a tensor, got None");
+}
+
 void expect_rows(const at::Tensor& tensor, const char* name) {
+    expect_defined(tensor, name);
     const auto type = tensor.scalar_type();
     TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, name, ": expected float32 or bfloat16, got ", type);
 }
@@ -13,6 +19,7 @@ void expect_rows(const at::Tensor& tensor, const char* name) {
 }  // namespace
 
 void expect_shape(const at::Tensor& tensor, const char* name, at::IntArrayRef sizes) {
+    expect_defined(tensor, name);
     TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor, got one on ", tensor.device());
     bool fits = tensor.dim() == static_cast<int64_t>(sizes.size());
     for (size_t i = 0; fits && i < sizes.size(); ++i) fits = sizes[i] < 0 || tensor.size(i) == sizes[i];
@@ -20,6 +27,7 @@ void expect_shape(const at::Tensor& tensor, const char* name, at::IntArrayRef si
 }
 
 void expect(const at::Tensor& tensor, const char* name, at::ScalarType type, at::IntArrayRef sizes) {
+    expect_defined(tensor, name);
     TORCH_CHECK(tensor.scalar_type() == type, name, ": expected ", type, ", got ", tensor.scalar_type());
     expect_shape(tensor, name, sizes);
 }
@@ -59,6 +67,7 @@ void check_branch(const Branch& branch, at::ScalarType type) {
 }
 
 void check_interaction(const at::Tensor& a, const at::Tensor& b, const Branch& branch) {
+    expect_defined(a, "a");
     const auto type = a.scalar_type();
     check_branch(branch, type);
     expect(a, "a", type, {-1, branch.weight.size(0)});

@@ -78,6 +78,7 @@ def test_a_certified_search_keeps_its_promise(fitted, mode):
     queries = [f"{text} more" for text in corpus(COUNT)[1::9]]
     exact = fitted.search(queries, 5, mode=mode, exact=True, explain=True)
     found = fitted.search(queries, 5, mode=mode, recall=0.9, explain=True)
+    assert all("surrogate" in hit.scores for hits in found for hit in hits)
     assert {hit.promised for row in exact for hit in row} == {1.0}
     assert {hit.promised for row in found for hit in row} == {0.9}
     assert all({"surrogate", "bm25"} >= hit.ranks.keys() > set() for row in found for hit in row)

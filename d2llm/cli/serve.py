@@ -1,6 +1,7 @@
 """d2llm serve."""
 
 import ipaddress
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,10 @@ import typer
 
 from d2llm.cli.options import read_token
 from d2llm.errors import InputError
+
+#: Of torch and of oneDNN on CPUs, read at the first product: how many shapes a product is kept ready for. Batches of a
+#: server have ever other shapes, and the 1,024 that are kept otherwise take hundreds of megabytes, and save nothing.
+_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
 def serve(
@@ -49,6 +54,8 @@ def serve(
         raise InputError("--writable: expected --token-file, since whoever has no token could change the index")
     if writable and index is None:
         raise InputError("--writable: expected --index, the index to change")
+    for cache in _CACHES:
+        os.environ.setdefault(cache, "8")
     from d2llm.serve.workers import Serving, start
     from d2llm.shipped import STUDENT
 

@@ -20,6 +20,7 @@ from d2llm.index.filters import Filters
 from d2llm.index.hits import Hit, look_up
 from d2llm.index.inputs import check_vectors
 from d2llm.index.manifest import Manifest
+from d2llm.index.measures import measured
 from d2llm.index.model import (
     Model,
     bm25_weight,
@@ -28,7 +29,7 @@ from d2llm.index.model import (
     head_of,
     load_head,
 )
-from d2llm.index.searching import Found
+from d2llm.index.searching import Found, Scores
 from d2llm.index.snapshot import Snapshot, of_newest
 from d2llm.index.writer import SEGMENTS
 from d2llm.tasks import ASYM, task_index
@@ -109,8 +110,8 @@ class Reader:
             audit: share of the queries that is searched in full too. A warning says when what this index found misses
                 more than was promised, with 95 % confidence: passages or queries are others than those certified.
             batch_size: queries encoded at a time.
-            explain: say of each hit by which measures it was found, at what rank (``Hit.ranks``), and what was promised
-                (``Hit.promised``).
+            explain: say of each hit by which measures it was found, at what rank (``Hit.ranks``), its score by every
+                measure (``Hit.scores``), and what was promised (``Hit.promised``).
             vectors: the queries (Nq, D), as :meth:`encode_queries` gives them; None encodes them now.
             bm25_weight: what BM25 weighs in "hybrid"; None takes what the index keeps, or else the student.
 
@@ -140,7 +141,7 @@ class Reader:
                 missed = 1 - np.isin(exact_found[0].positions, found[row].positions).mean()
                 if self._audit.add(float(missed), promised):
                     warnings.warn(f"recall: {self.path} finds less than {promised}; call fit_surrogate", stacklevel=2)
-        return look_up(self._snapshot, found, promised, explain)
+        return look_up(self._snapshot, found, promised, self._measured(asked, made, texts, found) if explain else None)
 
     def search_vectors(
         self,
@@ -174,7 +175,8 @@ class Reader:
                 raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
         asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
         asked.check(self._snapshot)
-        return look_up(self._snapshot, *self._find(asked, vectors, [], 0), explain)
+        found, promised = self._find(asked, vectors, [], 0)
+        return look_up(self._snapshot, found, promised, self._measured(asked, vectors, [], found) if explain else None)
 
     def encode_queries(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Vectors (Nq, D) float32 of queries, for several searches.
@@ -238,6 +240,9 @@ class Reader:
 
     def _find(self, asked: Asked, vectors: Tensor, texts: list[str], weight: float) -> tuple[list[Found], float | None]:
         return asked.find(self._snapshot, self._head, vectors, texts, weight)
+
+    def _measured(self, asked: Asked, vectors: Tensor, texts: list[str], found: list[Found]) -> list[dict[str, Scores]]:
+        return measured(self._snapshot, self._head, asked.task, vectors, texts, found)
 
     def _encoded(self, texts: Sequence[str], batch_size: int | None) -> Tensor:
         return check_vectors("encoded queries", encode(self._model, texts, "query", batch_size), self.dim)

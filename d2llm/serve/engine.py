@@ -44,7 +44,6 @@ class Engine:
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="search")
         self._busy = 0
         self._lock = threading.Lock()
-        self._encoded = threading.local()
         self._seen: object = None
         self._index: Index | None = None
         self.index()
@@ -120,32 +119,6 @@ class Engine:
         finally:
             self._busy -= 1
 
-    async def search(self, query: str, run: Callable[[], _T]) -> _T:
-        """The result of a function that searches the index for a checked query, which was encoded beforehand.
-
-        Many encodings wait together for one batch; threads that search are few, and none of them waits for it.
-
-        Raises:
-            Refusal: as :meth:`work`.
-        """
-        vectors = await self.embed([query], "query")
-
-        def prepared() -> _T:
-            self._encoded.query = query, vectors
-            try:
-                return run()
-            finally:
-                del self._encoded.query
-
-        return await self.work(prepared)
-
-    def encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
-        """Embeddings (N, D) float32: of the query that this thread searches for, or once it is their turn."""
-        query, vectors = getattr(self._encoded, "query", (None, None))
-        if vectors is not None and kind == "query" and list(texts) == [query]:
-            return vectors
-        return self.batcher.submit(texts, kind).result(self.limits.seconds)
-
     def tokens(self, texts: Sequence[str]) -> int:
         """Tokens of texts, uncut, as clients count what they used."""
         return sum(map(len, self.student.tokenizer(list(texts))["input_ids"]))
@@ -179,7 +152,7 @@ def _branch(task: str) -> int:
 
 
 class _Batched:
-    """The student as an index asks for it, in whose place the engine encodes: texts share batches with others."""
+    """The student as an index asks for it, in whose place the batcher encodes: texts share batches with others."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -187,7 +160,7 @@ class _Batched:
         self.config = engine.student.config
 
     def encode(self, texts: Sequence[str], *, kind: str, batch_size: int | None, show_progress: bool) -> Any:
-        return self._engine.encode(texts, kind)
+        return self._engine.batcher.submit(texts, kind).result(self._engine.limits.seconds)
 
     def fingerprint(self) -> str:
         return self._engine.student.fingerprint()

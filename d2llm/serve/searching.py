@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
@@ -46,11 +47,9 @@ async def search(asked: SearchRequest, request: Request) -> dict[str, Any]:
     start = time.perf_counter()
     if engine.path is None:
         raise _no_index()
-
-    def run() -> list[dict[str, Any]]:
-        return _search(_index(engine), asked)
-
-    found = await (engine.work(run) if asked.mode == "bm25" else engine.search(asked.query, run))
+    # Here many queries wait together for one batch; threads that search are few, and none of them waits for it.
+    vectors = None if asked.mode == "bm25" else await engine.embed([asked.query], "query")
+    found = await engine.work(lambda: _search(_index(engine), asked, vectors))
     return {"hits": found, "seconds": round(time.perf_counter() - start, 6)}
 
 
@@ -83,7 +82,7 @@ async def delete(name: str, request: Request) -> dict[str, Any]:
     return {"deleted": name}
 
 
-def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
+def _search(index: Index, asked: SearchRequest, vectors: np.ndarray | None) -> list[dict[str, Any]]:
     found = index.search(
         asked.query,
         asked.k,
@@ -93,6 +92,7 @@ def _search(index: Index, asked: SearchRequest) -> list[dict[str, Any]]:
         exact=asked.exact,
         explain=asked.explain,
         filters=asked.filters,
+        vectors=vectors,
     )[0]
     return [asdict(hit) for hit in found]
 

@@ -84,6 +84,17 @@ def test_explained_hits_name_their_ranks_by_both(index):
         assert hit.ranks.get("bm25", 99) <= by["bm25"].get(hit.id, 99)
 
 
+@pytest.mark.parametrize("mode", ["hybrid", "iem", "bm25", "cosine"])
+def test_explained_hits_have_their_scores_by_every_measure(index, mode):
+    (hits,) = index.search("red item21", 5, mode=mode, explain=True)
+    wanted = {"bm25"} if mode == "bm25" else {"bm25", "iem", "cosine"}
+    for measure in wanted:
+        alone = {hit.id: hit.score for hit in index.search("red item21", 50, mode=measure)[0]}
+        found = [hit.scores[measure] for hit in hits]
+        assert found == pytest.approx([alone.get(hit.id, 0) for hit in hits], rel=1e-3, abs=1e-3)
+    assert all(hit.scores.keys() == wanted for hit in hits)
+
+
 def test_no_text_is_read_to_search_by_words(index, monkeypatch):
     again = Index.open(index.path, index._model)
 

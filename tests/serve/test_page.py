@@ -1,6 +1,7 @@
 """The page in a real browser, headless."""
 
 import asyncio
+import re
 import shutil
 import subprocess
 import threading
@@ -68,6 +69,8 @@ def show(student: D2LLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def test_a_search_is_shown_with_its_words_and_reasons(show: Show) -> None:
     page = show(q="open file", k="3")
     assert page.count("<li>") == 3 and "3 hits" in page
+    for measure in ("BM25", "interaction module", "cosine"):
+        assert re.search(rf"<dt>{measure}</dt><dd>-?[\d.]+(, rank \d+)?<div class=\"bar\">", page), measure
     assert "<mark>open</mark>" in page and "<mark>file</mark>" in page and "Why this hit" in page
     # What a passage holds is shown, and neither run nor taken for markup.
     assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<title>d2llm search</title>" in page

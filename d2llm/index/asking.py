@@ -103,12 +103,13 @@ class Asked:
         # What was certified for another branch or weight says nothing of this one.
         if certified.task != self.task or (self.mode == "hybrid" and certified.weight != weight):
             return (), 0, 1.0
-        # To a certificate what does not pass a filter is deleted: what passes moves up, and needs fewer candidates.
-        hidden = snapshot.deleted
-        if self.filters is not None:
-            hidden = torch.ones_like(hidden)
+        if self.filters is None:
+            count = snapshot.candidates(self.mode, k, self.wanted)
+        else:
+            # To a certificate what does not pass a filter is deleted: what passes moves up, and needs fewer candidates.
+            hidden = torch.ones_like(snapshot.deleted)
             hidden[among] = False
-        count = certified.modes[self.mode].candidates(k, self.wanted, hidden)
+            count = certified.modes[self.mode].candidates(k, self.wanted, hidden)
         if count is None or count * _WORTH > len(among):
             return (), 0, 1.0
         return ("surrogate", "bm25") if self.mode == "hybrid" else ("surrogate",), count, self.wanted
@@ -128,7 +129,7 @@ class Asked:
         if "surrogate" in channels and snapshot.surrogate is not None:
             covering, _ = snapshot.surrogate
             positions = covering.choose(searching.projected(vectors), count, among)
-            chosen["surrogate"] = [np.searchsorted(searching.places, each) for each in positions]
+            chosen["surrogate"] = [searching.rows_at(each) for each in positions]
             # Passages that it does not cover, appended since, are all scored.
             since = np.arange(np.searchsorted(searching.places, covering.end), len(searching.places))
             chosen["appended"] = [since] * len(vectors)

@@ -12,15 +12,15 @@ from torch import Tensor
 from d2llm.errors import FormatError
 from d2llm.index.certificate import Certificate
 from d2llm.index.records import SegmentRecord, SurrogateRecord
-from d2llm.index.surrogate import Maps, products
+from d2llm.index.surrogate import Maps
 from d2llm.tensor_files import read_tensors, write_tensors
+from d2llm_kernels.rough import inner
 from d2llm_kernels.rough.rows import Rows, widened
 
-# Rows mapped at a time, and products that lie in memory at a time: 64 MB each.
-_ROWS, _PRODUCTS = 1 << 15, 1 << 24
+# Rows mapped at a time: 64 MB.
+_ROWS = 1 << 15
 #: Modes of a search that are certified; one that could not be has a certificate of no queries.
 CERTIFIED_MODES = ("iem", "hybrid")
-_LEAST = -torch.inf
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,7 @@ class Covering:
     def scores(self, a: Tensor) -> Tensor:
         """Products of projected queries (Nq, F) with every passage covered: (Nq, end) float32, whole numbers."""
         queries = self.maps.queries(a)
-        scores, first = torch.empty(len(a), self.end), 0
-        for rows in self._rows:
-            scores[:, first : first + len(rows)] = products(queries, rows)
-            first += len(rows)
-        return scores
+        return torch.cat([inner.products(queries, rows) for rows in self._rows], 1)
 
     def choose(self, a: Tensor, count: int, among: Tensor) -> list[NDArray[np.int64]]:
         """Positions of the ``count`` best of each projected query (Nq, F), best first.
@@ -133,13 +129,10 @@ class Covering:
             among: ascending positions of those that may be chosen.
         """
         among = among[: int(torch.searchsorted(among, self.end))]
-        count = min(count, len(among))
-        hidden = torch.ones(self.end, dtype=torch.bool)
-        hidden[among] = False
-        chosen: list[NDArray[np.int64]] = []
-        for some in a.split(max(1, _PRODUCTS // max(1, self.end))):
-            scores = self.scores(some)
-            if len(among) < self.end:
-                scores[:, hidden] = _LEAST
-            chosen += list(scores.topk(count, 1).indices.numpy())
-        return chosen
+        if not len(among):
+            return [np.zeros(0, np.int64)] * len(a)
+        kept = None
+        if len(among) < self.end:
+            kept = torch.zeros(self.end, dtype=torch.bool)
+            kept[among] = True
+        return list(inner.topk(self.maps.queries(a), self._rows, min(count, self.end), kept)[1].numpy())

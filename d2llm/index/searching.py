@@ -14,7 +14,6 @@ from d2llm.bm25 import top_indices
 from d2llm.fusion import fuse
 from d2llm.index.model import project
 from d2llm.index.ranking import nearest
-from d2llm.index.segment import DTYPES
 from d2llm.index.snapshot import Snapshot
 from d2llm_kernels import IEM
 from d2llm_kernels.rough.candidates import candidates
@@ -51,7 +50,7 @@ class Searching:
 
     def __init__(self, snapshot: Snapshot, head: IEM, task: int, among: Tensor) -> None:
         self._snapshot, self._head, self._among = snapshot, head, among
-        self._search = head.prepare(task, DTYPES[snapshot.manifest.dtype])
+        self._search = snapshot.prepared(head, task)
         #: Position of each row (N,).
         self.places: NDArray[np.int64] = among.numpy()
 
@@ -99,6 +98,12 @@ class Searching:
                 found.append(Found(scores, self.places[rows], ranks))
         return found
 
+    def rows_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of passages at positions."""
+        # Where all may be found these are the same.
+        every = len(self.places) == self._snapshot.manifest.rows
+        return positions if every else np.searchsorted(self.places, positions)
+
     def projected(self, vectors: Tensor) -> Tensor:
         """Queries (Nq, D) as the interaction module takes them: (Nq, F)."""
         return project(self._head, vectors, "query")
@@ -132,11 +137,8 @@ class Searching:
 
     def exact(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
         """Scores in full of a projected query (F,) with passages at ascending rows (C,)."""
-        if not len(rows):
-            return np.zeros(0, np.float32)
-        positions = self._among[torch.from_numpy(rows)]
-        values, found = self._search.rerank(a[None], positions[None], self._snapshot.gather, len(rows))
-        scores: Scores = values[0].float().cpu().numpy()[found[0].argsort().numpy()]
+        taken = self._snapshot.projected.take(self._among[torch.from_numpy(rows)])
+        scores: Scores = self._search.scores_of(a, taken, exact=True).float().cpu().numpy()
         return scores
 
     def best(
@@ -177,8 +179,8 @@ class Searching:
         return len(self.places) < self._snapshot.size
 
     def _rough_of(self, a: Tensor, positions: Tensor) -> Scores:
-        chunks = self._snapshot.chunks("projected", positions)
-        scores: Scores = self._search.scores(a[None], chunks)[0].float().cpu().numpy()
+        taken = self._snapshot.projected.take(positions)
+        scores: Scores = self._search.scores_of(a, taken).float().cpu().numpy()
         return scores
 
     def _ranked(self, measure: str, values: Tensor, rows: Tensor) -> list[Found]:

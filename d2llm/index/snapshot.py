@@ -18,11 +18,14 @@ from d2llm.files import atomic_path
 from d2llm.index.covering import Certified, Covering
 from d2llm.index.manifest import Manifest
 from d2llm.index.records import FileRecord
-from d2llm.index.segment import Passage, Segment
+from d2llm.index.segment import DTYPES, Passage, Segment
 from d2llm.index.writer import SEGMENTS
 from d2llm.postings import keys_of
 from d2llm.tensor_files import write_tensors
-from d2llm_kernels.rough.rows import Rows, widened
+from d2llm_kernels import IEM
+from d2llm_kernels.rough.rows import Rows
+from d2llm_kernels.rough.search import Search
+from d2llm_kernels.rough.taking import Chunked, widened
 
 _Result = TypeVar("_Result")
 
@@ -76,6 +79,8 @@ class Snapshot:
         self.starts: Tensor = rows.cumsum(0)
         self.deleted: Tensor = _load_deleted(root, manifest)
         self.size = manifest.rows - int(self.deleted.sum())
+        self._prepared: dict[int, Search] = {}
+        self._candidates: dict[tuple[str, int, float], int | None] = {}
         #: The surrogate and what it promises.
         self.surrogate: tuple[Covering, Certified] | None = _load_surrogate(root, manifest)
 
@@ -133,6 +138,29 @@ class Snapshot:
         segment = int(torch.searchsorted(self.starts, position, right=True)) - 1
         return self.segments[segment].passage(position - int(self.starts[segment]))
 
+    @cached_property
+    def projected(self) -> Chunked:
+        """The projected passages, any of which may be taken by position."""
+        return Chunked([segment.projected for segment in self.segments])
+
+    @cached_property
+    def unit(self) -> Chunked:
+        """The unit vectors, where they are kept."""
+        return Chunked([segment.unit for segment in self.segments if segment.unit is not None])
+
+    def prepared(self, head: IEM, task: int) -> Search:
+        """A branch of the index's interaction module, made ready at first use."""
+        if task not in self._prepared:
+            self._prepared[task] = head.prepare(task, DTYPES[self.manifest.dtype])
+        return self._prepared[task]
+
+    def candidates(self, mode: str, k: int, recall: float) -> int | None:
+        """What the surrogate's certificate says for a mode, looked up once."""
+        asked = mode, k, recall
+        if asked not in self._candidates and self.surrogate is not None:
+            self._candidates[asked] = self.surrogate[1].modes[mode].candidates(k, recall, self.deleted)
+        return self._candidates.get(asked)
+
     def chunks(self, stored: str, among: Tensor) -> "Chunks":
         """What is stored, ``"projected"`` or ``"unit"``, of the passages at ascending positions."""
         kept = torch.zeros(self.manifest.rows, dtype=torch.bool)
@@ -141,13 +169,7 @@ class Snapshot:
 
     def gather(self, positions: Tensor, stored: str = "projected") -> Tensor:
         """What is stored, ``"projected"`` (C, F) or ``"unit"`` (C, D), floating, at ascending positions (C,)."""
-        cuts = torch.searchsorted(positions, self.starts).tolist()
-        pieces = [
-            getattr(segment, stored)[positions[low:high] - start]
-            for segment, start, low, high in zip(self.segments, self.starts[:-1], cuts[:-1], cuts[1:], strict=True)
-            if low < high
-        ]
-        return torch.cat([widened(piece) for piece in pieces])
+        return widened(getattr(self, stored).take(positions))
 
 
 class Chunks(Sequence[Rows]):

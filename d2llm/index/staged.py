@@ -58,5 +58,6 @@ def search_candidates(
 
 def _ranks(order: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Ranks from 1 of rows in an order, 0 of those that are not in it."""
-    ranks = {row: rank for rank, row in enumerate(order.tolist(), start=1)}
-    return np.array([ranks.get(row, 0) for row in rows.tolist()], np.int64)
+    # The first column stands for those that are not in it.
+    equal = np.column_stack([np.ones(len(rows), bool), rows[:, None] == order])
+    return (equal.shape[1] - 1 - equal[:, ::-1].argmax(1)).astype(np.int64)

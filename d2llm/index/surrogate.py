@@ -18,8 +18,6 @@ RANK = 128
 _STEPS, _RATE, _QUERIES, _COMMON, _BEST, _POINTWISE = 400, 3e-3, 96, 1000, 20, 0.1
 # Share of the passages' numbers that int8 holds without clipping.
 _HELD = 0.9999
-#: Passages widened at a time: they stay in a core's cache.
-_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -73,16 +71,6 @@ def fit(a: Tensor, b: Tensor, z: Tensor, rank: int, seed: int) -> Maps:
     query, query_bias = queries.folded(g, bias)
     passage, passage_bias = passages.folded(h, torch.zeros(rank))
     return Maps(query, query_bias, passage * scale, passage_bias * scale)
-
-
-def products(queries: Tensor, passages: Tensor) -> Tensor:
-    """Inner products of (Nq, R) and (n, R), both int8: (Nq, n) float32, which holds them exactly up to R = 1,040."""
-    out = torch.empty(len(queries), len(passages))
-    left = queries.float()
-    for first in range(0, len(passages), _AT_ONCE):
-        some = slice(first, first + _AT_ONCE)
-        out[:, some] = left @ passages[some].float().T
-    return out
 
 
 @dataclass(frozen=True)

@@ -136,9 +136,18 @@ class Lora(Protocol):
 
 
 class Int8(Protocol):
-    """Scores of passages in whole numbers, all other tensors float32; see ``rough.int8``."""
+    """What multiplies whole numbers, or serves such searches."""
 
-    def iem_scores_int8(self, a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tensor: ...
+    def iem_scores_int8(self, a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tensor:
+        """Scores of passages in whole numbers, all other tensors float32; see ``rough.int8``."""
+
+    def inner_topk(
+        self, queries: Tensor, chunks: Sequence[Tensor], kept: Tensor | None, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """See ``rough.inner.topk``; k at most the number of rows that count."""
+
+    def take_rows(self, chunks: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """Rows (n, W), of any dtype, of chunks that count on from one to the next."""
 
 
 class Search(Protocol):
@@ -152,6 +161,9 @@ class Search(Protocol):
         Results as in ``iem_topk``, fewer than k columns where there are no more; by rough scores where ``scale``
         belongs to passages in int8.
         """
+
+    def pairs(self, a: Tensor, query: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
+        """Scores (C,) of each passage of b (C, F) with the row of a (S, F) that ``query`` (C,) int64 names."""
 
 
 class Formulas(Protocol):

@@ -14,6 +14,8 @@ from d2llm_kernels.branch import Branch
 from d2llm_kernels.errors import require, shape
 from d2llm_kernels.rough.candidates import Best, candidates, rerank
 from d2llm_kernels.rough.rows import Int8Rows, Rows, widened
+from d2llm_kernels.rough.taking import Int8Taken, Taken
+from d2llm_kernels.rough.taking import widened as widened_of
 from d2llm_kernels.tensors import promotion
 
 # Passages that are widened or moved at a time: 32 MB in float32 at F = 512.
@@ -104,6 +106,31 @@ class Search:
         a = a.detach().to(scorer.branch.weight.dtype)
         parts = [scorer.scores(a, block) for rows in self._checked(chunks) for block in scorer.blocks(rows)]
         return torch.cat(parts, 1) if parts else a.new_empty(len(a), 0)
+
+    @torch.no_grad()
+    def scores_of(self, a: Tensor, rows: Taken, *, exact: bool = False) -> Tensor:
+        """What ``scores`` gives for one query and rows that were taken out of chunks.
+
+        Args:
+            a: (F,). rows: (n, F).
+            exact: in full precision instead, as ``rerank`` scores.
+
+        Returns:
+            (n,), on the device of the branch.
+
+        Raises:
+            ArgumentError: on shapes that do not fit.
+        """
+        self._check(a[None])
+        scorer = self._exact if exact or self._rough is None else self._rough
+        a = a[None].detach().to(scorer.branch.weight.dtype)
+        if isinstance(rows, Int8Taken) and scorer.dtype == torch.int8:
+            assert scorer.own is not None
+            return scorer.own.pairs(a + rows.centres, rows.chunk, rows.values, rows.scale)
+        wide = widened_of(rows).to(a)
+        if scorer.own is not None:
+            return scorer.own.pairs(a, torch.zeros(len(wide), dtype=torch.int64), wide, None)
+        return scorer.scores(a, wide)[0]
 
     @torch.no_grad()
     def rerank(self, a: Tensor, found: Tensor, gather: Callable[[Tensor], Tensor], k: int) -> tuple[Tensor, Tensor]:

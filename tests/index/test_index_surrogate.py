@@ -12,7 +12,10 @@ from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import read_json, write_json
 from d2llm.index import Index, asking, fitting, surrogate
 from d2llm.index import index as face
+from d2llm.index.certificate import Certificate
 from d2llm.index.manifest import Manifest, _digest
+from d2llm_kernels import IEM
+from d2llm_kernels.rough import inner
 
 COUNT = 300
 QUERIES = ["quite fresh words", "blue item7"]
@@ -56,13 +59,6 @@ def files(index: Index):
     return sorted(folder.iterdir())
 
 
-def test_products_are_exact():
-    draw = torch.Generator().manual_seed(0)
-    q, p = (torch.randint(-127, 128, (n, 24), dtype=torch.int8, generator=draw) for n in (3, 50))
-    assert torch.equal(surrogate.products(q, p), (q.int() @ p.int().T).float())
-    assert torch.equal(surrogate.products(q[:1], p), (q[:1].int() @ p.int().T).float())
-
-
 def test_a_fit_orders_as_the_scores_it_is_given(monkeypatch):
     """Scores that a product can reach are found again up to rounding."""
     monkeypatch.setattr(surrogate, "_STEPS", 400)
@@ -70,7 +66,7 @@ def test_a_fit_orders_as_the_scores_it_is_given(monkeypatch):
     a, b = (torch.randn(n, 12, generator=draw) * 3 + 1 for n in (200, 400))
     z = (a - 1) @ torch.randn(12, 12, generator=draw) @ b.T / 12
     maps = surrogate.fit(a[:150], b, z[:150], 16, seed=0)
-    scores = surrogate.products(maps.queries(a[150:]), maps.passages(b))
+    scores = inner.products(maps.queries(a[150:]), maps.passages(b))
     chosen, best = scores.topk(30, 1).indices, z[150:].topk(10, 1).indices
     assert (chosen[:, :, None] == best[:, None]).any(1).float().mean() > 0.9
     again = surrogate.fit(a[:150], b, z[:150], 16, seed=0)
@@ -90,6 +86,21 @@ def test_a_certified_search_keeps_its_promise(fitted, mode):
     assert np.mean(shares) >= 0.9
     scores = {hit.id: hit.score for hit in exact[0]}
     assert all(abs(hit.score - scores[hit.id]) < 1e-4 for hit in found[0] if hit.id in scores)
+
+
+def test_a_search_makes_nothing_ready_twice(fitted, monkeypatch):
+    """Neither the module's packed weights nor what the certificate says: both cost as much as a small search."""
+    asked = []
+    for kind, name in ((IEM, "prepare"), (Certificate, "candidates")):
+        original = getattr(kind, name)
+        counted = lambda *given, name=name, original=original: asked.append(name) or original(*given)  # noqa: E731
+        monkeypatch.setattr(kind, name, counted)
+    for _ in range(3):
+        fitted.search("red item7", 3, mode="iem", recall=0.9)
+    assert sorted(asked) == ["candidates", "prepare"]
+    fitted.delete(["7"])
+    fitted.search("red item7", 3, mode="iem", recall=0.9)
+    assert asked.count("candidates") == 2
 
 
 def test_what_is_not_certified_is_searched_in_full(fitted, model):

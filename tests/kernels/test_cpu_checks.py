@@ -90,6 +90,47 @@ def test_a_prepared_branch_takes_its_own_width_and_dtype_alone():
         topk(rough, SCORES["a"], BYTES["b"], BYTES["scale"][1:], 2)
 
 
+def test_pairs_name_queries_that_there_are():
+    search = library.classes().Search(*list(SCORES.values())[2:], torch.int8)
+    a, (b, scale) = SCORES["a"], list(BYTES.values())[1:3]
+    for query in (torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, -1, 2]), torch.tensor([0, 1]), torch.zeros(4)):
+        with pytest.raises(RuntimeError, match="query: expected"):
+            search.pairs(a, query, b, scale)
+    with pytest.raises(RuntimeError, match="scale: expected"):
+        search.pairs(a, torch.tensor([0, 1, 2, 2]), b, None)
+    assert search.pairs(a, torch.tensor([0, 1, 2, 2]), b, scale).shape == (4,)
+
+
+def test_inner_products_and_taken_rows_check_what_they_are_given():
+    queries, rows = torch.zeros(2, 8, dtype=torch.int8), torch.zeros(5, 8, dtype=torch.int8)
+    kept = torch.ones(10, dtype=torch.bool)
+    topk, take = library.operators().inner_topk, library.operators().take_rows
+    assert topk(queries, [rows, rows], kept, 3)[1].tolist() == [[0, 1, 2]] * 2
+    for arguments in (
+        (queries.float(), [rows, rows], kept, 3),
+        (queries, [rows, rows.int()], kept, 3),
+        (queries, [rows, rows[:, 1:]], kept, 3),
+        (queries, [rows, rows], kept[1:], 3),
+        (queries, [rows, rows], kept.int(), 3),
+        (queries, [rows, rows], None, 11),
+        (queries, [], None, 1),
+        (torch.zeros(1, 1 << 17, dtype=torch.int8), [torch.zeros(1, 1 << 17, dtype=torch.int8)], None, 1),
+    ):
+        with pytest.raises(RuntimeError, match=": expected"):
+            topk(*arguments)
+    for chunks, numbers in (
+        ([rows, rows], [10]),
+        ([rows, rows], [-1]),
+        ([rows, rows[:, 1:]], [0]),
+        ([rows, rows.int()], [0]),
+        ([], [0]),
+        ([rows[0]], [0]),
+        ([rows], [0.0]),
+    ):
+        with pytest.raises(RuntimeError, match=": expected"):
+            take(chunks, torch.tensor(numbers))
+
+
 @pytest.mark.parametrize("wide", (16, 4096))
 def test_the_package_operator_names_a_query_wider_than_the_tokens(wide):
     with pytest.raises(RuntimeError, match="x: expected shape"):

@@ -16,6 +16,7 @@ from d2llm.evaluation.compare import Comparison, Contrast, Row
 from d2llm.evaluation.significance import Difference
 from d2llm.student import D2LLM, hub
 from d2llm.teacher.model import Teacher
+from d2llm.teacher.templates import Template
 from d2llm.training.config import DataConfig, TrainConfig
 
 TEXTS = ["read the file", "open the socket of x y", "z"]
@@ -146,7 +147,8 @@ def test_the_decoder_is_loaded_as_asked(base_model: str, student: D2LLM, tmp_pat
     np.testing.assert_allclose(loaded.encode(TEXTS), student.encode(TEXTS), atol=1e-5)
     with pytest.raises(ValueError, match="device_map"):
         D2LLM.from_pretrained(tmp_path, device_map="nowhere")
-    teacher = Teacher.from_pretrained(base_model, attn_implementation="sdpa", device_map="cpu")
+    letters = Template(name="letters", task="asym", text="{query} {passage} ?", yes="y", no="n")
+    teacher = Teacher.from_pretrained(base_model, attn_implementation="sdpa", device_map="cpu", templates=[letters])
     assert teacher.decoder.config._attn_implementation == "sdpa"
     with pytest.raises(MissingError, match="revision|branch|commit|offline|cache"):
         D2LLM.create("user/decoder", base_revision="v2")

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "../isa/dispatch.h"
 #include "check.h"
@@ -154,23 +155,59 @@ class Search : public torch::CustomClassHolder {
         TORCH_CHECK(values.size(1) <= k, "values: expected at most k of each query, ", k, ", got ", values.size(1));
         const Kept before{values.contiguous(), indices.contiguous()};
         const int64_t count = std::min(k, values.size(1) + b.size(0));
-        const auto best = [&](auto make) {
-            return tensors_of(best_of(before, b.size(0), first, table_.strip, std::max<int64_t>(count, 1), make),
-                              count);
-        };
+        std::tuple<at::Tensor, at::Tensor> best;
+        with_scorer(a, b, scale, [&](auto make) {
+            best =
+                tensors_of(best_of(before, b.size(0), first, table_.strip, std::max<int64_t>(count, 1), make), count);
+        });
+        return best;
+    }
+
+    // Scores (C,) of each row of b (C, F) with the row of a (S, F) that `query` (C,) int64 names; types, scale (C,) and
+    // what is rough as in topk.
+    at::Tensor pairs(const at::Tensor& a, const at::Tensor& query, const at::Tensor& b,
+                     const std::optional<at::Tensor>& scale) const {
+        expect_shape(a, "a", {-1, -1});
+        expect_shape(b, "b", {-1, -1});
+        expect(query, "query", at::kLong, {b.size(0)});
+        const at::Tensor numbers = query.contiguous();
+        const int64_t count = b.size(0), *number = numbers.const_data_ptr<int64_t>();
+        for (int64_t n = 0; n < count; ++n)
+            TORCH_CHECK(number[n] >= 0 && number[n] < a.size(0), "query: expected numbers below ", a.size(0), ", got ",
+                        number[n]);
+        at::Tensor z = at::empty({count}, at::kFloat);
+        float* out = z.mutable_data_ptr<float>();
+        with_scorer(a, b, scale, [&](auto make) {
+            at::parallel_for(0, (count + table_.strip - 1) / table_.strip, 1, [&](int64_t begin, int64_t end) {
+                auto score = make();
+                for (int64_t first = begin * table_.strip; first < std::min(end * table_.strip, count);
+                     first += table_.strip) {
+                    const int64_t some = std::min(table_.strip, count - first);
+                    const float* scores =
+                        score(some, [&](int64_t l) { return number[first + l]; }, [&](int64_t l) { return first + l; });
+                    std::copy(scores, scores + some, out + first);
+                }
+            });
+        });
+        return z;
+    }
+
+  private:
+    // Calls run with what makes a thread's scorer of these rows.
+    template <class Run>
+    void with_scorer(const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& scale, Run run) const {
         if (passages_ == at::kChar) {
             TORCH_CHECK(scale, "scale: expected one for passages in int8");
             check_int8(a, b, *scale, width_);
             const ByteOperands operands = byte_operands(a, b, *scale);
-            return best([&] { return ByteScorer(table_, packed_.view, operands); });
+            return run([&] { return ByteScorer(table_, packed_.view, operands); });
         }
         expect(a, "a", passages_, {-1, width_});
         expect(b, "b", passages_, {-1, width_});
         const Operands operands{rows_of(a), rows_of(b)};
-        return best([&] { return Scorer(table_, packed_.view, operands); });
+        run([&] { return Scorer(table_, packed_.view, operands); });
     }
 
-  private:
     const Kernels& table_;
     at::ScalarType passages_;
     int64_t width_;
@@ -195,7 +232,8 @@ TORCH_LIBRARY_FRAGMENT(d2llm_cpu, m) {
         .def(torch::init([](In weight, In bias, In out_weight, In out_bias, at::ScalarType passages) {
             return c10::make_intrusive<Search>(d2llm::Branch{weight, bias, out_weight, out_bias}, passages);
         }))
-        .def("topk", &Search::topk);
+        .def("topk", &Search::topk)
+        .def("pairs", &Search::pairs);
     m.def(
         "iem_topk(Tensor a, Tensor b, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, int k)"
         " -> (Tensor, Tensor)",

@@ -21,6 +21,9 @@ constexpr int64_t kLinearDepth = 512;
 // Columns of a batch's row that are taken together at most.
 constexpr int64_t kBatchBlock = 64;
 
+// What the width of queries for inner products is rounded up to: the numbers in a vector at most.
+constexpr int64_t kInnerPadding = 64;
+
 // One branch of the IEM, its weights packed in panels of output features, zeros past F (host/pack.h).
 struct BranchView {
     int64_t features;    // F
@@ -53,6 +56,12 @@ struct ByteStrip {
     const Gauge* gauge;       // (strip,)
     float* scratch;           // (strip, 2 * F + 64), all 0 before the first strip
     float* z;                 // (strip,) out
+};
+
+// Rows of whole numbers, `stride` bytes apart.
+struct InnerRows {
+    const int8_t* rows;  // (count, width)
+    int64_t count, width, stride;
 };
 
 // What a strip of the backward reads and adds to. Lanes past the last pair have dz 0 and da null.
@@ -132,6 +141,9 @@ struct Kernels {
     void (*score_f32)(const BranchView&, const Strip&);
     void (*score_bf16)(const BranchView&, const Strip&);
     void (*score_int8)(const BranchView&, const ByteStrip&);
+    // out (count,) = products with a query of units of `unit_int8` numbers, zeros behind them up to a multiple of
+    // kInnerPadding.
+    void (*inner_products)(const InnerRows&, const void* query, int32_t* out);
     void (*differentiate)(const BranchView&, const float* transposed, const StripGradient&, Rows);
     // Queries u (H, D) of the kind of the rows, as `products` reads them, in slabs that cover D.
     void (*pack_queries)(Rows, const void* u, int64_t heads, int64_t width, int64_t slab, float* packed);

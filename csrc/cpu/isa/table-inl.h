@@ -47,6 +47,7 @@ static const Kernels kTable = {
     score<float>,
     score_bf16,
     score_bytes<ScoreInt8>,
+    inner_products<ScoreInt8>,
     differentiate_rows,
     pool_queries,
     pool_products,

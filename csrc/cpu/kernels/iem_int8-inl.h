@@ -8,21 +8,33 @@
 
 // Two input features to a unit, widened to int16, where bytes have no product of their own.
 struct Shorts2 {
-    typedef int16_t Hidden;
+    typedef int16_t Hidden, Query;
+    typedef int8_t Bytes __attribute__((vector_size(2 * D2LLM_LANES)));
+    typedef int16_t Shorts __attribute__((vector_size(4 * D2LLM_LANES)));
     static constexpr int64_t kProducts = 2;
+    static constexpr int32_t kShift = 0;
 
     D2LLM_INLINE Integers add(Integers acc, Vector right, const float* left) {
         int32_t pair;
         __builtin_memcpy(&pair, left, sizeof pair);
+        return add(acc, (Integers)right, pair - Integers{});
+    }
+
+    D2LLM_INLINE Integers add(Integers acc, Integers one, Integers other) {
 #if defined(__AVX512BW__)
-        return acc + (Integers)_mm512_madd_epi16((__m512i)right, _mm512_set1_epi32(pair));
+        return acc + (Integers)_mm512_madd_epi16((__m512i)one, (__m512i)other);
 #elif defined(__AVX2__)
-        return acc + (Integers)_mm256_madd_epi16((__m256i)right, _mm256_set1_epi32(pair));
+        return acc + (Integers)_mm256_madd_epi16((__m256i)one, (__m256i)other);
 #else
-        const Integers hidden = (Integers)right;
-        const int32_t low = static_cast<int16_t>(pair), high = pair >> 16;
-        return acc + (hidden & 0xffff) * low + (hidden >> 16) * high;
+        return acc + (one << 16 >> 16) * (other << 16 >> 16) + (one >> 16) * (other >> 16);
 #endif
+    }
+
+    // A vector of units of stored numbers, each with kShift added.
+    D2LLM_INLINE Integers stored(const int8_t* from) {
+        Bytes bytes;
+        __builtin_memcpy(&bytes, from, sizeof bytes);
+        return (Integers) __builtin_convertvector(bytes, Shorts);
     }
 };
 

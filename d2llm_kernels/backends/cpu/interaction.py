@@ -42,6 +42,16 @@ def iem_scores_int8(a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tens
     return operators().iem_scores_int8(a, b, scale, *branch)
 
 
+def inner_topk(queries: Tensor, chunks: Sequence[Tensor], kept: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """``inner.topk``: one pass over the rows."""
+    return operators().inner_topk(queries, chunks, kept, k)
+
+
+def take_rows(chunks: Sequence[Tensor], numbers: Tensor) -> Tensor:
+    """Rows of chunks that count on from one to the next."""
+    return operators().take_rows(chunks, numbers)
+
+
 def _wanted(gradients: Sequence[Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     """Gradients of a and b and of a branch, those that are wanted, in the dtypes of the inputs."""
     found: tuple[Tensor, ...] = ()

@@ -34,6 +34,8 @@ from d2llm.training.start import run_data
 from d2llm.training.vectors import TextVectors
 
 _DRAWS = 10_000
+#: A logit whose sigmoid is 1 in float32, that of its negative 0.
+_CERTAIN = 200.0
 
 
 class Labels:
@@ -41,11 +43,12 @@ class Labels:
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.header: dict[str, Any] = {}
-        self.known = {(text_id(e.query), text_id(p)): float(p == e.positive) for e in examples for p in e.passages}
+        self.known = {(text_id(e.query), text_id(p)): p == e.positive for e in examples for p in e.passages}
 
-    def probability(self, query_id: str, passage_id: str, temperature: float = 1.0) -> float | None:
-        """1, 0, or None for a pair of no group."""
-        return self.known.get((query_id, passage_id))
+    def logits(self, query_id: str, passage_id: str) -> tuple[float, float] | None:
+        """Logits of probability 1 or 0 in float32, or None for a pair of no group."""
+        known = self.known.get((query_id, passage_id))
+        return None if known is None else (_CERTAIN if known else -_CERTAIN, 0.0)
 
     def relation(self, query_id: str, passage_ids: Sequence[str]) -> np.ndarray | None:
         """None: labels have no features."""

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, fields
 
-from d2llm.errors import InputError
+from d2llm.errors import InputError, shown
 
 IN_BATCH_FORMS = ("mean", "paper")
+#: Losses of :mod:`d2llm.rank_losses`.
+RANKS = ("ranknet", "listnet", "margin_mse", "adr_mse")
 
 
 def check_form(name: str, form: str) -> None:
@@ -23,7 +25,7 @@ class LossWeights:
 
     Raises:
         InputError: for a negative or non-finite weight, a share above 1, a temperature or scale that is not above 0, or
-            an unknown form.
+            an unknown form or rank loss.
     """
 
     #: Weight of the in-batch cross-entropy.
@@ -44,6 +46,12 @@ class LossWeights:
     labels: float = 1.0
     #: From 0 to 1: how far labels stand in for the teacher where it has judged.
     label_share: float = 0.0
+    #: One more loss on the teacher's order or margins of a group, one of ``RANKS``; None for none.
+    rank: str | None = None
+    #: Its weight.
+    rank_weight: float = 1.0
+    #: Divisor of the student's logits in it.
+    rank_temperature: float = 1.0
     #: Temperature of contrastive imitation and of the contrastive loss on labels.
     temperature: float = 1.0
     #: Temperature of the in-batch cross-entropy.
@@ -54,11 +62,13 @@ class LossWeights:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        positive = ("temperature", "in_batch_temperature", "cosine_temperature", "scale")
+        positive = ("temperature", "in_batch_temperature", "cosine_temperature", "rank_temperature", "scale")
         check_form("in_batch_form", self.in_batch_form)
+        if self.rank not in (None, *RANKS):
+            raise InputError(f"rank: expected one of {RANKS} or null, got {shown(self.rank)}")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "in_batch_form":
+            if field.name in ("in_batch_form", "rank"):
                 continue
             if not 0 <= value < float("inf") or (field.name in positive and value == 0):
                 expected = "a positive number" if field.name in positive else "a number of at least 0"

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2llm.errors import InputError
+from d2llm.loss_inputs import as_float, group_mask, same_shape, square
 from d2llm.loss_weights import DEFAULTS, LossWeights, check_form
+from d2llm.rank_losses import RANK_LOSSES
 from d2llm_kernels import functional
 
 # Below this length a feature vector counts as zero: it has no direction, hence no gradient.
@@ -38,7 +40,7 @@ def false_negative_mask(scores: Tensor, margin: float = 0.0) -> Tensor:
     Raises:
         InputError: for scores that are not square.
     """
-    _square("scores", scores)
+    square("scores", scores)
     return scores > scores.diagonal()[:, None] + margin
 
 
@@ -63,7 +65,7 @@ def in_batch_loss(
     Raises:
         InputError: for scores that are not square, a mask of another shape or another form.
     """
-    _square("scores", scores)
+    square("scores", scores)
     duplicates = _duplicates(duplicates, scores)
     cross_entropy, _ = functional.in_batch_terms(scores, duplicates=duplicates, temperature=temperature)
     return _over_queries(cross_entropy, form)
@@ -87,8 +89,8 @@ def contrastive_imitation(z: Tensor, s: Tensor, valid: Tensor | None = None, tem
     Raises:
         InputError: for shapes that do not match.
     """
-    valid = _group_mask(z, s, valid)
-    z, s = _float(z).masked_fill(~valid, 0), _float(s).masked_fill(~valid, 0)
+    valid = group_mask(z, s, valid)
+    z, s = as_float(z).masked_fill(~valid, 0), as_float(s).masked_fill(~valid, 0)
     weights = torch.cat([s[:, :1], 1 - s[:, 1:]], dim=1)
     # The positive stays in, masked row or not, so that no row is empty: a row of one has loss 0.
     keep = torch.cat([torch.ones_like(valid[:, :1]), valid[:, 1:]], dim=1)
@@ -123,11 +125,11 @@ def label_contrastive(
     Raises:
         InputError: for shapes that do not match.
     """
-    valid = _group_mask(z, z, valid)
+    valid = group_mask(z, z, valid)
     if judged is not None:
-        _same_shape("judged", judged, z)
-    judged = _group_mask(z, z, torch.zeros_like(valid) if judged is None else judged)
-    logits = _float(z).masked_fill(~valid, 0) / temperature
+        same_shape("judged", judged, z)
+    judged = group_mask(z, z, torch.zeros_like(valid) if judged is None else judged)
+    logits = as_float(z).masked_fill(~valid, 0) / temperature
     # The positive stays in, masked row or not, so that no row is empty: a row of one has loss 0.
     first = torch.arange(z.shape[1], device=z.device) == 0
     labelled, unjudged = (
@@ -154,7 +156,7 @@ def rank_imitation_correlation(z: Tensor, s: Tensor, valid: Tensor | None = None
     Raises:
         InputError: for shapes that do not match.
     """
-    valid = _group_mask(z, s, valid)
+    valid = group_mask(z, s, valid)
     rows = valid.sum(dim=1) > 1
     correlation = (_standardise(z, valid) * _standardise(s, valid)).sum(dim=1)
     return ((1 - correlation) * rows).sum() / rows.sum().clamp_min(1)
@@ -192,7 +194,7 @@ def rank_imitation_pairwise(
     Raises:
         InputError: for shapes that do not match.
     """
-    judged = _group_mask(z, s, valid) & ~s.isnan()
+    judged = group_mask(z, s, valid) & ~s.isnan()
     return _in_batch_parts(z_in_batch, duplicates, z, s, s_in_batch, judged, LossWeights(scale=scale))[1]
 
 
@@ -206,7 +208,7 @@ def cosines(queries: Tensor, passages: Tensor) -> Tensor:
 
     A zero vector has similarity 0 with everything, itself included, and gets no gradient.
     """
-    left, right, device = _unit(_float(queries)), _unit(_float(passages)), queries.device.type
+    left, right, device = _unit(as_float(queries)), _unit(as_float(passages)), queries.device.type
     # Autocast, where the device has it, would take the product, and it alone, in half precision.
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return left @ right.transpose(-1, -2)
@@ -235,11 +237,11 @@ def feature_imitation(features: Tensor, teacher_relation: Tensor, valid: Tensor 
         raise InputError(f"teacher_relation: expected {expected}, got {tuple(teacher_relation.shape)}")
     # The diagonal tells whether the teacher has a feature for a passage.
     judged = ~teacher_relation.diagonal(dim1=1, dim2=2).isnan()
-    valid = _group_mask(judged, judged, valid) & judged
+    valid = group_mask(judged, judged, valid) & judged
     valid = valid & valid[:, :1]
     both = valid[:, :, None] & valid[:, None, :]
     student = cosine_relation(features.masked_fill(~valid[:, :, None], 0))
-    difference = (_float(teacher_relation) - student).masked_fill(~both, 0)
+    difference = (as_float(teacher_relation) - student).masked_fill(~both, 0)
     return (difference.square().sum(dim=(1, 2)) / valid.sum(dim=1).clamp_min(1).square()).sum()
 
 
@@ -253,6 +255,7 @@ def d2llm_loss(
     valid: Tensor | None = None,
     duplicates: Tensor | None = None,
     embedding_cosines: Tensor | None = None,
+    log_odds: Tensor | None = None,
     weights: LossWeights = DEFAULTS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The total loss of a batch and its weighted parts.
@@ -268,18 +271,20 @@ def d2llm_loss(
         valid: (B, 1+K) bool or None, true where a passage is present.
         duplicates: (B, B) bool or None, see ``in_batch_loss``.
         embedding_cosines: (B, B) float or None, cosines of the embeddings of every query and every positive.
+        log_odds: (B, 1+K) float or None, the teacher's logits of yes less those of no, NaN where it has not judged;
+            with ``weights.rank`` they turn that loss of :mod:`d2llm.rank_losses` on.
         weights: weights and temperatures.
 
     Returns:
         The total (scalar) and the weighted parts, which sum to it: ``in_batch``, ``cosine``, ``labels``,
-        ``contrastive``, ``rank_correlation``, ``rank_pairwise``, ``feature``; parts that do not
+        ``contrastive``, ``rank_correlation``, ``rank_pairwise``, ``feature``, ``rank``; parts that do not
         apply or weigh 0 are left out.
 
     Raises:
         InputError: for shapes that do not match.
     """
     parts: dict[str, Tensor] = {}
-    judged = None if s is None else _group_mask(z, s, valid) & ~s.isnan()
+    judged = None if s is None else group_mask(z, s, valid) & ~s.isnan()
     ranked = judged if weights.gamma else None
     if weights.in_batch or ranked is not None:
         # Both terms read the whole matrix: one pass for the two.
@@ -300,13 +305,11 @@ def d2llm_loss(
             parts["rank_pairwise"] = weights.gamma * pairwise
     if features is not None and teacher_relation is not None and weights.eta:
         parts["feature"] = weights.eta * feature_imitation(features, teacher_relation, valid)
-    total = torch.stack(list(parts.values())).sum() if parts else 0 * _float(z_in_batch).sum()
+    if log_odds is not None and weights.rank is not None and weights.rank_weight:
+        rank = RANK_LOSSES[weights.rank](z, log_odds, valid, weights.rank_temperature)
+        parts["rank"] = weights.rank_weight * rank
+    total = torch.stack(list(parts.values())).sum() if parts else 0 * as_float(z_in_batch).sum()
     return total, parts
-
-
-def _float(x: Tensor) -> Tensor:
-    """At least float32: half precision has too few digits for differences of logits."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _in_batch_parts(
@@ -319,7 +322,7 @@ def _in_batch_parts(
     weights: LossWeights,
 ) -> tuple[Tensor, Tensor]:
     """In-batch cross-entropy and pairwise rank imitation; the second is 0 where no mask of judged passages is given."""
-    size = _square("z_in_batch", z_in_batch)
+    size = square("z_in_batch", z_in_batch)
     duplicates = _duplicates(duplicates, z_in_batch)
     temperature = weights.in_batch_temperature
     if s is None or judged is None:
@@ -328,10 +331,10 @@ def _in_batch_parts(
     if size != len(z):
         raise InputError(f"z_in_batch: expected ({len(z)}, {len(z)}) for z {tuple(z.shape)}, got ({size}, {size})")
     if s_in_batch is not None:
-        _same_shape("s_in_batch", s_in_batch, z_in_batch)
-        s_in_batch = _float(s_in_batch)
+        same_shape("s_in_batch", s_in_batch, z_in_batch)
+        s_in_batch = as_float(s_in_batch)
     hard = judged[:, 1:]
-    s_hard = _float(s)[:, 1:].masked_fill(~hard, float("nan"))
+    s_hard = as_float(s)[:, 1:].masked_fill(~hard, float("nan"))
     cross_entropy, pairwise = functional.in_batch_terms(
         z_in_batch, z[:, 1:], s_hard, s_in_batch, duplicates, temperature
     )
@@ -354,7 +357,7 @@ def _over_queries(cross_entropy: Tensor, form: str) -> Tensor:
 def _duplicates(duplicates: Tensor | None, scores: Tensor) -> Tensor | None:
     """The mask as bool, its shape checked."""
     if duplicates is not None:
-        _same_shape("duplicates", duplicates, scores)
+        same_shape("duplicates", duplicates, scores)
         duplicates = duplicates.bool()
     return duplicates
 
@@ -368,31 +371,9 @@ def _unit(x: Tensor) -> Tensor:
 
 def _standardise(x: Tensor, valid: Tensor) -> Tensor:
     """Centred rows of length 1 over their valid entries, 0 elsewhere and in rows constant to rounding."""
-    x = _float(x).masked_fill(~valid, 0)
+    x = as_float(x).masked_fill(~valid, 0)
     centred = (x - x.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp_min(1)).masked_fill(~valid, 0)
     # What the subtraction of the mean leaves of a constant row is rounding of this size.
     rounding = 8 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
     constant = torch.linalg.vector_norm(centred.detach(), dim=1, keepdim=True) <= rounding
     return _unit(centred.masked_fill(constant, 0))
-
-
-def _group_mask(z: Tensor, s: Tensor, valid: Tensor | None) -> Tensor:
-    """Check the shapes of a group loss; the mask of passages that take part, rows without a positive emptied."""
-    if z.dim() != 2 or z.shape[0] == 0 or z.shape[1] == 0:
-        raise InputError(f"z: expected (B, 1+K) with B at least 1, got {tuple(z.shape)}")
-    _same_shape("s", s, z)
-    if valid is None:
-        return torch.ones_like(z, dtype=torch.bool)
-    _same_shape("valid", valid, z)
-    return valid.bool() & valid[:, :1].bool()
-
-
-def _square(name: str, x: Tensor) -> int:
-    if x.dim() != 2 or x.shape[0] != x.shape[1] or x.shape[0] == 0:
-        raise InputError(f"{name}: expected (B, B) with B at least 1, got {tuple(x.shape)}")
-    return x.shape[0]
-
-
-def _same_shape(name: str, x: Tensor, like: Tensor) -> None:
-    if x.shape != like.shape:
-        raise InputError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(x.shape)}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from d2llm.cli import bench, demo, doctor, evaluate, index, mine, mteb, search, serve, teach, train, tune_search
+from d2llm.cli import bench, data, demo, doctor, evaluate, index, mine, mteb, search, serve, teach, train, tune_search
 from d2llm.cli.failures import GuardedGroup
 
 _HELP = """Semantic search with the judgement of an LLM at the cost of a bi-encoder.
@@ -64,6 +64,7 @@ def _root(
 
 app.command()(demo.demo)
 app.command()(mine.mine)
+app.add_typer(data.app, name="data")
 app.add_typer(teach.app, name="teach")
 app.command()(train.train)
 app.command("eval")(evaluate.evaluate)

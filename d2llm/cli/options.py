@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Format = Annotated[
     str,
     typer.Option(
-        help="Format of the data: auto, d2llm, sentence-transformers, flagembedding, tevatron, beir, nli or sts."
+        help="Format of the data: auto, d2llm, sentence-transformers, flagembedding, tevatron, beir, nli, sts, triples "
+        "(a table without a header) or trec."
     ),
 ]
 Templates = Annotated[

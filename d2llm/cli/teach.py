@@ -2,10 +2,23 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2llm.cli.endpoint import (
+    Check,
+    Concurrency,
+    Endpoint,
+    Prompts,
+    Retries,
+    Timeout,
+    TokenFile,
+    TokenizerName,
+    TopLogprobs,
+    check_sample,
+    endpoint_teacher,
+)
 from d2llm.cli.failures import GuardedGroup
 from d2llm.cli.options import (
     Adapter,
@@ -19,7 +32,12 @@ from d2llm.cli.options import (
     of_task,
     read_passages,
 )
+from d2llm.errors import InputError
 from d2llm.shipped import BASE_MODEL
+
+if TYPE_CHECKING:
+    from d2llm.teacher.scores import ScoreTable
+    from d2llm.teacher.scoring import Judge
 
 #: In a shards folder: the names of all shards that make up the table.
 PLAN = "plan.json"
@@ -131,6 +149,15 @@ def score(
     max_steps: Annotated[int | None, typer.Option(help="run.max_steps of the run; wins over --epochs.")] = None,
     world_size: Annotated[int, typer.Option(help="Processes that will train.")] = 1,
     format: Format = "auto",
+    endpoint: Endpoint = None,
+    tokenizer: TokenizerName = None,
+    prompts: Prompts = "tokens",
+    top_logprobs: TopLogprobs = 20,
+    concurrency: Concurrency = 16,
+    timeout: Timeout = 120.0,
+    retries: Retries = 6,
+    token_file: TokenFile = None,
+    check: Check = 0,
 ) -> None:
     """Judge every example's positive and negatives.
 
@@ -144,6 +171,7 @@ def score(
       d2llm teach score train.jsonl --adapter teacher --out scores.safetensors
       d2llm teach score train.jsonl --adapter teacher --out scores.safetensors --in-batch --config run.yaml
       d2llm teach score train.jsonl --adapter teacher --out scores.safetensors --shard 1 --num-shards 4
+      d2llm teach score train.jsonl --out scores.safetensors --endpoint http://127.0.0.1:8000/v1 --model your/llm
     """
     from d2llm.cli.batches import in_batch_work, run_of
     from d2llm.data.importers import read_any
@@ -157,11 +185,32 @@ def score(
         # The batches are those of the whole file.
         work += [each for each in in_batch_work(examples, *settings, world_size) if task in (None, each.task)]
     folder = shards_dir or out.with_name(out.name + ".shards")
-    teacher = load_teacher(model or (BASE_MODEL if adapter is None else None), adapter, template, num_layers, dtype)
+    teacher: Judge
+    if endpoint is None:
+        teacher = load_teacher(model or (BASE_MODEL if adapter is None else None), adapter, template, num_layers, dtype)
+    elif adapter is not None or num_layers is not None:
+        raise InputError("--adapter, --num-layers: expected neither with --endpoint, which runs an LLM as it is")
+    else:
+        teacher = endpoint_teacher(
+            endpoint,
+            model,
+            tokenizer,
+            template,
+            folder,
+            prompts=prompts,
+            top_logprobs=top_logprobs,
+            concurrency=concurrency,
+            timeout=timeout,
+            retries=retries,
+            token_file=token_file,
+            shard=shard,
+        )
     files = run(teacher, work, folder, shard=shard, num_shards=num_shards)
     fresh = [f"base_model={BASE_MODEL}", "output_dir=student"]
     start = [*(fresh if config is None else [str(config)]), f"data.train={data}", f"data.teacher={out}"]
-    _finish(files, folder, out, shlex.join(["d2llm", "train", *start]))
+    table = _finish(files, folder, out, shlex.join(["d2llm", "train", *start]))
+    if check and endpoint is not None and table is not None:
+        typer.echo(check_sample(table, work, tokenizer or model or BASE_MODEL, template, check))
 
 
 @app.command()
@@ -186,8 +235,8 @@ def collect(
     typer.echo(f"{out}: {len(table)} scored pairs")
 
 
-def _finish(files: list[Path], folder: Path, out: Path, following: str) -> None:
-    """Write the table if every part is there, and else say what is left."""
+def _finish(files: list[Path], folder: Path, out: Path, following: str) -> "ScoreTable | None":
+    """Write and return the table if every part is there, and else say what is left."""
     from d2llm.files import write_json
     from d2llm.teacher.scoring import collect
 
@@ -197,7 +246,8 @@ def _finish(files: list[Path], folder: Path, out: Path, following: str) -> None:
         typer.echo(
             f"{folder}: {missing} of {len(files)} parts are left to the other processes; the last one writes {out}"
         )
-        return
+        return None
     table = collect(files)
     table.save(out)
     typer.echo(f"{out}: {len(table)} scored pairs; next: {following}")
+    return table

@@ -6,23 +6,27 @@ becomes (x, 0), a probability p becomes (log p, log(1 - p)): softmax gives the s
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from d2llm.data.beir import read_beir, read_tevatron
 from d2llm.data.example import Example
-from d2llm.data.jsonl import KEYS, optional_list, read_examples, required_text
+from d2llm.data.jsonl import KEYS, iterate_examples, optional_list, required_text
 from d2llm.data.pairs import KINDS, THRESHOLDS, pair_columns, pairs_to_examples, read_pairs
-from d2llm.data.rows import as_number, check_distinct, json_rows, parse_rows, require_file, table_rows
+from d2llm.data.rows import as_number, check_distinct, json_rows, parse_lazily, require_file, table_rows
+from d2llm.data.runs import read_ranked
+from d2llm.data.triples import iterate_triples
 from d2llm.errors import FormatError, InputError, shown
 from d2llm.files import parse_json
 from d2llm.tasks import ASYM, SYM
 
-FORMATS = ("d2llm", "sentence-transformers", "flagembedding", "tevatron", "beir", "nli", "sts")
+FORMATS = ("d2llm", "sentence-transformers", "flagembedding", "tevatron", "beir", "nli", "sts", "triples", "trec")
 SCORES = ("auto", "logit", "probability", "drop")
 
+#: How the column of queries is called, in lower case. Others count by their order, whatever their names.
+_QUERY_COLUMNS = ("query", "anchor", "question", "sentence", "sentence1", "sentence_a", "text", "text1", "premise")
 _SCORE_COLUMNS = ("score", "scores", "label", "labels")
 #: Probabilities of exactly 0 or 1 have no finite logit.
 _SMALLEST_PROBABILITY = 1e-7
@@ -37,20 +41,44 @@ def read_any(
     *,
     task: str | None = None,
     corpus: str | os.PathLike[str] | None = None,
+    queries: str | os.PathLike[str] | None = None,
     split: str = "train",
     scores: str = "auto",
     threshold: float | None = None,
 ) -> list[Example]:
-    """Read training examples of any known format.
+    """All that :func:`iterate_any` gives."""
+    return list(
+        iterate_any(
+            path, format, task=task, corpus=corpus, queries=queries, split=split, scores=scores, threshold=threshold
+        )
+    )
+
+
+def iterate_any(
+    path: str | os.PathLike[str],
+    format: str = "auto",
+    *,
+    task: str | None = None,
+    corpus: str | os.PathLike[str] | None = None,
+    queries: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    scores: str = "auto",
+    threshold: float | None = None,
+) -> Iterator[Example]:
+    """Read training examples of any known format, a row at a time where a row is all that an example needs.
+
+    Those are d2llm, sentence-transformers, flagembedding and triples of texts; the other formats are read whole.
 
     Args:
         path: a file, or the folder of a BEIR collection.
         format: one of ``FORMATS``, or "auto" to tell by the suffix and the first row.
         task: "sym" or "asym"; by default "sym" for nli and sts, else "asym". Files of the d2llm
             format name it themselves.
-        corpus: the passages that Tevatron rows refer to.
+        corpus: the passages that Tevatron rows, a TREC run or triples of ids refer to.
+        queries: the queries that a TREC run or triples of ids refer to.
         split: the split of a BEIR folder.
-        scores: see ``read_sentence_transformers``.
+        scores: what single numbers of passages are: "logit", "probability", "drop" to ignore them, or "auto":
+            probabilities if all of the file lie in [0, 1], else logits, for which it is read twice.
         threshold: from which label on a pair of nli or sts is positive; by default 0.5 and 4.
 
     Raises:
@@ -63,64 +91,66 @@ def read_any(
     if name not in FORMATS:
         raise InputError(f"format: expected one of {('auto', *FORMATS)}, got {format!r}")
     if name == "d2llm":
-        return read_examples(path)
+        return iterate_examples(path)
+    if name == "sentence-transformers":
+        return _with_logits(lambda: _ordered_rows(path, task or ASYM), scores)
+    if name == "flagembedding":
+        return _with_logits(lambda: _flagembedding_rows(path, task or ASYM), scores)
+    if name == "triples":
+        return iterate_triples(path, task or ASYM, queries, corpus)
     if name in KINDS:
         pairs, labels = read_pairs(path, name)
-        return pairs_to_examples(pairs, labels, THRESHOLDS[name] if threshold is None else threshold, task or SYM)
+        least = THRESHOLDS[name] if threshold is None else threshold
+        return iter(pairs_to_examples(pairs, labels, least, task or SYM))
     if name == "beir":
-        return read_beir(path, split).examples(task or ASYM)
+        return iter(read_beir(path, split).examples(task or ASYM))
     if name == "tevatron":
-        return read_tevatron(path, corpus, task or ASYM)
-    read = read_flagembedding if name == "flagembedding" else read_sentence_transformers
-    return read(path, task or ASYM, scores)
+        return iter(read_tevatron(path, corpus, task or ASYM))
+    if corpus is None or queries is None:
+        raise InputError(f"corpus, queries: expected the files that {path} refers to, got {corpus} and {queries}")
+    return iter(read_ranked(path, queries, corpus, task or ASYM))
 
 
-def read_sentence_transformers(path: str | os.PathLike[str], task: str = ASYM, scores: str = "auto") -> list[Example]:
-    """Read rows whose columns count by order: query, positive, negatives and perhaps scores.
+def _ordered_rows(path: Path, task: str) -> Iterator[_Scored]:
+    """Rows of sentence-transformers, whose columns count by order: query, positive, negatives and perhaps scores.
 
-    JSONL objects, or a ``.csv`` or tab-separated table with a header. A last column named score(s)
-    or label(s) holds one number for the positive and each negative.
-
-    Args:
-        path: the file.
-        task: "sym" or "asym".
-        scores: what the numbers are: "logit", "probability", "drop" to ignore them, or "auto":
-            probabilities if all of the file lie in [0, 1], else logits.
-
-    Raises:
-        InputError: for an unknown ``scores``.
-        MissingError: if there is no such file.
-        FormatError: naming ``file:line: what`` for up to 20 faulty rows.
+    JSONL objects, or a ``.csv`` or tab-separated table with a header. A last column named score(s) or label(s) holds
+    one number for the positive and each negative.
     """
-    path = Path(path)
     if path.suffix.lower() in (".jsonl", ".json"):
-        return _with_logits(parse_rows(path, json_rows(path), lambda row: [_ordered(row, task)]), scores)
+        return parse_lazily(path, json_rows(path), lambda row: [_ordered(row, task)])
     header: list[str] = []
 
     def parse(cells: list[str]) -> Iterator[_Scored]:
         if not header:
             header.extend(cell.strip() for cell in cells)
             check_distinct(header)
+            check_header(header)
             return
         if len(cells) != len(header):
             raise FormatError(f"expected {len(header)} columns, got {len(cells)}")
         yield _ordered(dict(zip(header, cells, strict=True)), task)
 
-    return _with_logits(parse_rows(path, table_rows(path), parse), scores)
+    return parse_lazily(path, table_rows(path), parse)
 
 
-def read_flagembedding(path: str | os.PathLike[str], task: str = ASYM, scores: str = "auto") -> list[Example]:
-    """Read FlagEmbedding rows: query, pos[], neg[], and perhaps pos_scores[] and neg_scores[].
-
-    Every positive gives one example with all of the row's negatives.
-
-    Args:
-        path: the JSONL file.
-        task: "sym" or "asym".
-        scores: as for ``read_sentence_transformers``.
+def check_header(cells: Sequence[str]) -> None:
+    """Make sure that the first row of a table names its columns, and is no example that would be lost.
 
     Raises:
-        InputError, MissingError, FormatError: as ``read_sentence_transformers``.
+        FormatError: if its first cell is no usual name of a query's column.
+    """
+    if cells[0].lower() not in _QUERY_COLUMNS:
+        raise FormatError(
+            f"columns: expected the first row to name them, the first one of {', '.join(_QUERY_COLUMNS)}; got "
+            f"{list(cells)!s:.200}; add such a row, or name the format 'triples' for a table without one"
+        )
+
+
+def _flagembedding_rows(path: Path, task: str) -> Iterator[_Scored]:
+    """Rows of FlagEmbedding: query, pos[], neg[], and perhaps pos_scores[] and neg_scores[].
+
+    Every positive gives one example with all of the row's negatives.
     """
 
     def parse(row: Mapping[str, Any]) -> Iterator[_Scored]:
@@ -136,8 +166,7 @@ def read_flagembedding(path: str | os.PathLike[str], task: str = ASYM, scores: s
             example = Example(query, positive, tuple(negatives), task)
             yield example, [of_positives[number], *of_negatives] if scored else None
 
-    path = Path(path)
-    return _with_logits(parse_rows(path, json_rows(path), parse), scores)
+    return parse_lazily(path, json_rows(path), parse)
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
@@ -211,18 +240,17 @@ def _ordered(row: Mapping[str, Any], task: str) -> _Scored:
     return Example(query, positive, tuple(negatives), task), values
 
 
-def _with_logits(rows: Sequence[_Scored], scores: str) -> list[Example]:
+def _with_logits(read: Callable[[], Iterator[_Scored]], scores: str) -> Iterator[Example]:
+    """The examples of rows that can be read again and again."""
     if scores not in SCORES:
         raise InputError(f"scores: expected one of {SCORES}, got {scores!r}")
     if scores == "auto":
-        every = (value for _, values in rows for value in values or ())
+        every = (value for _, values in read() for value in values or ())
         scores = "probability" if all(0 <= value <= 1 for value in every) else "logit"
-    return [
-        replace(example, scores=tuple(_logits(value, scores) for value in values))
-        if values is not None and scores != "drop"
-        else example
-        for example, values in rows
-    ]
+    for example, values in read():
+        if values is not None and scores != "drop":
+            example = replace(example, scores=tuple(_logits(value, scores) for value in values))
+        yield example
 
 
 def _logits(value: float, kind: str) -> tuple[float, float]:

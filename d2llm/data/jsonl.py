@@ -20,7 +20,12 @@ _ID_KEYS = ("id", "_id", "docid")
 
 
 def read_examples(path: str | os.PathLike[str]) -> list[Example]:
-    """Read training examples, one JSON object a line.
+    """All that :func:`iterate_examples` gives."""
+    return list(iterate_examples(path))
+
+
+def iterate_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
+    """Read training examples one by one, a JSON object a line.
 
     Keys: ``query`` and ``positive`` (text); optional ``negatives`` (list of texts), ``task``
     ("asym", the default, or "sym") and ``scores`` (the teacher's raw [yes, no] logits for the
@@ -28,11 +33,11 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
 
     Raises:
         MissingError: if there is no such file.
-        FormatError: naming ``file:line: what`` for up to 20 faulty lines, or for an empty file.
+        FormatError: at the end, naming ``file:line: what`` for up to 20 faulty lines, or for an empty file.
     """
     path = Path(path)
     numbered = ((line, (line, row)) for line, row in json_rows(path))
-    return parse_rows(path, numbered, lambda row: [_example(*row)])
+    return parse_lazily(path, numbered, lambda row: [_example(*row)])
 
 
 def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> int:

@@ -42,9 +42,12 @@ def parse_rows(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]])
 
 
 def parse_lazily(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]]) -> Iterator[_T]:
-    """As :func:`parse_rows`, each result as soon as it is asked for; none comes after the first fault."""
+    """As :func:`parse_rows`, each result as soon as it is asked for; none comes after the first fault.
+
+    Faults are raised at the end, all at once: what came before them was not all there is.
+    """
     faults: list[str] = []
-    count = 0
+    count = faulty = 0
     for line, row in rows:
         count += 1
         try:
@@ -52,12 +55,15 @@ def parse_lazily(path: Path, rows: Numbered, parse: Callable[[Any], Iterable[_T]
                 raise row
             results = list(parse(row))
         except (InputError, FormatError) as error:
-            faults.append(f"{path}:{line}: {error}")
-        if not faults:
+            faulty += 1
+            if faulty <= FAULTS_SHOWN:
+                faults.append(f"{path}:{line}: {error}")
+            continue
+        if not faulty:
             yield from results
-    if faults:
-        more = [f"... and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
-        raise FormatError("\n".join(faults[:FAULTS_SHOWN] + more))
+    if faulty:
+        more = [f"... and {faulty - FAULTS_SHOWN} more"] if faulty > FAULTS_SHOWN else []
+        raise FormatError("\n".join(faults + more))
     if not count:
         raise FormatError(f"{path}: expected rows, the file has none")
 

@@ -22,6 +22,7 @@ from d2llm.merging import InferenceCopy
 from d2llm.student import checkpoint, encoding, hub
 from d2llm.student.cached_gradients import cached
 from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
+from d2llm.student.gathering import gathered
 from d2llm.student.lora import with_lora
 from d2llm.tasks import ASYM, TASKS, task_index
 from d2llm.texts import TOKEN_BUDGET, batches_by_length
@@ -29,12 +30,17 @@ from d2llm.texts import TOKEN_BUDGET, batches_by_length
 
 @dataclass
 class StudentOutput(ModelOutput):
-    """What :meth:`D2LLM.forward` returns. B queries, P distinct passages, groups of 1+K passages, F IEM features."""
+    """What :meth:`D2LLM.forward` returns. B queries, P distinct passages, groups of 1+K passages, F IEM features.
+
+    With ``gather``, B counts the queries of all processes; P stays this process's.
+    """
 
     #: (B, D) embeddings of ``input_ids``.
     embeddings: Tensor | None = None
     #: (P, D) embeddings of ``passage_input_ids``.
     passage_embeddings: Tensor | None = None
+    #: (B, D) embeddings of every query's positive.
+    positive_embeddings: Tensor | None = None
     #: (B, 1+K) IEM logits of every query with its own positive (index 0) and negatives.
     logits: Tensor | None = None
     #: (B, 1+K, F) IEM features of the same pairs.
@@ -293,6 +299,7 @@ class D2LLM(PreTrainedModel):
         query_states: Tensor | None = None,
         passage_states: Tensor | None = None,
         cached_gradients: bool = False,
+        gather: bool = False,
     ) -> StudentOutput:
         """Embed queries and, for training, embed passages and score them.
 
@@ -311,6 +318,8 @@ class D2LLM(PreTrainedModel):
             passage_states: (P, Lp, D) hidden states in place of ``passage_input_ids``.
             cached_gradients: keep no activations of a chunk, and encode it once more when its gradient is there
                 (:mod:`d2llm.student.cached_gradients`).
+            gather: join the rows of all processes, each of which brings as many queries and passages a group
+                (:mod:`d2llm.student.gathering`).
 
         Returns:
             StudentOutput: only ``embeddings`` unless passages are given.
@@ -329,12 +338,15 @@ class D2LLM(PreTrainedModel):
             queries, passages = queries.to(self.head_dtype), passages.to(self.head_dtype)
         score = self._cached_groups if cached_gradients else self._groups
         logits, features = score(queries, passages, groups, task)
+        rows = [queries, passages[groups[:, 0]], logits.float(), features.float(), task]
+        queries, positives, logits, features, task = map(gathered, rows) if gather else rows
         return StudentOutput(
             embeddings=queries.float(),
             passage_embeddings=passages.float(),
-            logits=logits.float(),
-            features=features.float(),
-            in_batch_logits=self.iem.score_all(queries, passages[groups[:, 0]], task).float(),
+            positive_embeddings=positives.float(),
+            logits=logits,
+            features=features,
+            in_batch_logits=self.iem.score_all(queries, positives, task).float(),
         )
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from d2llm.errors import InputError, MismatchError
 from d2llm.files import sha256
 from d2llm.merging import InferenceCopy, inference_dtype, is_sharded
 from d2llm.teacher.adapter import ADAPTER_WEIGHTS, AdapterSettings, find_adapter, read_settings, with_adapter
-from d2llm.teacher.prompt import PROMPT_VERSION, PromptBuilder
+from d2llm.teacher.prompt import PROMPT_VERSION, PromptBuilder, builder_of, described, make_builders
 from d2llm.teacher.reader import PromptReader
 from d2llm.teacher.templates import TEMPLATES, Template
 from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET
@@ -60,13 +60,7 @@ class Teacher(nn.Module):
         self.origin = dict(origin)
         self.limits = {"query_length": query_length, "passage_length": passage_length}
         self.tokenizer = tokenizer
-        tasks = [template.task for template in templates]
-        if not tasks or len(set(tasks)) != len(tasks):
-            raise InputError(f"templates: expected one or more, each of another task, got tasks {tasks}")
-        self.builders = {
-            template.task: PromptBuilder(tokenizer, template, query_length, passage_length, prompt_version)
-            for template in templates
-        }
+        self.builders = make_builders(tokenizer, templates, query_length, passage_length, prompt_version)
         longest = max(builder.longest for builder in self.builders.values())
         context = getattr(decoder.config, "max_position_embeddings", None)
         if context is not None and longest > context:
@@ -154,9 +148,7 @@ class Teacher(nn.Module):
         return {
             **self.origin,
             **self.limits,
-            "prompt": self.prompt_version,
-            "templates": {task: builder.template.text for task, builder in sorted(self.builders.items())},
-            "answers": {task: [builder.yes, builder.no] for task, builder in sorted(self.builders.items())},
+            **described(self.builders),
         }
 
     def settings(self) -> AdapterSettings:
@@ -175,12 +167,7 @@ class Teacher(nn.Module):
         Raises:
             InputError: if the teacher has no template for it.
         """
-        if task not in self.builders:
-            raise InputError(
-                f"task: this teacher has templates for {sorted(self.builders)}, got {task!r}; give a template for it, "
-                "or tune on examples of it too"
-            )
-        return self.builders[task]
+        return builder_of(self.builders, task)
 
     def train(self, mode: bool = True) -> "Teacher":
         """As of any module; training frees the merged copy that :meth:`judge` computes with."""

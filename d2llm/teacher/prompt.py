@@ -1,7 +1,7 @@
 """Prompts as token ids: texts are shortened to fit, the question at the end never is."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -178,6 +178,50 @@ class PromptBuilder:
                 if field is not None:
                     prompt.extend(cut[field][i])
         return prompts
+
+
+def make_builders(
+    tokenizer: Any,
+    templates: Sequence[Template],
+    query_length: int,
+    passage_length: int,
+    version: int = PROMPT_VERSION,
+) -> dict[str, PromptBuilder]:
+    """The builder of every template, by task.
+
+    Raises:
+        InputError: for no templates, two of one task, or as :class:`PromptBuilder` does.
+    """
+    tasks = [template.task for template in templates]
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise InputError(f"templates: expected one or more, each of another task, got tasks {tasks}")
+    return {
+        template.task: PromptBuilder(tokenizer, template, query_length, passage_length, version)
+        for template in templates
+    }
+
+
+def builder_of(builders: Mapping[str, PromptBuilder], task: str) -> PromptBuilder:
+    """The builder of a task.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if task not in builders:
+        raise InputError(
+            f"task: this teacher has templates for {sorted(builders)}, got {task!r}; give a template for it, or tune "
+            "on examples of it too"
+        )
+    return builders[task]
+
+
+def described(builders: Mapping[str, PromptBuilder]) -> dict[str, Any]:
+    """What the header of a score file says of its prompts."""
+    return {
+        "prompt": next(iter(builders.values())).version,
+        "templates": {task: builder.template.text for task, builder in sorted(builders.items())},
+        "answers": {task: [builder.yes, builder.no] for task, builder in sorted(builders.items())},
+    }
 
 
 def _bos(tokenizer: Any) -> list[int]:

@@ -29,7 +29,7 @@ from d2llm.tensor_files import writing
 
 _METADATA = "d2llm_teacher"
 #: Fields that must agree before scores are mixed; number types may differ, they change the rounding alone.
-IDENTITY = ("adapter", "num_layers", "query_length", "passage_length")
+IDENTITY = ("engine", "adapter", "num_layers", "query_length", "passage_length")
 #: Those that must where the weights' fingerprint is not known on both sides: one folder has many names.
 _NAMES = ("model", "revision")
 #: Those by task, which must agree on the tasks that both sides have.

@@ -10,17 +10,27 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from d2llm.data.example import Example, text_id
 from d2llm.errors import InputError, MissingError
-from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import Group, Pair, ScoreTable
 
 #: Pairs that one shard holds; minutes of work for a small LLM on a CPU.
 SHARD_PAIRS = 1024
+
+
+class Judge(Protocol):
+    """Who scores: :class:`d2llm.teacher.model.Teacher`, or :class:`d2llm.teacher.endpoint.EndpointTeacher`."""
+
+    def header(self) -> dict[str, Any]:
+        """What decides the scores."""
+
+    def judge(self, queries: Sequence[str], passages: Sequence[str], task: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits (N, 2) float32 [yes, no] of pairs, and features (N, D) float32, or None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def _check_size(shard_pairs: int) -> None:
 
 
 def score(
-    teacher: Teacher,
+    teacher: Judge,
     work: Sequence[Work],
     folder: str | os.PathLike[str],
     *,
@@ -156,11 +166,13 @@ def collect(files: Sequence[Path]) -> ScoreTable:
     return ScoreTable(header, logits, relations)
 
 
-def _judge(teacher: Teacher, work: Work) -> ScoreTable:
+def _judge(teacher: Judge, work: Work) -> ScoreTable:
     logits, features = teacher.judge(work.queries, work.passages, work.task)
     ids = [(text_id(query), text_id(passage)) for query, passage in zip(work.queries, work.passages, strict=True)]
     relations: dict[Group, np.ndarray] = {}
-    for start, end in work.groups:
-        unit = features[start:end] / np.maximum(np.linalg.norm(features[start:end], axis=1, keepdims=True), 1e-12)
-        relations[ids[start][0], tuple(passage for _, passage in ids[start:end])] = unit @ unit.T
+    if features is not None:
+        unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        for start, end in work.groups:
+            group = ids[start][0], tuple(passage for _, passage in ids[start:end])
+            relations[group] = unit[start:end] @ unit[start:end].T
     return ScoreTable(teacher.header(), dict(zip(ids, map(tuple, logits.tolist()), strict=True)), relations)

@@ -23,11 +23,15 @@ class Scores(Protocol):
     def header(self) -> dict[str, Any]:
         """Which model and template made the scores."""
 
-    def probability(self, query_id: str, passage_id: str, temperature: float = 1.0) -> float | None:
-        """The teacher's yes-probability of a pair, None where it has not judged it."""
+    def logits(self, query_id: str, passage_id: str) -> tuple[float, float] | None:
+        """The teacher's raw logits of yes and no for a pair, None where it has not judged it."""
 
     def relation(self, query_id: str, passage_ids: Sequence[str]) -> np.ndarray | None:
         """(n, n) float32 cosines of the teacher's features of these passages, None where it has none."""
+
+
+#: Logits of a pair that the teacher has not judged.
+_UNKNOWN = (math.nan, math.nan)
 
 
 def check_header(teacher: Scores, expected: Mapping[str, Any]) -> None:
@@ -62,6 +66,7 @@ class Collator:
         teacher: Scores | Mapping[str, Scores] | None = None,
         temperature: float = 1.0,
         vectors: Computed | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Make the collator.
 
@@ -74,6 +79,8 @@ class Collator:
                 examples carry are used.
             temperature: T of the teacher's softmax over its two logits (paper section 3.1).
             vectors: embeddings or states that stand in the batch in place of tokens.
+            share: (rank, processes): where processes gather, which of as many equal parts of the examples is embedded
+                here.
         """
         self.tokenizer = tokenizer
         self.query_length = query_length
@@ -82,37 +89,41 @@ class Collator:
         self.teacher = teacher
         self.temperature = temperature
         self.vectors = vectors
+        self.rank, self.processes = share
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """The batch of B examples.
+        """The batch of the N examples of all processes that gather, B of which are this one's share.
 
         Returns:
             ``input_ids, attention_mask`` (B, L) int64; ``passage_input_ids, passage_attention_mask`` (P, Lp) int64,
             each distinct passage once; ``groups`` (B, 1+K) int64 rows of them; ``valid`` (B, 1+K)
-            bool, false where an example has fewer negatives; ``task`` (B,) int64; ``duplicates`` (B, B) bool.
-            With teacher scores also ``s`` (B, 1+K) and ``s_in_batch`` (B, B) float32, and ``relation``
-            (B, 1+K, 1+K) float32, NaN where the teacher has not judged.
+            bool, false where an example has fewer negatives; ``task`` (B,) int64; ``duplicates`` (B, N) bool.
+            With teacher scores also ``s`` and ``log_odds`` (B, 1+K), ``s_in_batch`` (B, N) and ``relation``
+            (B, 1+K, 1+K), all float32, NaN where the teacher has not judged. K is that of all N examples.
         """
-        rows = {text: row for row, text in enumerate(dict.fromkeys(p for e in examples for p in e.passages))}
+        size = len(examples) // self.processes
+        share = slice(self.rank * size, (self.rank + 1) * size)
+        mine = examples[share]
+        rows = {text: row for row, text in enumerate(dict.fromkeys(p for e in mine for p in e.passages))}
         width = max(len(example.passages) for example in examples)
-        groups = torch.zeros(len(examples), width, dtype=torch.int64)
-        valid = torch.zeros(len(examples), width, dtype=torch.bool)
-        for i, example in enumerate(examples):
-            size = len(example.passages)
-            groups[i, :size] = torch.tensor([rows[text] for text in example.passages])
-            valid[i, :size] = True
+        groups = torch.zeros(size, width, dtype=torch.int64)
+        valid = torch.zeros(size, width, dtype=torch.bool)
+        for i, example in enumerate(mine):
+            count = len(example.passages)
+            groups[i, :count] = torch.tensor([rows[text] for text in example.passages])
+            valid[i, :count] = True
         queries, positives = [e.query for e in examples], [e.positive for e in examples]
         batch = {
-            **self._texts(queries, list(rows)),
+            **self._texts(queries[share], list(rows)),
             "groups": groups,
             "valid": valid,
-            "task": torch.tensor([task_index(example.task) for example in examples]),
-            "duplicates": torch.from_numpy(self.known.mask(queries, positives)),
+            "task": torch.tensor([task_index(example.task) for example in mine]),
+            "duplicates": torch.from_numpy(self.known.mask(queries, positives)[share]),
         }
         if self.teacher is not None:
-            batch.update(self._judged(self.teacher, examples, width))
+            batch.update(self._judged(self.teacher, mine, positives, width))
         elif any(example.scores is not None for example in examples):
-            batch["s"] = self._carried(examples, width)
+            batch.update(self._carried(mine, width))
         return batch
 
     def _texts(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, Tensor]:
@@ -130,39 +141,46 @@ class Collator:
         }
 
     def _judged(
-        self, teacher: Scores | Mapping[str, Scores], examples: Sequence[Example], width: int
+        self, teacher: Scores | Mapping[str, Scores], examples: Sequence[Example], positives: Sequence[str], width: int
     ) -> dict[str, Tensor]:
-        """Targets from the table, by the texts' ids."""
+        """Targets from the table, by the texts' ids; ``positives`` are those of all N examples."""
         size = len(examples)
-        s = torch.full((size, width), torch.nan)
-        s_in_batch = torch.full((size, size), torch.nan)
+        logits = torch.full((size, width, 2), torch.nan)
+        s_in_batch = torch.full((size, len(positives)), torch.nan)
         relation = torch.full((size, width, width), torch.nan)
         queries = [text_id(example.query) for example in examples]
         groups = [[text_id(passage) for passage in example.passages] for example in examples]
-        positives = [group[0] for group in groups]
+        columns = [text_id(positive) for positive in positives]
 
-        def probabilities(judge: Scores, query: str, passages: Sequence[str]) -> Tensor:
+        def look_up(judge: Scores, query: str, passages: Sequence[str]) -> Tensor:
             # A row at a time: to put one number into a tensor takes ten times as long as to look it up.
-            found = (judge.probability(query, passage, self.temperature) for passage in passages)
-            return torch.tensor([math.nan if value is None else value for value in found])
+            return torch.tensor([judge.logits(query, passage) or _UNKNOWN for passage in passages])
 
         for i, query in enumerate(queries):
             judge = judge_of(teacher, examples[i].task)
             if judge is None:
                 continue
-            s[i, : len(groups[i])] = probabilities(judge, query, groups[i])
-            s_in_batch[i] = probabilities(judge, query, positives)
+            logits[i, : len(groups[i])] = look_up(judge, query, groups[i])
+            s_in_batch[i] = self._odds(look_up(judge, query, columns)).sigmoid()
             cosines = judge.relation(query, groups[i])
             if cosines is not None:
                 n = len(groups[i])
                 relation[i, :n, :n] = torch.from_numpy(np.asarray(cosines, dtype=np.float32))
-        return {"s": s, "s_in_batch": s_in_batch, "relation": relation}
+        return {**self._of_groups(logits), "s_in_batch": s_in_batch, "relation": relation}
 
-    def _carried(self, examples: Sequence[Example], width: int) -> Tensor:
+    def _carried(self, examples: Sequence[Example], width: int) -> dict[str, Tensor]:
         """Targets from the raw logits that the examples themselves carry."""
-        s = torch.full((len(examples), width), torch.nan)
+        logits = torch.full((len(examples), width, 2), torch.nan)
         for i, example in enumerate(examples):
             if example.scores is not None:
-                logits = torch.tensor(example.scores, dtype=torch.float32)
-                s[i, : len(logits)] = (logits / self.temperature).softmax(dim=1)[:, 0]
-        return s
+                logits[i, : len(example.scores)] = torch.tensor(example.scores, dtype=torch.float32)
+        return self._of_groups(logits)
+
+    def _of_groups(self, logits: Tensor) -> dict[str, Tensor]:
+        """Targets of raw logits (B, 1+K, 2)."""
+        odds = self._odds(logits)
+        return {"s": odds.sigmoid(), "log_odds": odds}
+
+    def _odds(self, logits: Tensor) -> Tensor:
+        """Log-odds of yes (...,) of raw logits (..., 2), whose sigmoid is the softmax over both (paper section 3.1)."""
+        return (logits[..., 0] - logits[..., 1]) / self.temperature

@@ -123,6 +123,8 @@ class RunConfig:
 
     #: Examples a process takes at once; they are each other's in-batch negatives.
     batch_size: int = 32
+    #: Where several processes train, take the examples of all of them for in-batch negatives.
+    gather_across_devices: bool = True
     accumulation_steps: int = 1
     epochs: float = 5.0
     #: Optimizer steps in all; None counts epochs.

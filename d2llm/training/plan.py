@@ -90,6 +90,19 @@ class Plan:
         run = self.run
         return math.ceil(run.epochs * self.updates) if run.max_steps is None else run.max_steps
 
+    @property
+    def shared(self) -> int:
+        """Examples whose positives are each other's in-batch negatives: those of a process, or of all of them."""
+        return self.run.batch_size * (self.world_size if self.run.gather_across_devices else 1)
+
+    def batches(self, epoch: int, rank: int) -> np.ndarray:
+        """Example indices that the process ``rank`` reads at every step of an epoch: (steps, shared) int64.
+
+        Where processes gather, each reads all of a step, of which its share comes ``rank``-th.
+        """
+        made = self.epoch(epoch)
+        return made.reshape(len(made), -1) if self.run.gather_across_devices else made[:, rank]
+
     def epochs(self) -> Iterator[np.ndarray]:
         """:meth:`epoch` after epoch until the run ends, the last one cut where it does."""
         whole, rest = divmod(self.all_updates, self.updates)
@@ -111,7 +124,7 @@ def in_batch_pairs(examples: Sequence[Example], plan: Plan) -> Iterator[tuple[in
     positives = [text_id(example.positive) for example in examples]
     seen: set[tuple[str, str]] = set()
     for epoch in plan.epochs():
-        for batch in epoch.reshape(-1, plan.run.batch_size).tolist():
+        for batch in epoch.reshape(-1, plan.shared).tolist():
             for i in batch:
                 masked = known.of(examples[i].query)
                 for j in batch:
@@ -181,6 +194,6 @@ class PlannedBatches(Sampler[list[BatchKey]]):
 
     def __iter__(self) -> Iterator[list[BatchKey]]:
         epoch = self.current_epoch()
-        for number, batch in enumerate(self.plan.epoch(epoch)[:, self.rank].tolist()):
+        for number, batch in enumerate(self.plan.batches(epoch, self.rank).tolist()):
             update = epoch * self.plan.updates + number // self.plan.run.accumulation_steps
             yield [BatchKey(epoch, update, index) for index in batch]

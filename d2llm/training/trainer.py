@@ -23,6 +23,7 @@ from d2llm.errors import InputError
 from d2llm.losses import cosines, d2llm_loss, false_negative_mask
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import load_weights
+from d2llm.student.gathering import gathered
 from d2llm.student.weights import WEIGHTS, read_weights
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import OptimizerConfig, TrainConfig
@@ -32,7 +33,7 @@ from d2llm.training.shards import check_sharding, whole_weights
 from d2llm.training.vectors import Computed
 from d2llm.training.watching import Watch
 
-_TARGETS = ("valid", "duplicates", "s", "s_in_batch", "relation")
+_TARGETS = ("valid", "duplicates", "s", "log_odds", "s_in_batch", "relation")
 
 
 def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArguments:
@@ -141,6 +142,7 @@ class DistillationTrainer(Trainer):
         if config.data.false_negative_filter == "teacher" and teacher is None:
             raise InputError("data.false_negative_filter: 'teacher' needs a file of scores (data.teacher), got none")
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
+        self.gathers = self.plan.shared > config.run.batch_size
         known = KnownPositives(examples)
         clean = list(map(known.clean, examples))
         if config.mining.wanted:
@@ -157,6 +159,7 @@ class DistillationTrainer(Trainer):
             teacher,
             config.data.teacher_temperature,
             vectors,
+            (arguments.process_index, arguments.world_size) if self.gathers else (0, 1),
         )
         watching = [] if validation is None else [Watch(self, config.run.patience)]
         super().__init__(
@@ -226,12 +229,17 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The weighted sum of the losses that the batch has targets for (paper section 3.3)."""
-        targets = {name: inputs[name] for name in _TARGETS if name in inputs}
+        rows = {name: inputs[name] for name in _TARGETS if name in inputs}
+        targets = {name: gathered(value) for name, value in rows.items()} if self.gathers else rows
         tokens = {name: value for name, value in inputs.items() if name not in _TARGETS}
         run = self.config.run
-        output = model(**tokens, texts_per_chunk=run.texts_per_chunk, cached_gradients=run.cached_gradients)
-        positives = output.passage_embeddings[inputs["groups"][:, 0]]
-        near = cosines(output.embeddings, positives)
+        output = model(
+            **tokens,
+            texts_per_chunk=run.texts_per_chunk,
+            cached_gradients=run.cached_gradients,
+            gather=self.gathers,
+        )
+        near = cosines(output.embeddings, output.positive_embeddings)
         total, parts = d2llm_loss(
             output.logits,
             output.in_batch_logits,
@@ -242,6 +250,7 @@ class DistillationTrainer(Trainer):
             valid=targets["valid"],
             duplicates=self._no_negatives(targets, near),
             embedding_cosines=near,
+            log_odds=targets.get("log_odds"),
             weights=self.config.loss,
         )
         for name, value in parts.items():

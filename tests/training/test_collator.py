@@ -30,8 +30,9 @@ class Table:
         self.header = {"model": "teacher-a", "templates": ["t"]}
         self.known = {(text_id(query), text_id(passage)): value for (query, passage), value in known.items()}
 
-    def probability(self, query_id: str, passage_id: str, temperature: float = 1.0) -> float | None:
-        return self.known.get((query_id, passage_id))
+    def logits(self, query_id: str, passage_id: str) -> tuple[float, float] | None:
+        known = self.known.get((query_id, passage_id))
+        return None if known is None else (math.log(known), math.log1p(-known))
 
     def relation(self, query_id: str, passage_ids: Sequence[str]) -> np.ndarray | None:
         judged = [text_id(text) for text in ("read", "close", "x y")]
@@ -77,8 +78,11 @@ def test_every_row_is_judged_by_the_teacher_of_its_task(tokenizer: Any) -> None:
     pairs = {(query, passage): 0.0 for query in ("open the file", "open it") for passage in ("read", "close", "z")}
     teachers = {"asym": Table(dict.fromkeys(pairs, 0.25)), "sym": Table(dict.fromkeys(pairs, 0.75))}
     batch = Collator(tokenizer, 8, 8, KNOWN, teachers)(EXAMPLES)
-    assert batch["s_in_batch"].tolist() == [[0.25] * 3, [0.75] * 3, [0.25] * 3]
-    assert batch["s"][:, 0].tolist() == [0.25, 0.75, 0.25]
+    expected = torch.tensor([[0.25] * 3, [0.75] * 3, [0.25] * 3])
+    torch.testing.assert_close(batch["s_in_batch"], expected)
+    odds = torch.tensor([-math.log(3), math.log(3), -math.log(3)])
+    torch.testing.assert_close(batch["log_odds"][:, 0], odds)
+    torch.testing.assert_close(batch["s"][:, 0], torch.tensor([0.25, 0.75, 0.25]))
     alone = Collator(tokenizer, 8, 8, KNOWN, {"sym": teachers["sym"]})(EXAMPLES)
     assert alone["s"][:, 0].isnan().tolist() == [True, False, True]
 
@@ -98,3 +102,18 @@ def test_another_teacher_is_a_mismatch() -> None:
         check_header(Table({}), {"model": "teacher-b"})
     with pytest.raises(MismatchError, match="expected templates"):
         check_header(Table({}), {"templates": ["u"]})
+
+
+def test_a_share_of_a_gathered_batch_has_the_rows_of_the_whole(tokenizer: Any) -> None:
+    examples = [*EXAMPLES, Example("read it", "y")]
+    table = Table({(e.query, p): 0.5 for e in examples for p in ("read", "close", "x y", "z", "y")})
+    whole = Collator(tokenizer, 8, 8, KNOWN, teacher=table)(examples)
+    for rank in (0, 1):
+        part = Collator(tokenizer, 8, 8, KNOWN, teacher=table, share=(rank, 2))(examples)
+        rows = slice(2 * rank, 2 * rank + 2)
+        for name in ("valid", "duplicates", "s", "s_in_batch", "relation", "task"):
+            torch.testing.assert_close(part[name], whole[name][rows], rtol=0, atol=0, equal_nan=True)
+        assert len(part["input_ids"]) == 2 and part["groups"].shape == (2, 3)
+        texts = [[tokenizer.decode(part["passage_input_ids"][row]) for row in rows] for rows in part["groups"]]
+        for example, group in zip(examples[rows], texts, strict=True):
+            assert [text.replace("<eos>", "") for text in group[: len(example.passages)]] == list(example.passages)

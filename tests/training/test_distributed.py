@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from gathered_run import gradients
 from safetensors.torch import load_file
 from training_setup import make_config, make_examples
 
@@ -31,10 +32,33 @@ def launch(script: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_two_processes_train_one_student(base_model: str, tmp_path: Path) -> None:
-    launch("interrupted_run.py", base_model, str(tmp_path), "-1")
-    fingerprints = [(tmp_path / f"fingerprint-{rank}").read_text() for rank in (0, 1)]
-    assert fingerprints == [D2LLM.from_pretrained(tmp_path).fingerprint()] * 2
+@pytest.fixture(scope="module")
+def two_processes(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what two processes found that train together."""
+    folder = tmp_path_factory.mktemp("two")
+    launch("gathered_run.py", base_model, str(folder))
+    return folder
+
+
+def test_two_processes_train_one_student(two_processes: Path) -> None:
+    fingerprints = [(two_processes / f"fingerprint-{rank}").read_text() for rank in (0, 1)]
+    assert fingerprints == [D2LLM.from_pretrained(two_processes).fingerprint()] * 2
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["plain", "cached"])
+def test_two_processes_learn_what_one_does_from_the_joined_batch(
+    two_processes: Path, base_model: str, tmp_path: Path, cached: bool
+) -> None:
+    one = gradients(base_model, tmp_path, 8, cached)
+    found = [load_file(two_processes / f"{'cached' if cached else 'plain'}-{rank}.safetensors") for rank in (0, 1)]
+    apart = load_file(two_processes / "apart-0.safetensors")
+    for name, expected in one.items():
+        size = max(1.0, float(expected.abs().max()))
+        for each in found:
+            torch.testing.assert_close(each[name], expected, rtol=0, atol=1e-6 * size, msg=name)
+    assert one.keys() == found[0].keys() == found[1].keys()
+    # The batches of processes that do not gather are others.
+    assert float((apart["iem.linear1.weight"] - one["iem.linear1.weight"]).abs().max()) > 1e-3
 
 
 def test_what_two_processes_hold_in_shards_is_measured_and_written_whole(base_model: str, tmp_path: Path) -> None:

@@ -79,13 +79,23 @@ def test_bad_plans_are_named(arguments: dict) -> None:
         plan(5, **arguments)
 
 
-def test_announced_pairs_are_those_that_meet() -> None:
+@pytest.mark.parametrize(("gather", "together"), [(True, 4), (False, 2)])
+def test_processes_that_gather_read_each_step_whole(gather: bool, together: int) -> None:
+    whole = Plan(10, RunConfig(batch_size=2, gather_across_devices=gather), world_size=2)
+    steps = whole.epoch(3)
+    expected = steps.reshape(2, 4) if gather else steps[:, 1]
+    np.testing.assert_array_equal(whole.batches(3, rank=1), expected)
+    assert whole.shared == together
+
+
+@pytest.mark.parametrize(("world_size", "gather", "together"), [(1, True, 4), (2, True, 8), (2, False, 4)])
+def test_announced_pairs_are_those_that_meet(world_size: int, gather: bool, together: int) -> None:
     examples = [Example(f"q{i % 7}", f"p{i % 5}") for i in range(12)]
-    whole = Plan(12, RunConfig(batch_size=4, seed=2, epochs=3))
+    whole = Plan(12, RunConfig(batch_size=4, seed=2, epochs=3, gather_across_devices=gather), world_size)
     met = {
         (examples[i].query, examples[j].positive)
         for p in whole.epochs()
-        for b in p.reshape(-1, 4)
+        for b in p.reshape(-1, together)
         for i in b
         for j in b
     }
@@ -119,7 +129,8 @@ def test_epochs_draw_other_negatives_and_each_gets_its_turn() -> None:
 
 def test_the_sampler_asks_for_the_epoch_when_it_starts() -> None:
     epoch = 0
-    sampler = PlannedBatches(Plan(10, RunConfig(batch_size=2), 2), rank=1, current_epoch=lambda: epoch)
+    apart = RunConfig(batch_size=2, gather_across_devices=False)
+    sampler = PlannedBatches(Plan(10, apart, 2), rank=1, current_epoch=lambda: epoch)
     dataset = EpochExamples([Example(f"q{i}", "p", NEGATIVES) for i in range(10)], negatives=2, seed=0)
     for epoch in (0, 3):
         batches = list(sampler)

@@ -16,7 +16,7 @@ LONG_WARMUP = 0.5
 #: Seconds above which a run is long.
 LONG_RUN = 2 * 60 * 60
 #: Weights of the losses that need a teacher.
-_OF_TEACHER = ("alpha", "beta", "gamma", "eta")
+_OF_TEACHER = ("alpha", "beta", "gamma", "eta", "rank_weight")
 
 
 def errors(facts: Facts, config: TrainConfig) -> Iterator[str]:
@@ -96,6 +96,7 @@ def idle_losses(facts: Facts, config: TrainConfig) -> dict[str, str | None]:
         "alpha": (weights.alpha * (1 - weights.label_share), judged),
         "beta": (weights.beta, judged),
         "gamma": (weights.gamma, judged or in_batch),
+        "rank_weight": (weights.rank_weight if weights.rank else 0, judged),
         "eta": (weights.eta, None if found.compared else "the teacher's features are not compared"),
     }
     return {name: "weight 0" if not weight else why for name, (weight, why) in reasons.items()}

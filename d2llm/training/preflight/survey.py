@@ -100,8 +100,8 @@ def place(example: Example) -> str:
 
 def _batches(plan: Plan) -> Iterator[list[tuple[int, int]]]:
     """(epoch, index) keys of batches that lie evenly over the run."""
-    size = plan.run.batch_size
-    total = plan.all_updates * plan.run.accumulation_steps * plan.world_size
+    size = plan.shared
+    total = plan.all_updates * plan.run.accumulation_steps * (plan.run.batch_size * plan.world_size // size)
     every = max(1, math.ceil(total * size * size / PAIRS))
     number = 0
     for epoch, steps in enumerate(plan.epochs()):
@@ -127,7 +127,13 @@ def _count_group(
     found.compared += compared
     for passage, is_judged in zip(example.passages, judged, strict=True):
         found.groups.count(example, passage, is_judged)
-    imitated = weights.alpha * (1 - weights.label_share) or weights.beta or weights.gamma or (weights.eta and compared)
+    imitated = (
+        weights.alpha * (1 - weights.label_share)
+        or weights.beta
+        or weights.gamma
+        or (weights.eta and compared)
+        or (weights.rank and weights.rank_weight)
+    )
     for is_judged in judged[1:]:
         by_teacher = is_judged and judged[0]
         found.negatives += 1
@@ -138,4 +144,4 @@ def _count_group(
 
 def _judged(teacher: Scores | Mapping[str, Scores] | None, example: Example, passage: str) -> bool:
     judge = judge_of(teacher, example.task)
-    return judge is not None and judge.probability(text_id(example.query), text_id(passage)) is not None
+    return judge is not None and judge.logits(text_id(example.query), text_id(passage)) is not None

@@ -49,7 +49,7 @@ def try_steps(trainer: "DistillationTrainer", examples: Sequence[Example]) -> St
         examples: its training examples, without false negatives.
     """
     student, device, config = trainer.student, trainer.args.device, trainer.config
-    batches = trainer.plan.epoch(0)[:TRIALS, trainer.args.process_index].tolist()
+    batches = trainer.plan.batches(0, trainer.args.process_index)[:TRIALS].tolist()
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -63,7 +63,8 @@ def try_steps(trainer: "DistillationTrainer", examples: Sequence[Example]) -> St
             if cuda:
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
-            if sum(seconds) > ENOUGH:
+            # Processes that gather take each step together.
+            if trainer.accelerator.gather(torch.tensor([sum(seconds)], device=device)).max() > ENOUGH:
                 break
     trained = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
     return StepCost(

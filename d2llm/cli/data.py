@@ -50,8 +50,10 @@ def check(
     from d2llm.data.importers import iterate_any
 
     # Any number may be a logit, and a second pass that tells more is not needed to count.
-    given = {"task": task, "corpus": corpus, "queries": queries, "threshold": threshold}
-    typer.echo(count(iterate_any(source, format, split=split, scores="logit", **given)))
+    examples = iterate_any(
+        source, format, split=split, scores="logit", task=task, corpus=corpus, queries=queries, threshold=threshold
+    )
+    typer.echo(count(examples))
 
 
 @app.command()
@@ -81,8 +83,10 @@ def convert(
     from d2llm.data.importers import iterate_any
     from d2llm.data.jsonl import write_examples
 
-    given = {"task": task, "corpus": corpus, "queries": queries, "threshold": threshold}
-    count = write_examples(target, iterate_any(source, format, split=split, scores=scores, **given))
+    examples = iterate_any(
+        source, format, split=split, scores=scores, task=task, corpus=corpus, queries=queries, threshold=threshold
+    )
+    count = write_examples(target, examples)
     typer.echo(f"{target}: {count} examples; next: d2llm data check {target}")
 
 

@@ -85,4 +85,4 @@ def test_a_fresh_start_is_the_cosine_and_defaults_do_not_end_below_it(
     assert end["mrr"] >= start["mrr"]
     # Nor does the training itself do damage that only the return to the best step would hide.
     measured = [entry["eval_mrr"] for entry in trainer.state.log_history if "eval_mrr" in entry]
-    assert measured[-1] > start["mrr"] - 0.01
+    assert measured[-1] > start["mrr"] - 0.02

@@ -147,3 +147,21 @@ def test_pairs_that_do_not_broadcast_are_named():
     a, b, *weights = pair_inputs(2, 3, 8)
     with pytest.raises(dk.ArgumentError, match=r"^b: expected a shape that broadcasts"):
         dk.functional.iem_pairs(a, b, *weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinite_projections_score_as_in_the_formula(backend, dtype):
+    """Widths that fill no tile: what pads them must not meet an infinite unit."""
+    draw = torch.Generator().manual_seed(0)
+    for width in (1, 5, 16, 30, 64):
+        for sign in (1, -1):
+            a, b, weight, bias, out, last = (tensor.to(dtype) for tensor in pair_inputs(40, 40, width))
+            weight = sign * weight.abs()
+            a[torch.rand(a.shape, generator=draw) < 0.5] = torch.inf
+            a[20:][torch.rand(20, width, generator=draw) < 0.5] = -torch.inf
+            given = (a, b, weight, bias, out, last)
+            expected = dk.functional.iem_pairs(*given, backend="reference").float()
+            assert expected.isfinite().all() == (sign < 0)
+            found = dk.functional.iem_pairs(*given, backend=backend).float()
+            assert torch.equal(found.isnan(), expected.isnan()) and torch.equal(found.isinf(), expected.isinf())

@@ -39,7 +39,8 @@ def gradients(base_model: str, output: Path, batch_size: int, cached: bool, gath
         student={**config.student, "lora_dropout": 0.0, "init": "xavier"},
         loss=replace(config.loss, cosine=1.0, gamma=1.0, eta=1.0, label_share=0.5, rank="adr_mse"),
     )
-    trainer = DistillationTrainer(D2LLM.create(base_model, **config.student), config, make_examples(), teacher=Judge())
+    student = D2LLM.create(base_model, **config.student).double()
+    trainer = DistillationTrainer(student, config, make_examples(), teacher=Judge())
     model = trainer.accelerator.prepare(trainer.student)
     trainer.current_gradient_accumulation_steps = 1
     loss = trainer.training_step(model, next(iter(trainer.get_train_dataloader())))

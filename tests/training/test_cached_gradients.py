@@ -39,7 +39,7 @@ def setting(base_model: str, dtype: torch.dtype = torch.float64, **fields: Any) 
     student = D2LLM.create(base_model, **{"lora_r": 2, "iem_hidden": 8, "init": "xavier", **fields}).to(dtype).train()
     examples = make_examples()[:12]
     batch = Collator(student.tokenizer, 24, 24, KnownPositives(examples))(examples)
-    targets = {name: batch.pop(name) for name in ("s", "valid", "duplicates")}
+    targets = {name: batch.pop(name) for name in ("s", "log_odds", "valid", "duplicates")}
     relation = torch.rand(12, *2 * targets["valid"].shape[1:], generator=torch.Generator().manual_seed(0))
     in_batch = torch.rand(12, 12, generator=torch.Generator().manual_seed(1))
     return student, batch, {**targets, "teacher_relation": relation, "s_in_batch": in_batch}

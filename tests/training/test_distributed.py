@@ -55,7 +55,9 @@ def test_two_processes_learn_what_one_does_from_the_joined_batch(
     for name, expected in one.items():
         size = max(1.0, float(expected.abs().max()))
         for each in found:
-            torch.testing.assert_close(each[name], expected, rtol=0, atol=1e-6 * size, msg=name)
+            torch.testing.assert_close(
+                each[name], expected, rtol=0, atol=1e-6 * size, msg=lambda text, name=name: f"{name}: {text}"
+            )
     assert one.keys() == found[0].keys() == found[1].keys()
     # The batches of processes that do not gather are others.
     assert float((apart["iem.linear1.weight"] - one["iem.linear1.weight"]).abs().max()) > 1e-3

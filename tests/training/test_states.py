@@ -35,7 +35,7 @@ def heads(base_model: str, **fields: Any) -> D2LLM:
 
 def logits(student: D2LLM, examples: list[Example], states: TokenStates | None, **how: Any) -> tuple[torch.Tensor, ...]:
     batch = Collator(student.tokenizer, 6, 8, KnownPositives(examples), vectors=states)(examples)
-    given = {name: value for name, value in batch.items() if name not in ("valid", "duplicates", "s")}
+    given = {name: value for name, value in batch.items() if name not in ("valid", "duplicates", "s", "log_odds")}
     output = student(**given, **how)
     return output.logits, output.in_batch_logits
 

@@ -39,6 +39,8 @@ D2LLM_INLINE void keep(const Vector (&tile)[kPanel][kColumns], int64_t first, co
 D2LLM_INLINE void finish(Vector (&acc)[kPanel][kColumns], const BranchView& branch, int64_t p, Vector (&z)[kColumns]) {
 #pragma GCC unroll 12
     for (int r = 0; r < kPanel; ++r) {
+        // Padding has weights of zero, which an infinite hidden unit makes NaN.
+        if (p * kPanel + r >= branch.features) break;
 #pragma GCC unroll 4
         for (int v = 0; v < kColumns; ++v) {
             acc[r][v] = relu(acc[r][v] + broadcast(branch.bias[p * kPanel + r]));

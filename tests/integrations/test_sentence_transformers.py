@@ -72,14 +72,14 @@ def test_vectors_come_in_every_form_that_the_library_knows(model: D2LLMSentenceT
     torch.testing.assert_close(model.similarity(queries[0], documents[1]), expected[:1, 1:2])
     torch.testing.assert_close(model.similarity_pairwise(queries[0], documents[1]), expected[0, 1:2])
     assert model.similarity(queries.clone().requires_grad_(), documents).requires_grad
-    with pytest.raises(InputError, match=r"embeddings1: expected \(N, 576\)"):
+    with pytest.raises(InputError, match=r"embeddings1: expected \(N, 384\)"):
         model.similarity(queries[:, :10], documents)
     with pytest.raises(InputError, match="embeddings2: expected 3"):
         model.similarity_pairwise(queries, documents)
 
 
 def test_a_long_corpus_is_scored_in_parts(model: D2LLMSentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, documents = torch.randn(3, 576), torch.randn(11, 576)
+    queries, documents = torch.randn(3, 384), torch.randn(11, 384)
     whole = model.similarity(queries, documents)
     monkeypatch.setattr("d2llm.integrations.vectors._PASSAGES_AT_ONCE", 4)
     torch.testing.assert_close(model.similarity(queries, documents), whole)
@@ -144,7 +144,7 @@ def test_missing_parts_and_texts_are_told_of_in_the_words_of_the_library(
     (headless / "modules.json").write_text(json.dumps(modules))
     plain = D2LLMSentenceTransformer(str(headless), trust_remote_code=True)
     with pytest.raises(InputError, match="expected an IEM as its last module, got PMAPooling"):
-        plain.similarity(torch.zeros(1, 576), torch.zeros(1, 576))
+        plain.similarity(torch.zeros(1, 384), torch.zeros(1, 384))
 
 
 def test_the_library_s_evaluator_and_search_take_the_interaction_module(model: D2LLMSentenceTransformer) -> None:

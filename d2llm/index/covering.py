@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from d2llm.errors import FormatError
@@ -96,12 +94,15 @@ class Covering:
         self.end = sum(map(len, rows))
 
     @classmethod
-    def open(cls, folder: Path, segments: Sequence[SegmentRecord], hidden: int) -> tuple["Covering", Certified]:
+    def open(
+        cls, folder: Path, segments: Sequence[SegmentRecord], hidden: int, part: slice
+    ) -> tuple["Covering", Certified]:
         """The surrogate in a folder, its rows mapped, and its certificates.
 
         Args:
             segments: those that it covers.
             hidden: F.
+            part: of the segments, those that are opened.
 
         Raises:
             FormatError: if a file holds other tensors than it should.
@@ -114,25 +115,24 @@ class Covering:
             raise FormatError(f"{path}: expected maps to one width, got several: {sorted(sizes)}")
         expected = [{"rows": (segment.rows, *sizes, torch.int8)} for segment in segments]
         rows = [read_tensors(*each)["rows"] for each in zip(parts, expected, strict=True)]
-        covering = cls(Maps(**found), rows)
-        return covering, Certified.read(certificate, covering.end)
+        return cls(Maps(**found), rows[part]), Certified.read(certificate, sum(map(len, rows)))
 
     def scores(self, a: Tensor) -> Tensor:
         """Products of projected queries (Nq, F) with every passage covered: (Nq, end) float32, whole numbers."""
         queries = self.maps.queries(a)
         return torch.cat([inner.products(queries, rows) for rows in self._rows], 1)
 
-    def choose(self, a: Tensor, count: int, among: Tensor) -> list[NDArray[np.int64]]:
-        """Positions of the ``count`` best of each projected query (Nq, F), best first.
+    def choose(self, a: Tensor, count: int, among: Tensor) -> tuple[Tensor, Tensor]:
+        """The ``count`` best of each projected query (Nq, F), best first: products int32 and positions int64, (Nq, c).
 
         Args:
-            among: ascending positions of those that may be chosen.
+            among: ascending positions of those that may be chosen; c is their number where that is less than count.
         """
         among = among[: int(torch.searchsorted(among, self.end))]
         if not len(among):
-            return [np.zeros(0, np.int64)] * len(a)
+            return torch.zeros(len(a), 0, dtype=torch.int32), torch.zeros(len(a), 0, dtype=torch.int64)
         kept = None
         if len(among) < self.end:
             kept = torch.zeros(self.end, dtype=torch.bool)
             kept[among] = True
-        return list(inner.topk(self.maps.queries(a), self._rows, min(count, self.end), kept)[1].numpy())
+        return inner.topk(self.maps.queries(a), self._rows, min(count, self.end), kept)

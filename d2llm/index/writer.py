@@ -29,7 +29,8 @@ from d2llm_kernels.rough.rows import Int8Rows, Rows
 SEGMENTS = "segments"
 # What a killed writer leaves of files that it was about to rename, beside those of segments.
 _SCRATCH = (".head-*", ".deleted-*", ".surrogate-*", ".manifest.json.*")
-#: Texts handed to the model at a time: enough to sort by length, few enough to see progress.
+#: Texts handed to the model at a time, unless it has ``texts_at_once``: enough to sort by length, few enough to see
+#: progress.
 _ENCODE = 1024
 
 
@@ -131,8 +132,9 @@ def _vectors(part: Corpus, model: Model, manifest: Manifest, batch_size: int | N
         bar.update(len(part))
         return check_vectors("vectors", part.vectors, manifest.dim)
     pieces = []
-    for start in range(0, len(part), _ENCODE):
-        texts = part.texts[start : start + _ENCODE]
+    step = getattr(model, "texts_at_once", _ENCODE)
+    for start in range(0, len(part), step):
+        texts = part.texts[start : start + step]
         encoded = encode(model, texts, "passage", batch_size, manifest.windows)
         pieces.append(check_vectors("encoded passages", encoded, manifest.dim))
         bar.update(len(texts))

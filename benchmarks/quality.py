@@ -10,6 +10,7 @@ demonstration holds out and is read for a final table alone. All are searched ov
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "quality.md"
+#: What no setting is chosen by.
+TESTS = ("test", "test-code")
 _LEXICAL, _COSINE, _IEM, _HYBRID = "BM25", "cosine", "IEM", "hybrid"
 
 
@@ -42,6 +45,11 @@ def over_library(held_out: Iterable[Example]) -> Validation:
     for pair in held_out:
         relevant.setdefault(pair.query, set()).add(rows[pair.positive])
     return Validation(tuple(relevant), tuple(passages), tuple(map(frozenset, relevant.values())))
+
+
+def code_alone(data: Validation) -> Validation:
+    """The same search where no passage stands below the name of its function."""
+    return replace(data, passages=tuple(passage.partition("\n")[2] for passage in data.passages))
 
 
 def cosqa(folder: Path) -> Validation:
@@ -59,6 +67,7 @@ def sets(cosqa_folder: Path | None) -> dict[str, Callable[[], Validation]]:
         "everyday": lambda: read_questions(EVERYDAY, standard_library_functions()),
         "test": lambda: over_library(hold_out(standard_library_pairs())[1]),
     }
+    known |= {f"{name}-code": lambda make=make: code_alone(make()) for name, make in known.items()}  # type: ignore[misc]
     if cosqa_folder is not None:
         known["cosqa"] = lambda: cosqa(cosqa_folder)
     return known
@@ -141,10 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
     students = dict(each.split("=", 1) for each in asked.student)
     measured, known = Measured(asked.work), sets(asked.cosqa)
     for name in known if asked.only is None else asked.only:
-        if asked.only is not None or name != "test":
+        if asked.only is not None or name not in TESTS:
             measured.measure(name, known[name](), students)
     systems = [*(f"{each}, {how}" for each in students for how in (_COSINE, _IEM, _HYBRID)), _LEXICAL]
-    blocks = {name: table(measured, name, systems) for name in ("docstrings", "everyday", "cosqa", "test")}
+    blocks = {name: table(measured, name, systems) for name in known}
     for name, lines in blocks.items():
         print(f"\n{name}", *lines, sep="\n")
     if asked.write:

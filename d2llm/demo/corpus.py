@@ -1,4 +1,8 @@
-"""What a student on an encoder learns from: functions of many packages, each asked for in several ways."""
+"""What a student on an encoder learns from: functions of many packages, each asked for in several ways.
+
+Half of them stand below their names, as in the standard library's passages; the others are code alone, which is what
+many corpora have.
+"""
 
 import random
 from collections.abc import Iterable
@@ -15,6 +19,8 @@ from d2llm.tasks import ASYM
 
 #: Of the pairs that no table reports on, those by which settings are chosen: a shuffle of its own.
 VALIDATION, VALIDATION_SEED = 500, 1
+#: Share of the training functions that stand below their names.
+NAMED = 0.5
 #: Questions in everyday words, for the same end; they lie with the tests.
 EVERYDAY = Path(__file__).parents[2] / "tests" / "data" / "everyday.jsonl"
 
@@ -44,7 +50,9 @@ def _unseen(library: list[Function]) -> set[str]:
     answers = [questions.passages[row] for rows in questions.relevant for row in rows]
     held_out = [*test, *validation_pairs()]
     texts = [*questions.queries, *answers, *(text for pair in held_out for text in (pair.query, pair.positive))]
-    return {text_key(text) for text in texts}
+    unseen = {text_key(text) for text in texts}
+    # Code is not to be seen below another name either.
+    return unseen | {text_key(function.code) for function in library if text_key(function.passage) in unseen}
 
 
 def _some(found: list[Function], name: str) -> list[Function]:
@@ -58,7 +66,8 @@ def _examples(found: Iterable[Function], unseen: set[str]) -> list[Example]:
     for function in found:
         if text_key(function.code) in unseen:
             continue
+        passage = function.passage if random.Random(function.name).random() < NAMED else function.code
         for query in function.queries():
             if text_key(query) not in unseen:
-                examples[Example(query, function.code, task=ASYM)] = None
+                examples[Example(query, passage, task=ASYM)] = None
     return list(examples)

@@ -9,6 +9,7 @@ from d2llm.checkpoints import check_settings, last_checkpoint
 from d2llm.data.jsonl import read_examples
 from d2llm.errors import InputError
 from d2llm.files import write_json
+from d2llm.merging import widen
 from d2llm.student import D2LLM
 from d2llm.student.weights import WEIGHTS, read_weights
 from d2llm.training.config import TrainConfig
@@ -110,7 +111,8 @@ def _computed(student: D2LLM, data: RunData, config: TrainConfig) -> Computed | 
     arguments = training_arguments(config, evaluates=False)
     # The first process computes them, the others find them.
     with arguments.main_process_first(desc="hidden states"):
-        dtype = torch.bfloat16 if config.run.bf16 else None
+        dtype = torch.bfloat16 if arguments.bf16 else None
+        widen(student)
         return TokenStates.kept(student, examples, Path(config.output_dir), dtype)
 
 

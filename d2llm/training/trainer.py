@@ -21,6 +21,7 @@ from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.losses import cosines, d2llm_loss, false_negative_mask
+from d2llm.merging import multiplies_bfloat16, widen
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import load_weights
 from d2llm.student.gathering import gathered
@@ -60,7 +61,7 @@ def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArgument
         warmup_steps=optimizer.warmup,
         max_grad_norm=optimizer.max_grad_norm,
         seed=run.seed,
-        bf16=run.bf16,
+        bf16=run.bf16 and multiplies_bfloat16(),
         use_cpu=not torch.accelerator.is_available(),
         **_checkpointing(run.gradient_checkpointing),
         # A batch may lack one of the tasks, whose branch then has no gradient.
@@ -128,6 +129,7 @@ class DistillationTrainer(Trainer):
                 "student.base_dtype: expected float32 where the base is trained, since small updates vanish in fewer "
                 f"bits, got {student.config.base_dtype}"
             )
+        widen(student)
         self.student = student
         self.config = config
         self.validation = validation

@@ -28,7 +28,7 @@ def test_a_set_is_measured_once_and_gone_on_with(
     D2LLM.create(base_model, lora_r=2, iem_hidden=8).save_pretrained(tmp_path / "student")
     monkeypatch.setattr(quality, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
     document = tmp_path / "quality.md"
-    names = ("docstrings", "everyday", "cosqa", "test")
+    names = ("docstrings", "test")
     document.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names), encoding="utf-8")
     monkeypatch.setattr(quality, "DOCUMENT", document)
     arguments = ["--work", str(tmp_path / "work"), "--student", f"tiny={tmp_path / 'student'}", "--write"]

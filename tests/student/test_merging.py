@@ -52,7 +52,9 @@ def test_a_bfloat16_base_is_merged_as_exactly_as_it_computes_unmerged(base_model
     student, wide = learned(base_model, base_dtype="bfloat16"), learned(base_model)
     exact = student.encode(TEXTS, dtype=torch.float32)
     np.testing.assert_allclose(exact, wide.encode(TEXTS), rtol=0.05, atol=0.05)
-    error, before = (np.abs(found - exact).mean() for found in (student.encode(TEXTS, dtype=torch.bfloat16), unmerged(student)))
+    error, before = (
+        np.abs(found - exact).mean() for found in (student.encode(TEXTS, dtype=torch.bfloat16), unmerged(student))
+    )
     assert 0 < error < 1.5 * before < 0.05
 
 

@@ -61,7 +61,7 @@ class Labelled:
     def part(self, rows: Bools) -> "Labelled":
         """Those of the pairs that ``rows`` (N,) names."""
         chosen = np.flatnonzero(rows)
-        return Labelled(self.odds[chosen], self.relevant[chosen], [self.queries[row] for row in chosen])
+        return Labelled(self.odds[chosen], self.relevant[chosen], [self.queries[row] for row in chosen.tolist()])
 
 
 @dataclass(frozen=True)

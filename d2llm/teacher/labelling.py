@@ -107,8 +107,8 @@ def find_candidates(
         raise InputError(f"candidates: expected at least 1, got {count}")
     scorers = [bm25_scorer("bm25", queries, passages), *further]
     # Numbers serve as ids; one more than asked for, should the query itself be among them.
-    ids = [[str(number) for number in range(len(each))] for each in (queries, passages)]
-    ranked = [each.runs[0].indices for each in search(scorers, *ids, min(count + 1, len(passages))).values()]
+    asked, held = ([str(number) for number in range(len(each))] for each in (queries, passages))
+    ranked = [each.runs[0].indices for each in search(scorers, asked, held, min(count + 1, len(passages))).values()]
     return [
         _in_turn(query, [[passages[i] for i in run[row] if i != NOTHING] for run in ranked], count)
         for row, query in enumerate(queries)

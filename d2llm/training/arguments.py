@@ -88,13 +88,14 @@ def optimizer_class(arguments: TrainingArguments) -> Callable[[Any], torch.optim
         InputError: for one that needs more than parameters and rates.
         MissingError: for one whose package is not installed.
     """
+    name = OptimizerNames(arguments.optim).value
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     except ImportError as error:
-        raise MissingError(f"optimizer.name: {arguments.optim.value}: {error}") from None
+        raise MissingError(f"optimizer.name: {name}: {error}") from None
     except ValueError as error:
         raise InputError(
-            f"optimizer.name: expected one that needs parameters and rates alone, got {arguments.optim.value} ({error})"
+            f"optimizer.name: expected one that needs parameters and rates alone, got {name} ({error})"
         ) from None
     return partial(kind, **options)
 

@@ -11,7 +11,7 @@ from d2llm.errors import InputError
 from d2llm.merging import inference_dtype, merged, multiplies_bfloat16, widen
 from d2llm.student import D2LLM
 from d2llm.training.config import TrainConfig
-from d2llm.training.trainer import training_arguments
+from d2llm.training.arguments import training_arguments
 
 TEXTS = ["open the file", "read x y z", "close the socket of a b c", "z"]
 

@@ -18,7 +18,13 @@ import torch
 
 from benchmarks.document import replaced
 from d2llm.data.cosqa import read_cosqa
-from d2llm.data.docstrings import hold_out, standard_library_functions, standard_library_pairs
+from d2llm.data.docstrings import (
+    below_names,
+    hold_out,
+    standard_library_functions,
+    standard_library_names,
+    standard_library_pairs,
+)
 from d2llm.data.example import Example, text_id
 from d2llm.data.questions import read_questions
 from d2llm.data.validation import Validation
@@ -33,7 +39,7 @@ from d2llm.student.encoding import cosine_similarity
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "quality.md"
 #: What no setting is chosen by.
-TESTS = ("test", "test-code")
+TESTS = ("test", "test-named")
 _LEXICAL, _COSINE, _IEM, _HYBRID = "BM25", "cosine", "IEM", "hybrid"
 
 
@@ -47,9 +53,11 @@ def over_library(held_out: Iterable[Example]) -> Validation:
     return Validation(tuple(relevant), tuple(passages), tuple(map(frozenset, relevant.values())))
 
 
-def code_alone(data: Validation) -> Validation:
-    """The same search where no passage stands below the name of its function."""
-    return replace(data, passages=tuple(passage.partition("\n")[2] for passage in data.passages))
+def named(data: Validation) -> Validation:
+    """The same search where functions stand below their names, as in the library that ``d2llm search`` opens."""
+    names = standard_library_names()
+    below = dict(zip(names, below_names(names), strict=True))
+    return replace(data, passages=tuple(below[passage] for passage in data.passages))
 
 
 def cosqa(folder: Path) -> Validation:
@@ -67,7 +75,7 @@ def sets(cosqa_folder: Path | None) -> dict[str, Callable[[], Validation]]:
         "everyday": lambda: read_questions(EVERYDAY, standard_library_functions()),
         "test": lambda: over_library(hold_out(standard_library_pairs())[1]),
     }
-    known |= {f"{name}-code": lambda make=make: code_alone(make()) for name, make in known.items()}  # type: ignore[misc]
+    known |= {f"{name}-named": lambda make=make: named(make()) for name, make in known.items()}
     if cosqa_folder is not None:
         known["cosqa"] = lambda: cosqa(cosqa_folder)
     return known

@@ -219,7 +219,7 @@ def learnt(task: Task, seed: int, folder: Path, base: str | None) -> dict[str, n
 
 
 def rows(task: Task, name: str, measured: Measured, seeds: int, lora: bool) -> list[str]:
-    """Markdown lines of a task: every metric's mean and spread, and the first one's interval over the start's cosine."""
+    """Markdown lines of a task: every metric's mean and spread, and the first one's interval over the first row."""
 
     def shipped() -> dict[str, np.ndarray]:
         cosine, logits = student_pairs(D2LLM.from_pretrained(STUDENT), task.pairs, task.task)

@@ -1,7 +1,7 @@
 """Docstring-to-code pairs from Python source: a real retrieval corpus that every Python brings along.
 
-The query is the first sentence of a function's docstring, the passage is the function's name with its module, as a
-title, above its source without the docstring. Files are parsed, never imported.
+The query is the first sentence of a function's docstring, the passage is the function's source
+without the docstring. Files are parsed, never imported.
 """
 
 import ast
@@ -10,7 +10,7 @@ import re
 import sysconfig
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePath
@@ -50,14 +50,9 @@ class Function:
         return first_sentence(self.docstring)
 
     @property
-    def passage(self) -> str:
-        """Its code below its name: ``def load(fp)`` alone does not say of what."""
-        return f"{self.name}\n{self.code}"
-
-    @property
     def pair(self) -> Example:
-        """The first sentence with the passage."""
-        return Example(self.query, self.passage, task=ASYM)
+        """The first sentence with the code."""
+        return Example(self.query, self.code, task=ASYM)
 
     @property
     def words(self) -> str:
@@ -80,7 +75,7 @@ def standard_library_functions() -> list[Function]:
 
 
 def standard_library_pairs() -> list[Example]:
-    """Every (first docstring sentence, passage) pair of the running Python's standard library, in file order."""
+    """Every (first docstring sentence, code) pair of the running Python's standard library, in file order."""
     return _pairs(standard_library_functions())
 
 
@@ -93,13 +88,18 @@ def docstring_names(root: Path) -> dict[str, str]:
     """The name of every passage of ``docstring_pairs``, such as "shutil.rmtree", in their order; all differ."""
     names: dict[str, str] = {}
     used: Counter[str] = Counter()
-    for function in _distinct(functions(root)):
-        if function.passage not in names:
+    for function in functions(root):
+        if function.code not in names:
             used[function.name] += 1
             # A property and its setter have one name, and so have versions for several systems.
             count = used[function.name]
-            names[function.passage] = function.name if count == 1 else f"{function.name}#{count}"
+            names[function.code] = function.name if count == 1 else f"{function.name}#{count}"
     return names
+
+
+def below_names(names: Mapping[str, str]) -> list[str]:
+    """The passages of ``docstring_names``, each below its name: ``def load(fp)`` alone does not say of what."""
+    return [f"{name.partition('#')[0]}\n{passage}" for passage, name in names.items()]
 
 
 def package_pairs(package: str) -> list[Example]:
@@ -171,15 +171,7 @@ def _is_library(path: PurePath) -> bool:
 
 def _pairs(found: Iterable[Function]) -> list[Example]:
     """The distinct pairs of functions, in order."""
-    return list(dict.fromkeys(function.pair for function in _distinct(found)))
-
-
-def _distinct(found: Iterable[Function]) -> Iterable[Function]:
-    """Functions that differ in more than their names: of copies with one docstring the first."""
-    first: dict[tuple[str, str], Function] = {}
-    for function in found:
-        first.setdefault((function.query, function.code), function)
-    return first.values()
+    return list(dict.fromkeys(function.pair for function in found))
 
 
 def _file_functions(file: Path, name: PurePath) -> Iterator[Function]:

@@ -11,7 +11,7 @@ from d2llm.errors import FormatError, InputError, MissingError
 
 
 def read_questions(path: str | os.PathLike[str], found: Iterable[Function]) -> Validation:
-    """The questions of a JSONL file, to be searched for among the passages of ``found``.
+    """The questions of a JSONL file, to be searched for in the code of ``found``.
 
     A line has ``question`` and ``functions``, the names of those that answer it, such as ``pathlib.Path.exists``. Names
     that ``found`` has not, since versions of Python differ, are passed over, and so is a question left with none.
@@ -24,15 +24,10 @@ def read_questions(path: str | os.PathLike[str], found: Iterable[Function]) -> V
     file = Path(path)
     if not file.is_file():
         raise MissingError(f"{file}: file not found")
-    passages: list[str] = []
-    rows: dict[tuple[str, str], int] = {}
+    rows: dict[str, int] = {}
     answers: dict[str, set[int]] = {}
     for function in found:
-        # Copies of a function that differ in their names alone are one passage, which any of the names stands for.
-        row = rows.setdefault((function.query, function.code), len(rows))
-        if row == len(passages):
-            passages.append(function.passage)
-        answers.setdefault(function.name, set()).add(row)
+        answers.setdefault(function.name, set()).add(rows.setdefault(function.code, len(rows)))
     relevant: dict[str, frozenset[int]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         question, names = _parse(line, f"{file}, line {number}")
@@ -40,7 +35,7 @@ def read_questions(path: str | os.PathLike[str], found: Iterable[Function]) -> V
             relevant[question] = answering
     if not relevant:
         raise InputError(f"found: expected functions that answer a question of {file}, got {len(answers)} others")
-    return Validation(tuple(relevant), tuple(passages), tuple(relevant.values()))
+    return Validation(tuple(relevant), tuple(rows), tuple(relevant.values()))
 
 
 def _parse(line: str, where: str) -> tuple[str, list[str]]:

@@ -1,8 +1,4 @@
-"""What a student on an encoder learns from: code of many packages' functions, each asked for in several ways.
-
-Code alone, without the name above it that the standard library's passages have: a student that had half of its passages
-below their names found neither kind better.
-"""
+"""What a student on an encoder learns from: functions of many packages, each asked for in several ways."""
 
 import random
 from collections.abc import Iterable
@@ -48,9 +44,7 @@ def _unseen(library: list[Function]) -> set[str]:
     answers = [questions.passages[row] for rows in questions.relevant for row in rows]
     held_out = [*test, *validation_pairs()]
     texts = [*questions.queries, *answers, *(text for pair in held_out for text in (pair.query, pair.positive))]
-    unseen = {text_key(text) for text in texts}
-    # Code is not to be seen below another name either.
-    return unseen | {text_key(function.code) for function in library if text_key(function.passage) in unseen}
+    return {text_key(text) for text in texts}
 
 
 def _some(found: list[Function], name: str) -> list[Function]:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from d2llm.cache import cache_folder
 from d2llm.compact import restore
-from d2llm.data.docstrings import standard_library_names
+from d2llm.data.docstrings import below_names, standard_library_names
 from d2llm.data.example import text_id
 from d2llm.errors import MissingError
 from d2llm.index import Index
@@ -19,8 +19,9 @@ from d2llm.student import D2LLM
 def open_library() -> Index:
     """The index of the running Python's standard library, with the shipped student to search it; ids name functions.
 
-    It is built in the cache folder at first use. Passages that the shipped vectors hold are not
-    encoded again; those that only this version of Python has are.
+    A passage is a function's source below its name, without its docstring. The index is built in the cache folder at
+    first use. Passages that the shipped vectors hold are not encoded again; those that only this version of Python has
+    are.
 
     Raises:
         MissingError: if the package was installed without its shipped student.
@@ -28,11 +29,11 @@ def open_library() -> Index:
     if not STUDENT.is_dir():
         raise MissingError(f"shipped student: {STUDENT} not found; this installation lacks the package's data")
     student = D2LLM.from_pretrained(STUDENT)
-    path = cache_folder() / f"library-{VERSION}-{sysconfig.get_python_version()}-{student.fingerprint()}"
+    path = cache_folder() / f"library-named-{VERSION}-{sysconfig.get_python_version()}-{student.fingerprint()}"
     if (path / "manifest.json").is_file():
         return Index.open(path, student)
     names = standard_library_names()
-    passages = list(names)
+    passages = below_names(names)
     vectors = library_vectors(student, passages)
     return Index.build(student, passages, path, ids=list(names.values()), vectors=vectors, overwrite=True)
 

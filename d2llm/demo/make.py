@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from d2llm.compact import shrink
-from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pairs, without
+from d2llm.data.docstrings import (
+    below_names,
+    hold_out,
+    package_pairs,
+    standard_library_names,
+    standard_library_pairs,
+    without,
+)
 from d2llm.data.example import Example, text_id
 from d2llm.demo.data import load_data
 from d2llm.demo.encoder import make
@@ -115,10 +122,10 @@ def make_student(work: Path) -> None:
 
 
 def make_vectors() -> None:
-    """Ship the library's passages as the shipped student embeds them, in eight bits."""
+    """Ship the library's passages as the shipped student embeds them, in eight bits: code alone and below its name."""
     if VECTORS.exists():
         return
-    library = load_data().library
+    library = [*load_data().library, *below_names(standard_library_names())]
     vectors = D2LLM.from_pretrained(STUDENT).encode(library, "passage", convert_to="torch")
     ids = torch.tensor([list(bytes.fromhex(text_id(passage))) for passage in library], dtype=torch.uint8)
     with atomic_path(VECTORS) as temporary:

@@ -59,3 +59,11 @@ def test_cosqa_is_read_by_its_numbers(tmp_path: Path) -> None:
     write_json(tmp_path / "dev.json", [{"query": "how to b", "code": 4}])
     data = quality.cosqa(tmp_path)
     assert data.queries == ("how to b",) and data.relevant == (frozenset({1}),)
+
+
+def test_functions_stand_below_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"def load(fp): 1": "json.load", "def load(fp): 2": "json.load#2"}
+    monkeypatch.setattr(quality, "standard_library_names", lambda: names)
+    data = quality.named(Validation(("read json?",), tuple(reversed(names)), (frozenset({1}),)))
+    assert data.passages == ("json.load\ndef load(fp): 2", "json.load\ndef load(fp): 1")
+    assert data.relevant == (frozenset({1}),)

@@ -24,12 +24,11 @@ DOC = "Return the number of things."
 
 
 def pairs(folder: Path, source: str | bytes, name: str = "module.py") -> list[tuple[str, str]]:
-    """Queries with code, which stands below the function's name."""
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     content = textwrap.dedent(source).encode() if isinstance(source, str) else source
     file.write_bytes(content)
-    return [(pair.query, pair.positive.partition("\n")[2]) for pair in docstring_pairs(folder)]
+    return [(pair.query, pair.positive) for pair in docstring_pairs(folder)]
 
 
 def test_a_function_without_its_decorator_and_docstring(tmp_path):
@@ -54,14 +53,6 @@ def test_a_function_without_its_decorator_and_docstring(tmp_path):
         "    total = start + len(things)\n    return total"
     )
     assert pairs(tmp_path, source) == [(DOC, code)]
-
-
-def test_a_passage_is_the_code_below_the_name_that_it_is_imported_by(tmp_path):
-    source = f'class Bag:\n    def count(self):\n        """{DOC}"""\n        return 1'
-    pairs(tmp_path, source, "shop/__init__.py")
-    pairs(tmp_path, source, "shop/copy.py")
-    # A copy, docstring and all, is no other passage.
-    assert [pair.positive for pair in docstring_pairs(tmp_path)] == ["shop.Bag.count\ndef count(self):\n    return 1"]
 
 
 def test_methods_nested_and_async_functions_are_dedented(tmp_path):
@@ -194,8 +185,7 @@ def test_a_missing_folder_or_package_is_named(tmp_path):
 def test_an_installed_package():
     found = package_pairs("pytest")
     assert len(found) > 50 and len(set(found)) == len(found)
-    codes = [pair.positive.partition("\n")[2] for pair in found]
-    assert all(pair.task == "asym" for pair in found) and 0 < max(map(len, codes)) <= PASSAGE_CHARACTERS
+    assert all(pair.task == "asym" and len(pair.positive) <= PASSAGE_CHARACTERS for pair in found)
 
 
 def test_the_standard_library_holds_out_what_it_does_not_train_on(library_pairs):
@@ -203,8 +193,7 @@ def test_the_standard_library_holds_out_what_it_does_not_train_on(library_pairs)
     assert len(found) > 4000
     for pair in found:
         assert QUERY_CHARACTERS[0] <= len(pair.query) <= QUERY_CHARACTERS[1]
-        _, _, code = pair.positive.partition("\n")
-        assert code.startswith(("def ", "async def ")) and len(code) <= PASSAGE_CHARACTERS
+        assert pair.positive.startswith(("def ", "async def ")) and len(pair.positive) <= PASSAGE_CHARACTERS
     train, held = hold_out(found)
     assert len(held) == 500 and (train, held) == hold_out(found)
     assert {pair.query for pair in train}.isdisjoint(pair.query for pair in held)
@@ -281,7 +270,7 @@ def test_every_passage_has_a_name_of_its_own():
     assert list(names) == list(dict.fromkeys(pair.positive for pair in docstring_pairs(root)))
     assert len(set(names.values())) == len(names)
     (put,) = (passage for passage, name in names.items() if name == "queues.Queue.put")
-    assert put.startswith("queues.Queue.put\nasync def put(")
+    assert put.startswith("async def put(")
 
 
 def test_names_are_of_modules_classes_and_functions_and_tell_equals_apart(tmp_path):

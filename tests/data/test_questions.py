@@ -34,7 +34,7 @@ def test_a_name_stands_for_every_function_that_has_it(tmp_path: Path) -> None:
         {"question": "two?", "functions": ["a.C.g"]},
     )
     data = read_questions(file, _FOUND)
-    assert data.passages == tuple(f"{function.name}\n{function.code}" for function in (_FOUND[0], _FOUND[1], _FOUND[3]))
+    assert data.passages == ("def f(): 1", "def g(self): 2", "def g(self, x): 3")
     assert data.queries == ("one?", "two?")
     assert data.relevant == (frozenset({0}), frozenset({1, 2}))
 

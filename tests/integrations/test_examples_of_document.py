@@ -48,7 +48,7 @@ def test_each_is_short() -> None:
 def test_sentence_transformers(student: D2LLM) -> None:
     names = run("sentence-transformers", student)
     assert names["scores"].argmax() == 1 and names["figures"]["iem_mrr@10"] == 1
-    assert names["hits"][0][0]["corpus_id"] == 1 and names["best"][0]["text"] == FITS
+    assert names["logits"].shape == (2,) and names["hits"][0][0]["corpus_id"] == 1 and names["best"][0]["text"] == FITS
 
 
 def test_transformers(student: D2LLM) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from d2llm.index.model import (
     load_head,
 )
 from d2llm.index.searching import Found, Scores
+from d2llm.index.segment import Passage
 from d2llm.index.snapshot import Snapshot, of_newest
+from d2llm.index.surrogate import Maps
 from d2llm.index.writer import SEGMENTS
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
@@ -216,6 +218,29 @@ class Reader:
     def ids(self) -> list[str]:
         """Ids of the passages, in the order they were added."""
         return list(self._snapshot.ids())
+
+    def rows(self, count: int) -> Iterator[tuple[list[Passage], Tensor]]:
+        """The passages in the order they were added, ``count`` at a time, and their projections (n, F) float32."""
+        for positions in self._snapshot.live.split(count):
+            passages = [self._snapshot.passage(position) for position in positions.tolist()]
+            yield passages, self._snapshot.gather(positions).float()
+
+    def surrogate(self, task: str | int = ASYM) -> Maps | None:
+        """The maps of the surrogate, if there is one for the branch.
+
+        Raises:
+            InputError: for an unknown task.
+        """
+        number, held = task_index(task), self._snapshot.surrogate
+        return None if held is None or held[1].task != number else held[0].maps
+
+    def certified(self, k: int, recall: float, task: str | int = ASYM) -> int | None:
+        """Candidates of the surrogate that promise a mean share ``recall`` of the exact best ``k``, if any do.
+
+        Raises:
+            InputError: for an unknown task.
+        """
+        return None if self.surrogate(task) is None else self._snapshot.candidates("iem", k, recall)
 
     @property
     def dim(self) -> int:

@@ -33,12 +33,13 @@ def run(section: str, student: D2LLM) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: D2LLM) -> None:
     monkeypatch.chdir(tmp_path)
-    # The examples load it anew, which takes seconds.
-    monkeypatch.setattr(D2LLM, "from_pretrained", lambda path: student)
+    # The examples load the shipped student anew, which takes seconds.
+    load = D2LLM.from_pretrained
+    monkeypatch.setattr(D2LLM, "from_pretrained", lambda path, **how: student if path == STUDENT else load(path, **how))
 
 
 def test_each_is_short() -> None:
-    assert all(blocks for name, blocks in SECTIONS.items() if name != "Hugging Face hub")
+    assert all(blocks for name, blocks in SECTIONS.items() if name not in ("Hugging Face hub", "Wheels"))
     for block in (block for blocks in SECTIONS.values() for block in blocks):
         lines = [line for line in block.splitlines() if line and "import" not in line]
         assert len(re.findall(r"^class ", block, re.MULTILINE)) * 10 >= len(lines) or len(lines) < 10
@@ -47,7 +48,18 @@ def test_each_is_short() -> None:
 def test_sentence_transformers(student: D2LLM) -> None:
     names = run("sentence-transformers", student)
     assert names["scores"].argmax() == 1 and names["figures"]["iem_mrr@10"] == 1
-    assert names["hits"][0][0]["corpus_id"] == 1 and names["best"][0]["text"] == FITS
+    assert names["logits"].shape == (2,) and names["hits"][0][0]["corpus_id"] == 1 and names["best"][0]["text"] == FITS
+
+
+def test_transformers(student: D2LLM) -> None:
+    names = run("transformers", student)
+    assert names["loaded"].dtype == names["torch"].bfloat16 and names["loaded"].config.lora_r == 0
+
+
+def test_vespa(student: D2LLM) -> None:
+    names = run("Vespa", student)
+    assert [each["fields"]["text"] for each in names["operations"]] == names["documents"]
+    assert len(names["body"]["input.query(projected)"]) == student.config.iem_hidden
 
 
 def test_mteb(student: D2LLM) -> None:

@@ -105,6 +105,8 @@ def test_hybrid_search_and_passages_without_text(student: D2LLM) -> None:
         model.index([{"id": "a", "text": ""}], **how, encode_kwargs={})
     vectors = model.encode([{"text": ["", "add"]}], task_metadata=task.metadata, hf_split="test", hf_subset="default")
     assert not vectors[0].any() and vectors[1].any()
+    with pytest.raises(InputError, match=r"inputs\[1\]: expected a text, got None"):
+        model.encode([{"text": ["add", None]}], task_metadata=task.metadata, hf_split="test", hf_subset="default")
 
 
 def test_what_the_student_cannot_do_is_said(encoder: D2LLMEncoder) -> None:

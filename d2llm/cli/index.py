@@ -35,6 +35,10 @@ def index(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index of other content.")] = False,
     dtype: Annotated[str, typer.Option(help="Stored number type: bfloat16, float16, float32 or int8.")] = "bfloat16",
     keep_vectors: Annotated[bool, typer.Option(help="Also store what search --mode cosine needs.")] = True,
+    windows: Annotated[
+        bool,
+        typer.Option("--windows", help="Encode passages beyond the student's limit as a whole, in windows."),
+    ] = False,
     queries: Annotated[
         Path | None,
         typer.Option(
@@ -77,6 +81,8 @@ def index(
         raise InputError(
             "options: expected one of --append, --upsert, --delete, --compact, --verify and --overwrite, got several"
         )
+    if windows and (append or upsert):
+        raise InputError("--windows: expected a new index, got one to add to; it goes on as it was built")
     if delete is not None or compact or verify:
         (path,) = _arguments(paths, 1, "PATH alone with --delete, --compact or --verify")
         opened = Index.open(path, verify=verify)
@@ -110,6 +116,7 @@ def index(
             batch_size=batch_size,
             overwrite=overwrite,
             queries=None if queries is None else read_queries(queries),
+            windows=windows,
         )
     typer.echo(f"{path}: {len(opened)} passages; next: d2llm search QUERY --index {path} --model {model}")
 

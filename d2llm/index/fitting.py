@@ -100,7 +100,8 @@ def write_surrogate(
     words = [texts[row] for row in certified.tolist()] if texts and snapshot.has_terms else None
     segments = snapshot.manifest.segments
     digest = hashlib.sha256(save(vars(maps)))
-    digest.update(repr((task, weight, [segment.name for segment in segments])).encode())
+    # With the generation, so that nothing is put in the place of what the present state names.
+    digest.update(repr((snapshot.manifest.generation, task, weight, [segment.name for segment in segments])).encode())
     folder = root / f"surrogate-{digest.hexdigest()[:16]}"
     with atomic_path(folder) as scratch:
         scratch.mkdir()

@@ -13,7 +13,7 @@ from d2llm.index.fitting import pseudo_queries, write_surrogate
 from d2llm.index.inputs import Passages, check_count, check_ids, check_vectors
 from d2llm.index.intake import Intake, cut
 from d2llm.index.manifest import Manifest
-from d2llm.index.model import Model, head_of, width
+from d2llm.index.model import Model, check_windows, head_of, width
 from d2llm.index.reader import Reader, check_weight
 from d2llm.index.snapshot import Snapshot
 from d2llm.index.surrogate import RANK
@@ -51,6 +51,7 @@ class Index(Reader):
         progress: bool = True,
         overwrite: bool = False,
         queries: Sequence[str] | Any | None = None,
+        windows: bool = False,
     ) -> "Index":
         """Build an index from texts, or from vectors that the model made before.
 
@@ -77,17 +78,19 @@ class Index(Reader):
             overwrite: replace an index of other content at ``path``; readers see the old one until the end.
             queries: what :meth:`fit_surrogate` takes, which is called here for 50,000 passages or more, if there are
                 queries or texts to make them of.
+            windows: encode passages as a whole, also those that are appended later, in place of cutting them at the
+                student's limit: in windows of that length, the tokens of which are pooled together.
 
         Raises:
-            InputError: for an empty corpus, empty texts, repeated ids, metadata of another kind, NaN, a wrong shape, or
-                an index of other content at ``path`` without ``overwrite``.
+            InputError: for an empty corpus, empty texts, repeated ids, metadata of another kind, NaN, a wrong shape, a
+                model that makes no ``windows``, or an index of other content at ``path`` without ``overwrite``.
             OSError: if the disk fills; what was finished stays.
         """
         root, head = Path(path), head_of(model)
         check_count("shard_size", shard_size, 1)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
-        layout = plan(model, dtype, texts=passages is not None, unit=keep_vectors)
+        layout = plan(model, dtype, texts=passages is not None, unit=keep_vectors, windows=windows)
         intake = Intake(passages, ids, metadata, vectors, width(head))
         with write_lock(root):
             old = existing(root, overwrite)
@@ -140,6 +143,8 @@ class Index(Reader):
                 )
             intake = Intake(passages, ids, metadata, vectors, self.dim, self._snapshot, upsert)
             model = self._head if self._model is None else self._model
+            if manifest.windows and vectors is None:
+                check_windows(model)
             layout = add(self.path, manifest, model, intake, shard_size, batch_size, progress)
             if layout == manifest:
                 return

@@ -57,6 +57,7 @@ def named(parts: Iterable[Corpus], manifest: Manifest) -> Iterator[tuple[str, Co
         InputError: for NaN or infinity in the vectors.
     """
     options = [manifest.model, manifest.dim, manifest.hidden, manifest.dtype, manifest.unit, manifest.lookup]
+    options += ["windows"] if manifest.windows else []
     first = 0
     for part in parts:
         digest = hashlib.sha256(json.dumps([*options, part.ids, part.texts or None]).encode())
@@ -99,7 +100,7 @@ def write_shards(
             folder = root / SEGMENTS / name
             record = finished_segment(folder, len(part))
             if record is None:
-                vectors = _vectors(part, model, manifest.dim, batch_size, bar)
+                vectors = _vectors(part, model, manifest, batch_size, bar)
                 projected, unit = _stored(vectors, model, manifest)
                 record = _write(folder, projected, unit, part, manifest.lookup)
             else:
@@ -124,16 +125,16 @@ def collect(root: Path, manifest: Manifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def _vectors(part: Corpus, model: Model, dim: int, batch_size: int | None, bar: Any) -> Tensor:
+def _vectors(part: Corpus, model: Model, manifest: Manifest, batch_size: int | None, bar: Any) -> Tensor:
     """The vectors (n, D) float32 of one shard, given or encoded."""
     if part.vectors is not None:
         bar.update(len(part))
-        return check_vectors("vectors", part.vectors, dim)
+        return check_vectors("vectors", part.vectors, manifest.dim)
     pieces = []
     for start in range(0, len(part), _ENCODE):
         texts = part.texts[start : start + _ENCODE]
-        encoded = encode(model, texts, "passage", batch_size)
-        pieces.append(check_vectors("encoded passages", encoded, dim))
+        encoded = encode(model, texts, "passage", batch_size, manifest.windows)
+        pieces.append(check_vectors("encoded passages", encoded, manifest.dim))
         bar.update(len(texts))
     return torch.cat(pieces)
 

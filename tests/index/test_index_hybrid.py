@@ -124,7 +124,7 @@ def test_an_older_index_is_searched_without_words_and_says_what_to_do(index):
     old.delete("4")
     again = Index.open(old.path, old._model, verify=True)
     assert len(again) == 49 and not list(old.path.glob("segments/*/lookup*"))
-    assert json.loads((old.path / "manifest.json").read_text())["version"] == 3
+    assert json.loads((old.path / "manifest.json").read_text())["version"] == 4
 
 
 @pytest.mark.parametrize("name", ["keys", "terms", "starts", "rows", "counts", "lengths"])

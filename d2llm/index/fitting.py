@@ -135,8 +135,9 @@ def _certify(
         best = searching.best(a[0], searching.rows, rough, k)[1]
         found["iem"].append((searching.places[best], _places(surrogate, best)))
         if texts is not None:
-            lexical, everywhere = searching.lexical(texts[number])
-            among = searching.sampled(a[0], rough), everywhere
+            matches, moments = searching.lexical(texts[number])
+            among = searching.moments(a[0], rough), moments
+            lexical = matches.of_all(len(searching.places))
             best = searching.best(a[0], searching.rows, rough, k, lexical, weight, among)[1]
             # What shares no term with the query is not chosen by BM25.
             by_words = np.where(lexical[best] > 0, _places(lexical, best), len(lexical))

@@ -8,7 +8,7 @@ from typing import Any
 
 from d2llm.errors import InputError, MismatchError
 from d2llm.index.building import add, existing, plan, same, without, write_head
-from d2llm.index.compaction import MOST_SMALL, compacted, first_loose, small_tail
+from d2llm.index.compaction import compacted, first_loose, small_run
 from d2llm.index.fitting import pseudo_queries, write_surrogate
 from d2llm.index.inputs import Passages, check_count, check_ids, check_vectors
 from d2llm.index.intake import Intake, cut
@@ -145,9 +145,9 @@ class Index(Reader):
                 return
             changes = without(self.path, self._snapshot, intake.gone)
             self._move(replace(changes, segments=layout.segments, fields=layout.fields))
-            tail = small_tail(self._snapshot, shard_size)
-            if len(self._snapshot.segments) - tail > MOST_SMALL:
-                self._move(compacted(self.path, self._snapshot, tail, shard_size))
+            if run := small_run(self._snapshot, shard_size):
+                start, end = run
+                self._move(compacted(self.path, self._snapshot, start, shard_size, end))
 
     def fit_surrogate(
         self,
@@ -219,8 +219,9 @@ class Index(Reader):
         """Free the space of deleted passages, and put those of small segments together, ``shard_size`` in each.
 
         The first segments stay that are full and have none deleted; the others are written anew. A surrogate that
-        covers any of these is dropped: fit it again. An append does the same by itself for the segments behind the
-        last full one, and behind those that a surrogate covers, when they are more than 32.
+        covers any of these is dropped: fit it again. An append by itself puts neighbours together, of
+        ``shard_size`` passages at most, when more than 32 segments lie behind the last full one and behind those that a
+        surrogate covers.
 
         Raises:
             OSError: if the disk fills; the index stays as it was.

@@ -122,7 +122,7 @@ class Searching:
         return self._search.scores(a, self._snapshot.chunks("projected", self._among)).float().cpu().numpy()
 
     def rough_at(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
-        """What ``rough`` gives for a projected query (F,) at ascending rows (C,)."""
+        """What ``rough`` gives for a projected query (F,) at rows (C,)."""
         return self._rough_of(a, self._among[torch.from_numpy(rows)])
 
     def moments(self, a: Tensor, rough: Scores | None = None) -> Moments:

@@ -189,7 +189,7 @@ class BM25:
     def matches(self, query: str) -> Matches:
         """The passages that share a term with a query, in time that grows with them rather than with all."""
         row = self._row(query)
-        rows = np.flatnonzero(row)
+        rows = np.flatnonzero(row).astype(np.int64, copy=False)
         if self._kept is not None:
             rows = rows[self._kept[rows]]
         return Matches(rows, row[rows])

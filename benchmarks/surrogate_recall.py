@@ -30,6 +30,7 @@ from d2llm.index.fitting import fit_maps
 from d2llm.shipped import STUDENT
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
+from d2llm.tasks import task_index
 from d2llm_kernels.rough import inner
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "index.md"
@@ -79,7 +80,7 @@ class Measured:
             with torch.inference_mode():
                 a = self.student.iem.project_queries(q)
             for rank in self.ranks:
-                maps = fit_maps(snapshot, self.student.iem, asked, data.task, rank, 0)
+                maps = fit_maps(snapshot, self.student.iem, asked, task_index(data.task), rank, 0)
                 products = inner.products(maps.queries(a), maps.passages(b)).numpy()
                 found[f"surrogate, R={rank}"] = shares(exact, products)
         return found

@@ -28,7 +28,7 @@ from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 SEGMENTS = "segments"
 # What a killed writer leaves of files that it was about to rename, beside those of segments.
-_SCRATCH = (".head-*", ".deleted-*", ".surrogate-*", ".manifest.json.*")
+_SCRATCH = (".head-*", ".deleted-*", ".surrogate-*", ".exact-*", ".manifest.json.*")
 #: Texts handed to the model at a time: enough to sort by length, few enough to see progress.
 _ENCODE = 1024
 
@@ -114,7 +114,7 @@ def collect(root: Path, manifest: Manifest) -> None:
     kept = {segment.name for segment in manifest.segments} | {manifest.head.name}
     kept |= {manifest.deleted.name} if manifest.deleted else set()
     kept |= {manifest.surrogate.name} if manifest.surrogate else set()
-    ours = ("head-*.safetensors", "deleted-*.safetensors", "surrogate-*", *_SCRATCH)
+    ours = ("head-*.safetensors", "deleted-*.safetensors", "surrogate-*", "exact-*", *_SCRATCH)
     for path in [*(root / SEGMENTS).iterdir(), *(path for pattern in ours for path in root.glob(pattern))]:
         if path.name in kept:
             continue

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from d2llm.cli.options import load_student, read_queries
+from d2llm.cli.options import load_student, read_queries, share_of
 from d2llm.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +59,14 @@ def index(
     batch_size: Annotated[
         int | None, typer.Option(help="Most texts encoded at a time; by default their tokens decide.")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Encode the I-th of N shares of the corpus only; call again without it when all are there. torchrun "
+            "says it by itself.",
+        ),
+    ] = None,
     torch_compile: Annotated[
         bool, typer.Option("--torch-compile", help="Compile the LLM first: for many thousand passages.")
     ] = False,
@@ -74,6 +82,7 @@ def index(
       d2llm index student corpus.jsonl corpus.index
       d2llm index student corpus.jsonl corpus.index --field lang --field year
       zcat corpus.jsonl.gz | d2llm index student - corpus.index
+      torchrun --nproc-per-node 4 -m d2llm.cli index student corpus.jsonl corpus.index
       d2llm index student more.jsonl corpus.index --append
       d2llm index student notes.txt corpus.index --upsert
       d2llm index corpus.index --delete doc7 --delete doc8
@@ -82,7 +91,7 @@ def index(
     """
     from d2llm.data.jsonl import read_documents
     from d2llm.data.rows import STDIN
-    from d2llm.index import Index
+    from d2llm.index import Index, build_share
     from d2llm.index.intake import check_passages
 
     if sum((append, upsert, delete is not None, compact, export is not None, verify, overwrite)) > 1:
@@ -104,6 +113,12 @@ def index(
         typer.echo(f"{path}: {len(opened)} passages" + (", every file as it was written" if verify else ""))
         return
     model, corpus, path = _arguments(paths, 3, "MODEL CORPUS PATH")
+    share = share_of(shard)
+    if share is not None and (append or upsert or queries is not None or corpus == STDIN):
+        raise InputError(
+            "--shard: expected a new index of a file, without --append, --upsert and --queries, which are for the call "
+            "that joins the shares"
+        )
 
     def passages() -> "Iterator[tuple[str, str, Metadata]]":
         return read_documents(corpus, prefix=f"{corpus.name}:", fields=field)
@@ -114,6 +129,22 @@ def index(
     student = load_student(model)
     if torch_compile:
         student.compile_encoder()
+    if share is not None:
+        count = build_share(
+            student,
+            passages(),
+            path,
+            share,
+            dtype=dtype,
+            keep_vectors=keep_vectors,
+            batch_size=batch_size,
+            overwrite=overwrite,
+        )
+        number, of = share
+        typer.echo(
+            f"{path}: share {number + 1} of {of}, {count} passages; next, with all shares: the same, in one process"
+        )
+        return
     if append or upsert:
         opened = Index.open(path, student)
         opened.append(passages(), batch_size=batch_size, upsert=upsert)

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from d2llm.checkpoints import STATE, result
-from d2llm.compiling import check_compiler, compile_in_place
+from d2llm.compiling import check_compiler
 from d2llm.data.example import Example
 from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
@@ -164,7 +164,7 @@ class DistillationTrainer(Trainer):
                 self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, STATE))
                 return TrainOutput(self.state.global_step, 0.0, {})
         if self.config.run.torch_compile:
-            compile_in_place(self.student.backbone)
+            self.student.compile_steps()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.only is not None or name not in TESTS:
             measured.measure(name, known[name](), students)
     systems = [*(f"{each}, {how}" for each in students for how in (_COSINE, _IEM, _HYBRID)), _LEXICAL]
-    blocks = {name: table(measured, name, systems) for name in known}
+    blocks = {name: table(measured, name, systems) for name in known if measured.ranks(name, _LEXICAL) is not None}
     for name, lines in blocks.items():
         print(f"\n{name}", *lines, sep="\n")
     if asked.write:

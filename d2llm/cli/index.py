@@ -139,6 +139,7 @@ def index(
             keep_vectors=keep_vectors,
             batch_size=batch_size,
             overwrite=overwrite,
+            windows=windows,
         )
         number, of = share
         typer.echo(

@@ -1,6 +1,7 @@
 """The shipped search: Python's standard library behind the shipped student, without any training."""
 
 import sysconfig
+from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load_file
@@ -12,7 +13,7 @@ from d2llm.data.example import text_id
 from d2llm.errors import MissingError
 from d2llm.index import Index
 from d2llm.index.manifest import VERSION
-from d2llm.shipped import STUDENT, VECTORS
+from d2llm.shipped import NAMED_VECTORS, STUDENT, VECTORS
 from d2llm.student import D2LLM
 
 
@@ -34,14 +35,14 @@ def open_library() -> Index:
         return Index.open(path, student)
     names = standard_library_names()
     passages = below_names(names)
-    vectors = library_vectors(student, passages)
+    vectors = library_vectors(student, passages, NAMED_VECTORS)
     return Index.build(student, passages, path, ids=list(names.values()), vectors=vectors, overwrite=True)
 
 
-def library_vectors(student: D2LLM, passages: list[str]) -> np.ndarray:
-    """Embeddings (N, D) float32 of passages: the shipped ones by passage id, the others encoded now."""
+def library_vectors(student: D2LLM, passages: list[str], file: Path = VECTORS) -> np.ndarray:
+    """Embeddings (N, D) float32 of passages: the shipped ones of ``file`` by passage id, the others encoded now."""
     ids = [text_id(passage) for passage in passages]
-    shipped = {name: value.numpy() for name, value in restore(load_file(VECTORS)).items()}
+    shipped = {name: value.numpy() for name, value in restore(load_file(file)).items()}
     rows = {row.tobytes().hex(): i for i, row in enumerate(shipped["ids"])}
     absent = [passage for passage, key in zip(passages, ids, strict=True) if key not in rows]
     encoded = student.encode(absent, kind="passage") if absent else np.empty((0, student.dim), np.float32)

@@ -31,6 +31,7 @@ def build_share(
     batch_size: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
+    windows: bool = False,
 ) -> int:
     """Write one process's share of an index's segments; how many passages it has.
 
@@ -38,8 +39,8 @@ def build_share(
     is missing, so that a share that failed costs time only. A share that was stopped goes on when called again.
 
     Args:
-        model, passages, path, ids, metadata, dtype, keep_vectors, shard_size, batch_size, progress, overwrite: as for
-            ``Index.build``, the same in every process, all passages included.
+        model, passages, path, ids, metadata, dtype, keep_vectors, shard_size, batch_size, progress, overwrite, windows: as
+            for ``Index.build``, the same in every process, all passages included.
         share: (I, N): segments I, I + N, I + 2 N and so on, counted from 0.
 
     Raises:
@@ -54,7 +55,7 @@ def build_share(
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
     root = Path(path)
-    layout = plan(model, dtype, texts=True, unit=keep_vectors)
+    layout = plan(model, dtype, texts=True, unit=keep_vectors, windows=windows)
     parts = cut(Intake(passages, ids, metadata, None, layout.dim), shard_size)
     with share_lock(root, share):
         old = existing(root, overwrite)

@@ -122,7 +122,7 @@ def make_student(work: Path) -> None:
 
 
 def make_vectors() -> None:
-    """Ship the library's passages as the shipped student embeds them, in eight bits: code alone, and below its names."""
+    """Ship the library's passages as the shipped student embeds them, in eight bits: code alone, and below names."""
     for file, passages in ((VECTORS, load_data().library), (NAMED_VECTORS, below_names(standard_library_names()))):
         if file.exists():
             continue

@@ -39,8 +39,8 @@ def build_share(
     is missing, so that a share that failed costs time only. A share that was stopped goes on when called again.
 
     Args:
-        model, passages, path, ids, metadata, dtype, keep_vectors, shard_size, batch_size, progress, overwrite, windows: as
-            for ``Index.build``, the same in every process, all passages included.
+        model, passages, path, ids, metadata, dtype, keep_vectors, shard_size, batch_size, progress, overwrite,
+            windows: as for ``Index.build``, the same in every process, all passages included.
         share: (I, N): segments I, I + N, I + 2 N and so on, counted from 0.
 
     Raises:

@@ -50,7 +50,7 @@ emulate: $(VENV)/.emulation
 
 # Other projects' packages, as pip gives them, in an environment of their own.
 test-integrations: $(VENV)/.dev $(VENV)/.integrations
-	D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/integrations/bin/python -m pytest -q -p no:benchmark \
+	OMP_NUM_THREADS=1 D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/integrations/bin/python -m pytest -q -p no:benchmark \
 	    --confcutdir=tests/integrations tests/integrations
 
 lint: $(VENV)/.dev

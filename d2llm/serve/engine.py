@@ -17,6 +17,7 @@ from d2llm.index import Index
 from d2llm.index.manifest import NAME as MANIFEST
 from d2llm.serve.batching import Batcher
 from d2llm.serve.limits import Limits
+from d2llm.serve.memory import Trimming
 from d2llm.serve.refusal import Refusal
 from d2llm.student import D2LLM
 from d2llm.tasks import task_index
@@ -40,7 +41,8 @@ class Engine:
 
     def __init__(self, student: D2LLM, index: Path | None, name: str, limits: Limits) -> None:
         self.student, self.name, self.limits, self.path = student.eval(), name, limits, index
-        self.batcher = Batcher(lambda texts, kind: student.encode(texts, kind, show_progress=False), limits)
+        self._trimming = Trimming()
+        self.batcher = Batcher(self._encode, limits)
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="search")
         self._busy = 0
         self._lock = threading.Lock()
@@ -60,6 +62,11 @@ class Engine:
             finally:
                 self._lock.release()
         return self._index
+
+    def _encode(self, texts: list[str], kind: str) -> np.ndarray:
+        vectors: np.ndarray = self.student.encode(texts, kind, show_progress=False)
+        self._trimming()
+        return vectors
 
     def _reopened(self, path: Path) -> Index:
         try:

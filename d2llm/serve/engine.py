@@ -21,6 +21,7 @@ from d2llm.serve.memory import Trimming
 from d2llm.serve.refusal import Refusal
 from d2llm.student import D2LLM
 from d2llm.tasks import task_index
+from d2llm.texts import has_bytes
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Engine:
         """Refuse what no student can encode.
 
         Raises:
-            Refusal: for no or too many texts, or one that is empty or too long.
+            Refusal: for no or too many texts, or one that is empty, too long or not in Unicode.
         """
         if not texts:
             raise Refusal(400, f"{name}: expected at least one text, got none", param=name)
@@ -96,6 +97,8 @@ class Engine:
         for number, text in enumerate(texts):
             if not text.strip():
                 raise Refusal(400, f"{name}: text {number} is empty", param=name)
+            if not has_bytes(text):
+                raise Refusal(400, f"{name}: text {number} has half of a surrogate pair", param=name)
             if len(text) > self.limits.characters:
                 most = self.limits.characters
                 raise Refusal(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.document import DOCUMENT, replaced
+from benchmarks.document import write_table
 from benchmarks.scale_peers import Peer, peers
 from d2llm.data.docstrings import hold_out, standard_library_pairs
 from d2llm.demo.library import library_vectors
@@ -193,13 +193,11 @@ def main() -> None:
         return
     others = [] if arguments.only_iem else peers(corpus.vectors.shape[1], arguments.threads, arguments.passages)
     rows = measure(corpus, arguments.recall, others)
-    lines = writing.markdown(table(rows))
+    cells = table(rows)
     write_json(arguments.data / "report.json", {"machine": facts(torch.device("cpu")), "rows": rows})
-    print(json.dumps(rows, indent=2), *lines, sep="\n")
+    print(json.dumps(rows, indent=2), *writing.markdown(cells), sep="\n")
     if arguments.document:
-        text = replaced(DOCUMENT.read_text(encoding="utf-8"), {"scale": lines}, DOCUMENT.name)
-        with atomic_path(DOCUMENT) as path:
-            path.write_text(text, encoding="utf-8")
+        write_table("scale", cells)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,12 @@ def test_transformers(student: D2LLM) -> None:
     assert names["loaded"].dtype == names["torch"].bfloat16 and names["loaded"].config.lora_r == 0
 
 
+def test_onnx(student: D2LLM) -> None:
+    pytest.importorskip("onnxruntime")
+    names = run("ONNX", student)
+    assert names["logits"] == pytest.approx(student.score([names["query"]] * 2, names["documents"]), abs=1e-3)
+
+
 def test_vespa(student: D2LLM) -> None:
     names = run("Vespa", student)
     assert [each["fields"]["text"] for each in names["operations"]] == names["documents"]

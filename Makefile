@@ -52,7 +52,7 @@ emulate: $(VENV)/.emulation
 # in another.
 INTEGRATIONS = integrations$(if $(OLDEST),-oldest)
 test-integrations: $(VENV)/.dev $(VENV)/.$(INTEGRATIONS)
-	D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/$(INTEGRATIONS)/bin/python -m pytest -q -p no:benchmark \
+	OMP_NUM_THREADS=1 D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/$(INTEGRATIONS)/bin/python -m pytest -q -p no:benchmark \
 	    --confcutdir=tests/integrations tests/integrations
 
 lint: $(VENV)/.dev

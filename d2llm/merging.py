@@ -32,6 +32,21 @@ def inference_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if slow or weights == torch.float16 else weights
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether what models are trained on here computes faster in bfloat16; autocast to it is a loss otherwise."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    return inference_dtype(torch.bfloat16, device) == torch.bfloat16
+
+
+def widen(model: nn.Module) -> None:
+    """Turn weights into float32, in place, where the device does not multiply their number type.
+
+    Learning in it would take many times as long there.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(inference_dtype(weight.dtype, weight.device))
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether weights are shared out over processes, gathered for a while or not, so that no copy can be made."""
     managed = any(isinstance(part, FSDPModule) for part in module.modules())

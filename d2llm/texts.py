@@ -120,6 +120,22 @@ def batches_by_length(
         start += rows
 
 
+def even_batches(
+    lengths: Sequence[int], threads: int, batch_size: int | None = None, token_budget: int = TOKEN_BUDGET
+) -> list[list[int]]:
+    """:func:`batches_by_length` of about equal size, as many for each of some threads where there are enough rows."""
+    fewest = len(list(batches_by_length(lengths, batch_size, token_budget)))
+    most = -(-fewest // threads) * threads
+    below, enough = 0, token_budget
+    while enough - below > 1:
+        tried = (below + enough) // 2
+        if len(list(batches_by_length(lengths, batch_size, tried))) <= most:
+            enough = tried
+        else:
+            below = tried
+    return list(batches_by_length(lengths, batch_size, enough))
+
+
 def pad(ids: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"] = "right") -> "tuple[Tensor, Tensor]":
     """Token ids (N, L) int64, padded on one side, and their mask (N, L) int64, 1 for real tokens."""
     # Imported here: the checks above serve data and BM25, which need no torch.

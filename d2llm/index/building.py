@@ -9,7 +9,7 @@ from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path
 from d2llm.index.intake import Intake, cut
 from d2llm.index.manifest import Manifest
-from d2llm.index.model import Model, fingerprint_of, head_of, save_head, weights_digest, width
+from d2llm.index.model import Model, check_windows, fingerprint_of, head_of, save_head, weights_digest, width
 from d2llm.index.records import FileRecord
 from d2llm.index.segment import DTYPES
 from d2llm.index.snapshot import Snapshot, save_deleted
@@ -17,10 +17,12 @@ from d2llm.index.writer import write_shards
 from d2llm_kernels import IEM
 
 
-def plan(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
+def plan(model: Model, dtype: str, texts: bool, unit: bool, windows: bool) -> Manifest:
     """The manifest of an index still without passages; the head is named, not yet written."""
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {tuple(DTYPES)}, got {dtype!r}")
+    if windows:
+        check_windows(model)
     head = head_of(model)
     return Manifest(
         generation=0,
@@ -34,6 +36,7 @@ def plan(model: Model, dtype: str, texts: bool, unit: bool) -> Manifest:
         fields={},
         head=FileRecord(f"head-{weights_digest(head)}.safetensors", 0, ""),
         segments=(),
+        windows=windows,
     )
 
 
@@ -71,7 +74,9 @@ def existing(root: Path, overwrite: bool) -> Manifest | None:
 
 def same(old: Manifest, new: Manifest, names: Iterable[str]) -> bool:
     """Whether the finished index is what the new build would give; of the names no more are taken than that needs."""
-    settings = [(m.model, m.dim, m.hidden, m.dtype, m.texts, m.unit, m.lookup, m.head.name) for m in (old, new)]
+    settings = [
+        (m.model, m.dim, m.hidden, m.dtype, m.texts, m.unit, m.lookup, m.windows, m.head.name) for m in (old, new)
+    ]
     pairs = zip_longest((segment.name for segment in old.segments), names)
     return settings[0] == settings[1] and old.deleted is None and all(a == b for a, b in pairs)
 

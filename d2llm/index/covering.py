@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from d2llm.errors import FormatError
 from d2llm.index.certificate import Certificate
-from d2llm.index.records import SegmentRecord, SurrogateRecord
+from d2llm.index.engines import Engine, FaissEngine
+from d2llm.index.records import FileRecord, SegmentRecord, SurrogateRecord
 from d2llm.index.surrogate import Maps
 from d2llm.tensor_files import read_tensors, write_tensors
 from d2llm_kernels.rough import inner
@@ -88,20 +90,24 @@ class Covering:
     Args:
         maps: R wide.
         rows: of each segment covered (n, R) int8.
+        engine: folder and record of an engine's file, which certified searches then ask; None where they scan.
     """
 
-    def __init__(self, maps: Maps, rows: Sequence[Tensor]) -> None:
-        self.maps, self._rows = maps, rows
+    def __init__(self, maps: Maps, rows: Sequence[Tensor], engine: tuple[Path, FileRecord] | None = None) -> None:
+        self.maps, self._rows, self._engine = maps, rows, engine
         #: Passages that it covers: those at positions below this.
         self.end = sum(map(len, rows))
 
     @classmethod
-    def open(cls, folder: Path, segments: Sequence[SegmentRecord], hidden: int) -> tuple["Covering", Certified]:
+    def open(
+        cls, folder: Path, segments: Sequence[SegmentRecord], hidden: int, engine: FileRecord | None
+    ) -> tuple["Covering", Certified]:
         """The surrogate in a folder, its rows mapped, and its certificates.
 
         Args:
             segments: those that it covers.
             hidden: F.
+            engine: the file of its engine, read when it is first asked.
 
         Raises:
             FormatError: if a file holds other tensors than it should.
@@ -114,7 +120,7 @@ class Covering:
             raise FormatError(f"{path}: expected maps to one width, got several: {sorted(sizes)}")
         expected = [{"rows": (segment.rows, *sizes, torch.int8)} for segment in segments]
         rows = [read_tensors(*each)["rows"] for each in zip(parts, expected, strict=True)]
-        covering = cls(Maps(**found), rows)
+        covering = cls(Maps(**found), rows, None if engine is None else (folder, engine))
         return covering, Certified.read(certificate, covering.end)
 
     def scores(self, a: Tensor) -> Tensor:
@@ -122,11 +128,32 @@ class Covering:
         queries = self.maps.queries(a)
         return torch.cat([inner.products(queries, rows) for rows in self._rows], 1)
 
-    def choose(self, a: Tensor, count: int, among: Tensor) -> list[NDArray[np.int64]]:
+    @property
+    def width(self) -> int:
+        """R."""
+        return len(self.maps.query)
+
+    @cached_property
+    def engine(self) -> Engine | None:
+        """The engine, if there is one.
+
+        Raises:
+            FormatError, MissingError: for a file that is not as recorded.
+            ModuleNotFoundError: saying how to install what it needs.
+        """
+        if self._engine is None:
+            return None
+        folder, record = self._engine
+        record.check(folder)
+        return FaissEngine(folder / record.name, self.end, self.width)
+
+    def choose(self, a: Tensor, count: int, among: Tensor, certified: bool) -> list[NDArray[np.int64]]:
         """Positions of the ``count`` best of each projected query (Nq, F), best first.
 
         Args:
             among: ascending positions of those that may be chosen.
+            certified: choose as was certified: by the engine, if there is one, which may miss some and counts among
+                the ``count`` those that may not be chosen.
         """
         among = among[: int(torch.searchsorted(among, self.end))]
         if not len(among):
@@ -135,4 +162,7 @@ class Covering:
         if len(among) < self.end:
             kept = torch.zeros(self.end, dtype=torch.bool)
             kept[among] = True
+        if certified and self.engine is not None:
+            found = self.engine.search(self.maps.queries(a), count)[1]
+            return [row[(row >= 0) & (True if kept is None else kept.numpy()[row])] for row in found]
         return list(inner.topk(self.maps.queries(a), self._rows, min(count, self.end), kept)[1].numpy())

@@ -13,7 +13,7 @@ from d2llm.index.segment import DTYPES
 from d2llm.metadata import KINDS
 
 NAME = "manifest.json"
-FORMAT, VERSION = "d2llm-index", 3
+FORMAT, VERSION = "d2llm-index", 4
 _NULLABLE = {"deleted", "surrogate", "bm25_weight"}
 
 
@@ -25,7 +25,8 @@ class Manifest:
     encoded the passages. ``texts``, ``unit`` and ``lookup`` say whether segments hold texts, unit vectors, and the file
     that ids and terms are looked up in, which version 1 of the format did not have. ``fields`` has the kind of each
     field of metadata, which version 2 did not have. ``surrogate`` covers the first segments. ``bm25_weight`` is what
-    BM25 weighs in a hybrid search, None for what the model says.
+    BM25 weighs in a hybrid search, None for what the model says. ``windows`` says whether texts beyond the model's
+    limit are encoded as a whole, which version 3 did not have.
     """
 
     generation: int
@@ -42,6 +43,7 @@ class Manifest:
     deleted: FileRecord | None = None
     surrogate: SurrogateRecord | None = None
     bm25_weight: float | None = None
+    windows: bool = False
 
     @property
     def rows(self) -> int:
@@ -75,6 +77,8 @@ class Manifest:
             body |= {"lookup": False, "surrogate": None}
         if body["version"] < 3:
             body |= {"fields": {}, "bm25_weight": None}
+        if body["version"] < 4:
+            body |= {"windows": False}
         return cls._from_json(body, str(path))
 
     @classmethod
@@ -93,6 +97,7 @@ class Manifest:
             "texts": bool,
             "unit": bool,
             "lookup": bool,
+            "windows": bool,
             "fields": dict,
         }
         if unknown_kinds := set(map(str, field(body, "fields", dict, where).values())) - set(KINDS):

@@ -1,6 +1,7 @@
 """What the index needs of a model, and the interaction head that travels with the index."""
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -99,8 +100,18 @@ def project(head: IEM, vectors: Tensor, side: str) -> Tensor:
     return head.project_queries(inputs) if side == "query" else head.project_passages(inputs)
 
 
-def encode(model: Model | None, texts: Sequence[str], kind: str, batch_size: int | None) -> Any:
-    """Vectors (N, D) of texts, as the model gives them.
+def check_windows(model: Model) -> None:
+    """Make sure that a model's ``encode`` takes ``windows=True``.
+
+    Raises:
+        InputError: if it does not.
+    """
+    if not isinstance(model, Encoder) or "windows" not in inspect.signature(model.encode).parameters:
+        raise InputError(f"windows: expected a model that encodes texts in windows, got {type(model).__name__}")
+
+
+def encode(model: Model | None, texts: Sequence[str], kind: str, batch_size: int | None, windows: bool = False) -> Any:
+    """Vectors (N, D) of texts, as the model gives them; with ``windows`` none of them cut.
 
     Raises:
         InputError: if there is no model that encodes texts.
@@ -108,7 +119,8 @@ def encode(model: Model | None, texts: Sequence[str], kind: str, batch_size: int
     if not isinstance(model, Encoder):
         raise InputError("model: expected a model that encodes texts; open the index with model=, or pass vectors")
     with torch.inference_mode():
-        return model.encode(texts, kind=kind, batch_size=batch_size, show_progress=False)
+        options: dict[str, Any] = {"windows": True} if windows else {}
+        return model.encode(texts, kind=kind, batch_size=batch_size, show_progress=False, **options)
 
 
 def _weights(head: IEM) -> dict[str, Tensor]:

@@ -215,7 +215,9 @@ def _load_surrogate(root: Path, manifest: Manifest) -> tuple[Covering, Certified
         file.check(folder)
     for file in record.files[2:]:
         file.check_size(folder)
-    return Covering.open(folder, manifest.segments[: len(record.files) - 2], manifest.hidden)
+    if record.engine is not None:
+        record.engine.check_size(folder)
+    return Covering.open(folder, manifest.segments[: len(record.files) - 2], manifest.hidden, record.engine)
 
 
 def _load_deleted(root: Path, manifest: Manifest) -> Tensor:

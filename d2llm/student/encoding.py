@@ -17,6 +17,7 @@ from d2llm.compiling import is_single
 from d2llm.errors import InputError
 from d2llm.merging import inference_dtype, is_sharded
 from d2llm.side_by_side import side_by_side
+from d2llm.student import windows as in_windows
 from d2llm.student.vector_file import VectorFile
 from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET, batches_by_length, check_sequence, pad, tokenize_ahead
 
@@ -39,6 +40,7 @@ def encode(
     normalize: bool = False,
     dtype: torch.dtype | None = None,
     out: str | os.PathLike[str] | None = None,
+    windows: bool = False,
 ) -> Any:
     """Embeddings (N, D) float32 of N texts, in their order, as an array or a tensor.
 
@@ -57,10 +59,13 @@ def encode(
             float32 on a CPU that does not multiply theirs.
         out: file (.npy) to write the embeddings to some thousand at a time; what comes back is memory-mapped. The file
             appears when it is whole. Called again after a stop with the same student, texts and options, it goes on.
+        windows: do not cut a text at the limit: read it in windows of that length, which overlap by a quarter, and pool
+            the tokens of all. Memory does not grow with a text.
 
     Raises:
-        InputError: for an empty list, an empty text, an unknown ``kind`` or ``convert_to``, a batch size below 1, or an
-            ``out`` that is no .npy file or that another process is writing.
+        InputError: for an empty list, an empty text, an unknown ``kind`` or ``convert_to``, a batch size below 1, an
+            ``out`` that is no .npy file or that another process is writing, or ``windows`` of a student with a slow
+            tokenizer or with weights shared among processes.
     """
     if kind not in KINDS:
         raise InputError(f"kind: expected one of {KINDS}, got {kind!r}")
@@ -70,10 +75,12 @@ def encode(
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     if out is not None and convert_to != "numpy":
         raise InputError(f"convert_to: expected 'numpy' beside out, which is read as an array, got {convert_to!r}")
+    if windows:
+        in_windows.check(model)
     texts = check_sequence(texts)
     show = len(texts) >= _BAR_FROM if show_progress is None else show_progress
     dtype = dtype or inference_dtype(model.backbone.get_input_embeddings().weight.dtype, model.device)
-    encoder = _Encoder(model, kind, batch_size, normalize, dtype)
+    encoder = _Encoder(model, kind, batch_size, normalize, dtype, windows)
     if out is not None:
         with VectorFile(out, (len(texts), model.dim), encoder.key(texts)) as file:
             if file.done < len(texts):
@@ -97,10 +104,11 @@ class _Encoder:
     batch_size: int | None
     normalize: bool
     dtype: torch.dtype
+    windows: bool
 
     def key(self, texts: Sequence[str]) -> str:
         """32 hex digits over the student, the options and the texts."""
-        options = [self.model.fingerprint(), self.kind, self.normalize, str(self.dtype)]
+        options = [self.model.fingerprint(), self.kind, self.normalize, str(self.dtype), *["windows"][: self.windows]]
         digest = hashlib.sha256(json.dumps(options).encode())
         for text in texts:
             written = text.encode("utf-8", "surrogatepass")
@@ -120,11 +128,26 @@ class _Encoder:
                 total=len(texts), initial=start, desc=f"encode {self.kind}", unit="text", disable=not show_progress
             )
             with torch.inference_mode(), bar:
+                if self.windows:
+                    self._run_windows(texts, keep, limit, start, bar)
+                    return
                 embed = self._embed()
                 for first, ids in tokenize_ahead(model.tokenizer, texts, limit, start):
-                    keep(first, self._chunk(ids, embed, bar))
+                    keep(first, self._scaled(self._chunk(ids, embed, bar)))
         finally:
             model.train(was_training)
+
+    def _run_windows(
+        self, texts: Sequence[str], keep: Callable[[int, Tensor], None], limit: int, start: int, bar: Any
+    ) -> None:
+        backbone = self.model.inference.of(self.model.backbone, self.dtype)
+        for first in range(start, len(texts), in_windows.TEXTS):
+            some = [texts[i] for i in range(first, min(first + in_windows.TEXTS, len(texts)))]
+            keep(first, self._scaled(in_windows.encode(self.model, backbone, some, limit, self.batch_size)))
+            bar.update(len(some))
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(vectors, dim=1) if self.normalize else vectors
 
     def _embed(self) -> Callable[[Tensor, Tensor], Tensor]:
         model, device = self.model, self.model.device
@@ -146,6 +169,7 @@ class _Encoder:
         tokens_at_once = CPU_TOKENS if device.type == "cpu" else TOKEN_BUDGET
         batches = list(batches_by_length([len(text) for text in ids], self.batch_size, tokens_at_once))
 
+        @torch.inference_mode()
         def run(rows: list[int]) -> Tensor:
             tokens, mask = pad([ids[row] for row in rows], self.model.tokenizer.pad_token_id)
             return embed(tokens.to(device), mask.to(device))
@@ -157,7 +181,7 @@ class _Encoder:
         ):
             found[torch.tensor(rows, device=device)] = vectors
             bar.update(len(rows))
-        return torch.nn.functional.normalize(found, dim=1) if self.normalize else found
+        return found
 
 
 def cosine_similarity(queries: np.ndarray | Tensor, passages: np.ndarray | Tensor) -> np.ndarray:

@@ -13,16 +13,16 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 import d2llm_kernels as dk
-from d2llm.compiling import check_compiler
+from d2llm.compiling import check_compiler, compile_in_place
 from d2llm.errors import FormatError, InputError
 from d2llm.merging import InferenceCopy, in_few_bits
 from d2llm.student import building, checkpoint, encoding, hub, scoring
 from d2llm.student.cached_gradients import cached
+from d2llm.student.chunks import Texts, embeddings
 from d2llm.student.configuration import D2LLMConfig
 from d2llm.student.gathering import gathered
 from d2llm.student.lora import with_lora
 from d2llm.tasks import TASKS
-from d2llm.texts import TOKEN_BUDGET, batches_by_length
 
 
 @dataclass
@@ -86,6 +86,8 @@ class D2LLM(PreTrainedModel):
             dim, hidden=config.iem_hidden, num_tasks=len(TASKS), backend=config.kernels_backend, init=config.init
         )
         self.inference = InferenceCopy()
+        #: Whether chunks of a step follow each other, all threads at one, whatever the machine.
+        self.chunks_in_turn = False
 
     create = classmethod(building.create)
     assemble = classmethod(building.assemble)
@@ -167,6 +169,11 @@ class D2LLM(PreTrainedModel):
         self.inference.compiled = True
         return self
 
+    def compile_steps(self) -> None:
+        """Let torch compile the LLM that :meth:`forward` computes with, at its next call; it compiles in one thread."""
+        compile_in_place(self.backbone)
+        self.chunks_in_turn = True
+
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor, u: Tensor | None = None, backbone: Any | None = None
     ) -> Tensor:
@@ -194,33 +201,6 @@ class D2LLM(PreTrainedModel):
         if not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(self.head_dtype)
         return self.pma(hidden, attention_mask, u=u).float()
-
-    def _embeddings(
-        self,
-        vectors: Tensor | None,
-        states: Tensor | None,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        size: int | None,
-        cache: bool,
-    ) -> Tensor:
-        """The vectors given, or those of the states or tokens, of like length at a time: ``size``, or some tokens."""
-        if vectors is not None:
-            return vectors
-        texts, embed = (input_ids, self.embed) if states is None else (states, self.pool)
-        if texts is None or attention_mask is None:
-            raise InputError("forward: expected token ids or states with their mask, or vectors")
-        lengths: list[int] = attention_mask.sum(dim=1).tolist()
-        budget = _CPU_TOKENS if texts.device.type == "cpu" else TOKEN_BUDGET
-        plan = list(batches_by_length(lengths, size, max(lengths) * size if size else budget))
-        weights = [p for module in (self.backbone, self.pma) for p in module.parameters() if p.requires_grad]
-        chunks = []
-        for rows in plan:
-            longest = lengths[rows[0]]
-            chunk = (texts[rows, :longest], attention_mask[rows, :longest])
-            chunks.append(cached(embed, chunk, weights) if cache else embed(*chunk))
-        order = torch.tensor([row for rows in plan for row in rows], device=texts.device)
-        return torch.cat(chunks)[order.argsort()]
 
     def _groups(self, queries: Tensor, passages: Tensor, groups: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         """IEM logits (B, 1+K) and features (B, 1+K, F) of queries (B, D) with those of the passages (P, D)."""
@@ -278,13 +258,13 @@ class D2LLM(PreTrainedModel):
         Raises:
             InputError: for passages without groups and task.
         """
-        how = (texts_per_chunk, cached_gradients)
-        queries = self._embeddings(query_vectors, query_states, input_ids, attention_mask, *how)
-        if passage_input_ids is None and passage_vectors is None and passage_states is None:
-            return StudentOutput(embeddings=queries)
+        asked = Texts(query_vectors, query_states, input_ids, attention_mask)
+        answers = Texts(passage_vectors, passage_states, passage_input_ids, passage_attention_mask)
+        if not answers.given:
+            return StudentOutput(embeddings=embeddings(self, [asked], texts_per_chunk, cached_gradients)[0])
         if groups is None or task is None:
             raise InputError("forward: passages also need groups and task")
-        passages = self._embeddings(passage_vectors, passage_states, passage_input_ids, passage_attention_mask, *how)
+        queries, passages = embeddings(self, [asked, answers], texts_per_chunk, cached_gradients)
         if not torch.is_autocast_enabled(queries.device.type):
             queries, passages = queries.to(self.head_dtype), passages.to(self.head_dtype)
         score = self._cached_groups if cached_gradients else self._groups
@@ -305,7 +285,5 @@ class D2LLM(PreTrainedModel):
 _ESSENTIAL = ("hidden_layer", "lora_alpha", "pma_heads", "pma_ln", "pma_residual", "query_length", "passage_length")
 #: Numbers of each tensor of the base that a fingerprint reads.
 _BASE_SAMPLE = 64
-#: Padded tokens of a chunk where a step on a CPU is not told how many texts: enough for products at full speed.
-_CPU_TOKENS = 2048
 #: Pairs of a query and a passage scored at once where gradients are cached.
 _PAIRS_AT_ONCE = 8192

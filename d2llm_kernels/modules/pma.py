@@ -160,6 +160,27 @@ class PMA(nn.Module):
         y = F.normalize(y, dim=-1) if self.normalize else y
         return y.squeeze(1) if self.num_seeds == 1 else y
 
+    def attend(
+        self, x: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None, u: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The attention alone, arguments as of ``forward``: for a text whose tokens come in several lots.
+
+        Returns:
+            pooled (B, M * H, D) and lse (B, M * H), as of ``functional.attn_pool``. Lots are put together as means
+            weighted by exp(lse); ``outputs`` makes of that what ``forward`` makes of all tokens.
+
+        Raises:
+            ArgumentError, BackendError: as ``forward``.
+        """
+        check_tokens(x, self.dim, mask, cu_seqlens)
+        return functional.attn_pool(x, self.folded_queries() if u is None else u, mask, cu_seqlens, self.backend)
+
+    def outputs(self, pooled: Tensor) -> Tensor:
+        """What ``forward`` makes of pooled tokens (B, M * H, D), of texts that have some: (B, E), or (B, M, E)."""
+        y = self._head(pooled, self._projected_seeds() if self.residual == "projected" else self.S, None)
+        y = F.normalize(y, dim=-1) if self.normalize else y
+        return y.squeeze(1) if self.num_seeds == 1 else y
+
     def extra_repr(self) -> str:
         """The options that set this module apart."""
         return (

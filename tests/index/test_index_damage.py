@@ -77,7 +77,7 @@ def test_damaged_text_is_named_when_read(whole):
     ("change", "message"),
     [
         (lambda m: m | {"dim": 64}, "altered"),
-        (lambda m: m | {"version": 4}, "a version from 1 to 3, got 4"),
+        (lambda m: m | {"version": 5}, "a version from 1 to 4, got 5"),
         (lambda m: {"hello": 1}, "expected the format 'd2llm-index'"),
         (lambda m: [m], "expected the format 'd2llm-index'"),
     ],

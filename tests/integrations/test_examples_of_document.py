@@ -72,6 +72,12 @@ def test_mteb(student: D2LLM) -> None:
     assert run("MTEB", student)["spearman"] == 1
 
 
+def test_vector_databases(student: D2LLM) -> None:
+    pytest.importorskip("lancedb")
+    names = run("Vector databases", student)
+    assert names["hits"][0].text == FITS and {row["id"] for row in names["nearest"]} == {"unlink", "add"}
+
+
 def test_langchain(student: D2LLM) -> None:
     assert run("LangChain", student)["found"][0].page_content == FITS
 

@@ -16,6 +16,7 @@ EXTRAS = {
     "demo": "d2llm.evaluation.picture",
     "dev": None,
     "eval": "d2llm.evaluation.models",
+    "faiss": "d2llm.index.ann",
     "kernels": None,  # What compiling needs.
     "mteb": "d2llm.integrations.mteb",
     "onnx": "d2llm.export.onnx",

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from d2llm.errors import InputError
-from d2llm.student import D2LLM
+from d2llm.student import D2LLM, windows
 from d2llm.student.encoding import cosine_similarity
+from d2llm.texts import CPU_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,36 @@ def test_texts_are_cut_at_the_limit_of_their_kind(student: D2LLM) -> None:
         with torch.no_grad():
             expected = student.embed(tokens, torch.ones_like(tokens)).numpy()
         np.testing.assert_array_equal(student.encode([text], kind=kind), expected)
+
+
+def test_windows_read_a_text_as_a_whole(student: D2LLM) -> None:
+    texts = ["read the file of a b c " * 7, "x y", "close the socket of x y " * 3]
+    ids, owners = windows.cut(student.tokenizer, texts, 12)
+    assert owners.tolist() == [0] * owners.tolist().count(0) + [1] + [2] * owners.tolist().count(2) and len(ids) > 5
+    assert ids[0][-3:] == ids[1][:3] and max(map(len, ids)) == 12
+    found = student.encode(texts, windows=True)
+    with torch.no_grad():
+        for number, vector in enumerate(found):
+            own = [torch.tensor([tokens]) for tokens, owner in zip(ids, owners, strict=True) if owner == number]
+            hidden = torch.cat([student.hidden(tokens, torch.ones_like(tokens)) for tokens in own], 1)
+            np.testing.assert_allclose(
+                vector, student.pool(hidden, torch.ones(hidden.shape[:2], dtype=torch.int64))[0], atol=1e-5
+            )
+    np.testing.assert_allclose(found[1], student.encode(texts)[1], atol=1e-5)
+    np.testing.assert_allclose(student.encode(texts, windows=True, batch_size=1), found, atol=1e-5)
+
+
+def test_windows_of_a_hundred_thousand_tokens_go_through_the_llm_a_batch_at_a_time(student: D2LLM, monkeypatch) -> None:
+    seen = []
+    hidden = student.hidden
+
+    def counted(tokens: torch.Tensor, mask: torch.Tensor, backbone: object) -> torch.Tensor:
+        seen.append(tokens.numel())
+        return hidden(tokens[:, :1], mask[:, :1], backbone).expand(*tokens.shape, -1)
+
+    monkeypatch.setattr(student, "hidden", counted)
+    assert student.encode(["read the file of " * 25_000], windows=True).shape == (1, student.dim)
+    assert max(seen) <= CPU_TOKENS and sum(seen) > 100_000
 
 
 def test_training_mode_is_restored_and_dropout_is_off(student: D2LLM) -> None:

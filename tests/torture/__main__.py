@@ -16,6 +16,7 @@ PARTS = {
     "power": "writers whose power fails, in a simulation",
     "flips": "flipped bits of an index and of a student",
     "beside": "a reader beside a writer",
+    "opens": "opens, as fast as they go, beside a writer that deletes",
 }
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from d2llm.index import Index
 from d2llm_kernels import backends
-from tests.torture import folders, operators, readers, teachers
+from tests.index.index_fakes import WordEncoder
+from tests.torture import folders, opens, operators, readers, teachers
 from tests.torture.power import lose_power
 from tests.torture.report import BEGIN, END, update
 from tests.torture.tally import Tally
@@ -38,6 +40,20 @@ def test_a_loss_of_power_leaves_what_was_or_what_was_to_be(name: str, writes: in
     for number in range(writes):
         before = lose_power(name, tmp_path / name, before, number, tally)
     assert tally.faults == [] and tally.tried > 10
+
+
+def test_a_mixture_of_two_generations_would_be_seen(tmp_path: Path) -> None:
+    names = ["left-1", "right-1", "left-2", "right-2"]
+    index = Index.build(WordEncoder(), ["red", "red", "old", "old"], tmp_path / "ix", ids=names, progress=False)
+    assert opens.check(index, -1, texts=True) == opens.check(index, 0, texts=False) == 0
+    with pytest.raises(AssertionError, match="generation 0 after 1"):
+        opens.check(index, 1, texts=False)
+    index.append([("left-1", "new")], upsert=True, progress=False)
+    with pytest.raises(AssertionError, match="1 pairs torn"):
+        opens.check(index, 0, texts=True)
+    index.delete("right-2")
+    with pytest.raises(AssertionError, match="1 pairs torn"):
+        opens.check(index, 0, texts=False)
 
 
 def test_a_row_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

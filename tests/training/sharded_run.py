@@ -16,16 +16,16 @@ from d2llm.training import DistillationTrainer
 
 def main(base_model: str, output: Path) -> None:
     """Train two steps, evaluate and save at each; every process leaves its shards beside the written student."""
-    config = make_config(base_model, output, max_steps=2, save_steps=1, eval_steps=1, gradient_checkpointing=False)
+    config = make_config(
+        base_model, output, max_steps=2, save_steps=1, eval_steps=1, gradient_checkpointing=False, fsdp={}
+    )
     student = D2LLM.create(base_model, **config.student)
     examples = make_examples()
     validation = Validation.by_task(examples)
     trainer = DistillationTrainer(student, config, examples, validation)
     # accelerate shards on a CPU as on a GPU, but does not turn it on by itself there.
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
-    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", auto_wrap_policy="no_wrap"
-    )
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
     trainer.is_fsdp_enabled = True
     trainer.train()
     trainer.save_model()

@@ -25,9 +25,10 @@ from d2llm.losses import cosines
 from d2llm.student import D2LLM
 from d2llm.teacher.scores import ScoreTable
 from d2llm.training import DistillationTrainer, train
+from d2llm.training.arguments import training_arguments
 from d2llm.training.config import OptimizerConfig
 from d2llm.training.run import last_whole, prepare_folder
-from d2llm.training.trainer import parameter_groups, training_arguments
+from d2llm.training.trainer import parameter_groups
 from d2llm.training.watching import Outcome
 
 HERE = Path(__file__).parent

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def export_onnx(student: D2LLM, folder: str | os.PathLike[str]) -> None:
 
     The encoder takes ``input_ids`` and ``attention_mask``, (B, L) int64, padded on the right, and gives
     ``sentence_embedding`` (B, D) float32; its metadata tell ``query_length`` and ``passage_length``, to which texts are
-    cut. An IEM takes ``query`` and ``passage``, (N, D) float32, and gives ``logit`` (N,).
+    cut, by the tokenizer with ``split_special_tokens=True``. An IEM takes ``query`` and ``passage``, (N, D) float32,
+    and gives ``logit`` (N,).
 
     Args:
         student: stays as it is; LoRA is merged, and all weights are float32.
@@ -86,14 +88,20 @@ def export_onnx(student: D2LLM, folder: str | os.PathLike[str]) -> None:
         target.mkdir()
         shapes = {name: {0: rows, 1: columns} for name in ("input_ids", "attention_mask")}
         # Two tensors, since a graph takes one for both inputs.
-        inputs, encoder = (tokens, tokens.clone()), _Encoder(student).cpu().eval()
+        inputs, encoder = (tokens, tokens.clone()), _on_cpu(_Encoder(student))
         _write(encoder, inputs, shapes, "sentence_embedding", target / ENCODER, lengths)
         pair = (torch.zeros(2, student.dim), torch.zeros(2, student.dim))
         for task in TASKS:
-            module = _Interaction(student, task_index(task)).cpu().eval()
+            module = _on_cpu(_Interaction(student, task_index(task)))
             shapes = {name: {0: rows} for name in ("query", "passage")}
             _write(module, pair, shapes, "logit", target / f"iem-{task}.onnx", {"task": task})
         student.tokenizer.save_pretrained(target)
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """The module with weights on the CPU; a student on a GPU that shares them keeps its own."""
+    module.load_state_dict({name: value.cpu() for name, value in module.state_dict().items()}, assign=True)
+    return module.cpu().eval()
 
 
 def _write(
@@ -104,15 +112,19 @@ def _write(
     path: Path,
     metadata: dict[str, str],
 ) -> None:
-    program = torch.onnx.export(
-        module,
-        example,
-        input_names=list(shapes),
-        output_names=[output],
-        dynamic_shapes=shapes,
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # That inputs share an axis, and what torch's parts tell each other.
+        for kind in (UserWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=list(shapes),
+            output_names=[output],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.model.metadata_props.update(metadata)
     size = sum(weight.numel() * weight.element_size() for weight in module.parameters())

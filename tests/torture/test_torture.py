@@ -10,7 +10,7 @@ import pytest
 from d2llm.index import Index
 from d2llm_kernels import backends
 from tests.index.index_fakes import WordEncoder
-from tests.torture import folders, opens, operators, readers, teachers
+from tests.torture import folders, opens, operators, readers, requests, teachers
 from tests.torture.power import lose_power
 from tests.torture.report import BEGIN, END, update
 from tests.torture.tally import Tally
@@ -21,7 +21,7 @@ INPUTS = {"students": 5, "indexes": 20, "adapters": 12}
 
 
 @pytest.mark.parametrize(
-    "module", [readers, folders, teachers, operators], ids=lambda module: module.__name__.rpartition(".")[2]
+    "module", [readers, folders, teachers, operators, requests], ids=lambda module: module.__name__.rpartition(".")[2]
 )
 def test_mutated_inputs_are_taken_or_refused(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if module is operators and backends.missing("cpu"):

@@ -7,6 +7,7 @@
 // From here on, and not for the headers above, whose inline functions other files share.
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
 
+#define D2LLM_AVX512
 #define D2LLM_LANES 16
 
 namespace d2llm {

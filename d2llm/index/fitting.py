@@ -33,8 +33,8 @@ _KEPT = 100
 _PART, _LEAST = 8, 10_000
 # Passages that a fit sees first; those among which it then looks for what is near the top, and takes so many.
 _POOL, _SEARCHED, _NEAR = 4096, 1 << 18, 512
-# How many times as many steps a fit to more passages than those takes. Among a million, three times as many left 14,574 of
-# 47,809 candidates for a recall of 0.99, and eight times as many 6,474.
+# How many times as many steps a fit to more passages than those takes. Among a million, three times as many left 14,574
+# of 47,809 candidates for a recall of 0.99, and eight times as many 6,474.
 _LONGER = 8
 # Passages mapped at a time: 64 MB.
 _BLOCK = 1 << 15

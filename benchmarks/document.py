@@ -6,14 +6,18 @@ python -m benchmarks.document benchmarks/results/cpu-…/report.json
 import argparse
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import cost, growth
 from benchmarks.plots import draw
 from d2llm.files import atomic_path, read_json
 from d2llm_kernels.backends import KERNELS
 from d2llm_kernels.measure import writing
+from d2llm_kernels.measure.machine import facts
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 _COLUMNS = ("operation", "shape", "dtype", "time", "+-", "x reference", "x folded", "% of limit", "peak MB", "rate")
@@ -54,6 +58,15 @@ def replaced(text: str, found: dict[str, list[str]], document: str) -> str:
         if count != 1:
             raise ValueError(f"{document}: expected the marks of {name!r} once, found them {count} times")
     return text
+
+
+def write_table(name: str, cells: list[list[str]], document: Path = DOCUMENT) -> None:
+    """Put a table of a run that ends now, below the machine it ran on, between the marks of its name."""
+    run = {"machine": facts(torch.device("cpu")), "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
+    lines = [writing.machine_line(run), "", *writing.markdown(cells)]
+    text = replaced(document.read_text(encoding="utf-8"), {name: lines}, document.name)
+    with atomic_path(document) as path:
+        path.write_text(text, encoding="utf-8")
 
 
 def _kernels_of(row: dict[str, Any]) -> dict[str, Any]:

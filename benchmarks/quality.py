@@ -10,6 +10,7 @@ demonstration holds out and is read for a final table alone. All are searched ov
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,13 @@ import torch
 
 from benchmarks.document import replaced
 from d2llm.data.cosqa import read_cosqa
-from d2llm.data.docstrings import hold_out, standard_library_functions, standard_library_pairs
+from d2llm.data.docstrings import (
+    below_names,
+    hold_out,
+    standard_library_functions,
+    standard_library_names,
+    standard_library_pairs,
+)
 from d2llm.data.example import Example, text_id
 from d2llm.data.questions import read_questions
 from d2llm.data.validation import Validation
@@ -31,6 +38,8 @@ from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "quality.md"
+#: What no setting is chosen by.
+TESTS = ("test", "test-named")
 _LEXICAL, _COSINE, _IEM, _HYBRID = "BM25", "cosine", "IEM", "hybrid"
 
 
@@ -42,6 +51,13 @@ def over_library(held_out: Iterable[Example]) -> Validation:
     for pair in held_out:
         relevant.setdefault(pair.query, set()).add(rows[pair.positive])
     return Validation(tuple(relevant), tuple(passages), tuple(map(frozenset, relevant.values())))
+
+
+def named(data: Validation) -> Validation:
+    """The same search where functions stand below their names, as in the library that ``d2llm search`` opens."""
+    names = standard_library_names()
+    below = dict(zip(names, below_names(names), strict=True))
+    return replace(data, passages=tuple(below[passage] for passage in data.passages))
 
 
 def cosqa(folder: Path) -> Validation:
@@ -59,6 +75,7 @@ def sets(cosqa_folder: Path | None) -> dict[str, Callable[[], Validation]]:
         "everyday": lambda: read_questions(EVERYDAY, standard_library_functions()),
         "test": lambda: over_library(hold_out(standard_library_pairs())[1]),
     }
+    known |= {f"{name}-named": lambda make=make: named(make()) for name, make in known.items()}
     if cosqa_folder is not None:
         known["cosqa"] = lambda: cosqa(cosqa_folder)
     return known
@@ -141,10 +158,10 @@ def main(arguments: list[str] | None = None) -> int:
     students = dict(each.split("=", 1) for each in asked.student)
     measured, known = Measured(asked.work), sets(asked.cosqa)
     for name in known if asked.only is None else asked.only:
-        if asked.only is not None or name != "test":
+        if asked.only is not None or name not in TESTS:
             measured.measure(name, known[name](), students)
     systems = [*(f"{each}, {how}" for each in students for how in (_COSINE, _IEM, _HYBRID)), _LEXICAL]
-    blocks = {name: table(measured, name, systems) for name in ("docstrings", "everyday", "cosqa", "test")}
+    blocks = {name: table(measured, name, systems) for name in known if measured.ranks(name, _LEXICAL) is not None}
     for name, lines in blocks.items():
         print(f"\n{name}", *lines, sep="\n")
     if asked.write:

@@ -1,6 +1,6 @@
 """The server under load: many clients at once, for minutes, and what they waited for.
 
-    python -m benchmarks.serving
+    python -m benchmarks.serving --document
 
 A server on the shipped student and the standard library, as a process of its own; clients that ask one question after
 the other: embeddings, searches, or ten passages to re-rank. Then embeddings by a peer: sentence-transformers, behind
@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import corpus
+from benchmarks.document import write_table
 from d2llm_kernels.measure.writing import aligned
 
 _KINDS = ("embeddings", "search", "rerank")
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="for each kind of request, and for the peer")
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=_KINDS)
     parser.add_argument("--no-peer", action="store_true", help="leave the peer out")
+    parser.add_argument("--document", action="store_true", help="write the table into docs/benchmarks.md")
     options = parser.parse_args()
     texts = [pair.query for pair in corpus.pairs()]
     lines = [["request", "a second", "p50", "p95", "p99", "429", "MB", "grown by", "in the second half"]]
@@ -155,6 +157,8 @@ def main() -> None:
         with _server("benchmarks.serving_peer") as (url, process):
             measure(url, process, "embeddings", "embeddings, sentence-transformers")
     print(aligned(lines))
+    if options.document:
+        write_table("serving", lines)
     if not options.no_peer and importlib.util.find_spec("sentence_transformers") is None:
         print("without the peer: sentence-transformers is not installed; pip install 'd2llm[st]'")
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import backend, corpus
-from d2llm.compiling import compile_in_place
 from d2llm.data.example import Example
 from d2llm.demo.recipe import DISTIL, Phase
 from d2llm.student import D2LLM
@@ -23,6 +22,8 @@ from d2llm_kernels.measure.contract import Verdict, agreement, distance
 _NEGATIVES = 8
 #: ``run.torch_compile``.
 _COMPILED = "torch.compile"
+#: The same step with its chunks of texts one after the other, all threads at one.
+_IN_TURN = "chunks in turn"
 
 
 def cases(full: bool) -> Iterator[Case]:
@@ -71,7 +72,7 @@ def _whole(batch: int, negatives: int) -> Case:
         return _prepared(student, examples, phase, flops, 2 * weights, tokens, "tokens")
 
     shape = f"B={batch} K={negatives}"
-    return Case("training step, LoRA and heads", shape, torch.bfloat16, 1, prepare, peers=(_COMPILED,))
+    return Case("training step, LoRA and heads", shape, torch.bfloat16, 1, prepare, peers=(_IN_TURN, _COMPILED))
 
 
 def _prepared(
@@ -92,9 +93,11 @@ def _prepared(
     step = Step(trainer, student, batch)
     peers = {}
     if vectors is None:
+        turn = Step(trainer, _fresh_student(), batch)
+        turn.student.chunks_in_turn = True
         graph = Step(trainer, _fresh_student(), batch)
-        compile_in_place(graph.student.backbone)
-        peers[_COMPILED] = graph
+        graph.student.compile_steps()
+        peers |= {_IN_TURN: turn, _COMPILED: graph}
 
     def check(name: str) -> Verdict:
         plain = backend.under("reference", step.gradients)

@@ -22,6 +22,7 @@ import transformers
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from d2llm import attention
 from d2llm.cache import cache_folder
@@ -44,11 +45,13 @@ class Loading:
         attn_implementation: attention of the LLM, such as ``sdpa`` or ``flash_attention_2``; None takes
             :mod:`d2llm.attention` where it can serve.
         device_map: devices of the weights.
+        quantization_config: of transformers, for weights in fewer bits (bitsandbytes, torchao).
     """
 
     revision: str | None = None
     attn_implementation: str | None = None
     device_map: str | Mapping[str, int | str] | None = None
+    quantization_config: QuantizationConfigMixin | None = None
 
 
 #: Nothing told.

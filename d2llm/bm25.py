@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,36 @@ def tokenize(text: str) -> list[str]:
         elif parts:
             tokens.append(run.casefold())
     return tokens
+
+
+class Matches(NamedTuple):
+    """What shares a term with a query: ``rows`` (M,) int64, ascending, and ``scores`` (M,) float32 above 0."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def at(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of rows (C,), 0 of those that are not among these."""
+        if not len(self.rows):
+            return np.zeros(len(rows), np.float32)
+        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.where(self.rows[places] == rows, self.scores[places], np.float32(0))
+
+    def of_all(self, count: int) -> NDArray[np.float32]:
+        """Scores of every row (count,), 0 of those that are not among these."""
+        scores = np.zeros(count, np.float32)
+        scores[self.rows] = self.scores
+        return scores
+
+    def best(self, k: int) -> NDArray[np.int64]:
+        """The k rows of the highest scores, best first, the lower first among equals; fewer where there are fewer."""
+        few = min(k, len(self.rows))
+        return self.rows[top_indices(self.scores, few)] if few else self.rows[:0]
+
+    def ranks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ranks from 1 of rows, 0 of those that are not among these."""
+        counts = [int((self.scores > score).sum()) + 1 if score else 0 for score in self.at(rows)]
+        return np.array(counts, np.int64)
 
 
 class BM25:
@@ -150,13 +181,26 @@ class BM25:
         """One (Np,) row of ``scores`` a query; rows rather than a matrix keep a search small."""
         queries = check_texts(queries, "queries", none=True, blank=True)
         for query in tqdm(queries, desc="BM25", disable=len(queries) * self.size < _MANY_SCORES):
-            row = np.zeros(self.size, np.float32)
-            # A term that a query repeats counts as often.
-            for key in keys_of(tokenize(query)).tolist():
-                self._add(row, key)
+            row = self._row(query)
             if self._kept is not None:
                 row[~self._kept] = -np.inf
             yield row
+
+    def matches(self, query: str) -> Matches:
+        """The passages that share a term with a query, in time that grows with them rather than with all."""
+        row = self._row(query)
+        rows = np.flatnonzero(row).astype(np.int64, copy=False)
+        if self._kept is not None:
+            rows = rows[self._kept[rows]]
+        return Matches(rows, row[rows])
+
+    def _row(self, query: str) -> NDArray[np.float32]:
+        """(Np,) scores, of passages that do not count too."""
+        row = np.zeros(self.size, np.float32)
+        # A term that a query repeats counts as often.
+        for key in keys_of(tokenize(query)).tolist():
+            self._add(row, key)
+        return row
 
     def _add(self, row: NDArray[np.float32], key: int) -> None:
         """Add what one term gives to each passage."""

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from d2llm.compiling import compile_in_place
+from d2llm_kernels.tensors import is_plain
 
 #: Instructions of x86 CPUs, any of which multiplies bfloat16.
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
@@ -31,10 +32,35 @@ def inference_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if slow or weights == torch.float16 else weights
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether what models are trained on here computes faster in bfloat16; autocast to it is a loss otherwise."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    return inference_dtype(torch.bfloat16, device) == torch.bfloat16
+
+
+def widen(model: nn.Module) -> None:
+    """Turn weights into float32, in place, where the device does not multiply their number type.
+
+    Learning in it would take many times as long there.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(inference_dtype(weight.dtype, weight.device))
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether weights are shared out over processes, gathered for a while or not, so that no copy can be made."""
     managed = any(isinstance(part, FSDPModule) for part in module.modules())
     return managed or any(isinstance(weight, DTensor) for weight in module.parameters())
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether some weights are held in fewer bits, by bitsandbytes or torchao, so that nothing is merged into them."""
+    return any(map(in_few_bits, module.parameters()))
+
+
+def in_few_bits(weight: Tensor) -> bool:
+    """Whether a weight is held in fewer bits than its products have; a share of one that is shared out is not."""
+    return not (is_plain(weight) or isinstance(weight, DTensor))
 
 
 class InferenceCopy:
@@ -86,10 +112,10 @@ def merged(module: Any, dtype: torch.dtype) -> Any:
     for layer in module.modules():
         if isinstance(layer, LoraLayer):
             base: Any = layer.get_base_layer()
-            if base.weight.is_floating_point():
+            if is_plain(base.weight):
                 memo[id(layer)] = _merged_layer(layer, dtype)
     for weight in module.parameters():
-        if weight.is_floating_point() and weight.dtype != dtype:
+        if is_plain(weight) and weight.dtype != dtype:
             memo[id(weight)] = nn.Parameter(weight.to(dtype), requires_grad=False)
         else:
             memo[id(weight)] = weight

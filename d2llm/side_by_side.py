@@ -17,25 +17,21 @@ _ENOUGH = 2
 
 
 def side_by_side(
-    run: Callable[[_Batch], _Result], batches: Sequence[_Batch], device: torch.device
+    run: Callable[[_Batch], _Result], batches: Sequence[_Batch], device: torch.device, enough: int = _ENOUGH
 ) -> Iterator[_Result]:
-    """``run`` of each batch, in their order and without gradients.
+    """``run`` of each batch, in their order.
 
-    On a CPU as many batches are in hand as torch has threads, where there are enough of them; elsewhere one is.
+    On a CPU as many batches are in hand as torch has threads, where there are ``enough`` of them for each; elsewhere
+    one is. What torch keeps for each thread, such as the inference mode, autocast and whether there are gradients, is
+    for ``run`` to set.
     """
     threads = torch.get_num_threads()
-
-    def alone(batch: _Batch) -> _Result:
-        # Of a thread, as torch's number of threads is.
-        with torch.inference_mode():
-            return run(batch)
-
-    if device.type != "cpu" or threads == 1 or len(batches) < _ENOUGH * threads:
-        yield from map(alone, batches)
+    if device.type != "cpu" or threads == 1 or len(batches) < enough * threads:
+        yield from map(run, batches)
         return
     pool = ThreadPoolExecutor(threads, "batches", torch.set_num_threads, (1,))
     try:
-        yield from pool.map(alone, batches)
+        yield from pool.map(run, batches)
     finally:
         pool.shutdown(cancel_futures=True)
         # What one thread sets is also what new threads begin with, and what MKL has for all.

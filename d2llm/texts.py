@@ -27,6 +27,15 @@ def check_text(text: Any, name: str, blank: bool = False) -> None:
         raise InputError(f"{name}: expected a {'' if blank else 'non-empty '}text, got {shown(text)}")
 
 
+def has_bytes(text: str) -> bool:
+    """Whether a text can be written in UTF-8: half of a surrogate pair cannot, and no tokenizer reads it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_texts(texts: Sequence[str], name: str = "texts", *, none: bool = False, blank: bool = False) -> list[str]:
     """The texts as a list.
 
@@ -62,11 +71,13 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list
     A control token that a text spells out, such as ``<|im_end|>``, is plain text.
 
     Raises:
-        InputError: if a text has no token.
+        InputError: if a text has no token, or half of a surrogate pair.
     """
     ids: list[list[int]] = []
     for start in range(0, len(texts), _TOKENIZE_CHUNK):
         chunk = list(texts[start : start + _TOKENIZE_CHUNK])
+        if odd := next((text for text in chunk if not has_bytes(text)), None):
+            raise InputError(f"texts: expected text, got half of a surrogate pair in {shown(odd)}")
         ids += tokenizer(chunk, truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
     for text, tokens in zip(texts, ids, strict=True):
         if not tokens:
@@ -118,6 +129,22 @@ def batches_by_length(
         rows = rows if batch_size is None else min(rows, batch_size)
         yield order[start : start + rows]
         start += rows
+
+
+def even_batches(
+    lengths: Sequence[int], threads: int, batch_size: int | None = None, token_budget: int = TOKEN_BUDGET
+) -> list[list[int]]:
+    """:func:`batches_by_length` of about equal size, as many for each of some threads where there are enough rows."""
+    fewest = len(list(batches_by_length(lengths, batch_size, token_budget)))
+    most = -(-fewest // threads) * threads
+    below, enough = 0, token_budget
+    while enough - below > 1:
+        tried = (below + enough) // 2
+        if len(list(batches_by_length(lengths, batch_size, tried))) <= most:
+            enough = tried
+        else:
+            below = tried
+    return list(batches_by_length(lengths, batch_size, enough))
 
 
 def pad(ids: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"] = "right") -> "tuple[Tensor, Tensor]":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import reduce
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def promotion(*tensors: Tensor) -> torch.dtype:
@@ -58,3 +58,8 @@ def empty_gradients(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[
 def given_gradients(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Gradients as autograd takes them: None where none was wanted."""
     return tuple(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether it is a floating tensor of torch's own: torchao's say that they are floating, and hold fewer bits."""
+    return weight.is_floating_point() and type(weight) in (Tensor, nn.Parameter)

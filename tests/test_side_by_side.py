@@ -13,9 +13,9 @@ def test_as_many_batches_are_in_hand_as_there_are_threads_and_each_has_one(two_t
 
     def run(batch):
         meeting.wait()
-        return batch, torch.get_num_threads(), torch.is_inference_mode_enabled()
+        return batch, torch.get_num_threads()
 
-    assert list(side_by_side(run, range(4), CPU)) == [(batch, 1, True) for batch in range(4)]
+    assert list(side_by_side(run, range(4), CPU)) == [(batch, 1) for batch in range(4)]
     assert torch.get_num_threads() == 2
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -30,6 +30,10 @@ def test_few_batches_have_all_threads_one_after_the_other(two_threads):
         (1, 2),
         (2, 2),
     ]
+
+
+def test_a_caller_says_how_many_batches_are_enough(two_threads):
+    assert list(side_by_side(lambda batch: torch.get_num_threads(), range(2), CPU, enough=1)) == [1, 1]
 
 
 def test_an_error_in_one_batch_ends_all_and_leaves_the_threads_as_they_were(two_threads):

@@ -59,18 +59,19 @@ def count_instructions() -> Counts:
 
 
 def count_memory() -> Counts:
-    """Of every backend for CPUs."""
+    """Of every backend for CPUs; what the C++ kernels keep beside their results depends on the instruction set."""
     found: Counts = {}
     for backend in ("cpu", "folded"):
         if backends.missing(backend):
             continue
+        name = f"cpu {library.module().build_info()['instruction_set']}" if backend == "cpu" else backend
         torch.manual_seed(0)
         for case in cases.allocated(backend):
             # Gradients are allocated once and added to from then on.
             case.run()
             changes = allocations(case.run)
-            found.setdefault(f"allocated bytes, {backend}", {})[case.name] = sum(each for each in changes if each > 0)
-            found.setdefault(f"peak bytes, {backend}", {})[case.name] = peak_bytes(case.run)
+            found.setdefault(f"allocated bytes, {name}", {})[case.name] = sum(each for each in changes if each > 0)
+            found.setdefault(f"peak bytes, {name}", {})[case.name] = peak_bytes(case.run)
     return found
 
 

@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from d2llm.cli import bench, data, demo, doctor, evaluate, index, mine, mteb, search, serve, teach, train, tune_search
+from d2llm.cli import (
+    bench,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    index,
+    mine,
+    mteb,
+    search,
+    serve,
+    teach,
+    train,
+    tune_search,
+)
 from d2llm.cli.failures import GuardedGroup
 
 _HELP = """Semantic search with the judgement of an LLM at the cost of a bi-encoder.
@@ -69,6 +84,7 @@ app.add_typer(teach.app, name="teach")
 app.command()(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command()(mteb.mteb)
+app.add_typer(export.app, name="export")
 app.command()(index.index)
 app.command()(search.search)
 app.command("tune-search")(tune_search.tune_search)

@@ -46,13 +46,13 @@ def endpoint_teacher(
     template: list[str] | None,
     folder: Path,
     *,
-    prompts: str,
-    top_logprobs: int,
-    concurrency: int,
-    timeout: float,
-    retries: int,
-    token_file: Path | None,
-    shard: int,
+    prompts: str = "tokens",
+    top_logprobs: int = 20,
+    concurrency: int = 16,
+    timeout: float = 120.0,
+    retries: int = 6,
+    token_file: Path | None = None,
+    shard: int = 0,
 ) -> "EndpointTeacher":
     """A teacher behind an endpoint, as the options ask for it.
 

@@ -1,5 +1,7 @@
 """Options that several commands share, and what they stand for."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +45,8 @@ Task = Annotated[str | None, typer.Option(help="Only the examples of this task: 
 
 #: In place of a folder: what the package brings along.
 SHIPPED = "shipped"
+#: By which torchrun tells each process of a machine its GPU.
+_LOCAL_RANK = "LOCAL_RANK"
 _TEMPLATE_KEYS = {"name", "task", "text", "yes", "no"}
 
 
@@ -171,8 +175,26 @@ def load_student(folder: Path) -> Any:
 
     student = D2LLM.from_pretrained(folder)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    if device.type != "cpu" and _LOCAL_RANK in os.environ:
+        torch.accelerator.set_device_index(int(os.environ[_LOCAL_RANK]))
     # The decorated signature that transformers gives this method hides its own argument.
     return student.to(device)  # type: ignore[arg-type]
+
+
+def share_of(shard: str | None) -> tuple[int, int] | None:
+    """(I, N) counted from 0 of ``--shard I/N`` counted from 1, or of what torchrun says; None for all at once.
+
+    Raises:
+        InputError: for anything but two whole numbers with 1 <= I <= N.
+    """
+    if shard is None:
+        count = int(os.environ.get("WORLD_SIZE", 1))
+        return (int(os.environ["RANK"]), count) if count > 1 else None
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise InputError(f"--shard: expected I/N with 1 <= I <= N, such as 1/4, got {shown(shard)}")
+    return number - 1, count
 
 
 def or_shipped(path: Path | None, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""d2llm teach: tune, score, collect."""
+"""d2llm teach: tune, score, collect, calibrate, label."""
 
 import shlex
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from d2llm.cli.calibrate import calibrate
 from d2llm.cli.endpoint import (
     Check,
     Concurrency,
@@ -20,6 +21,7 @@ from d2llm.cli.endpoint import (
     endpoint_teacher,
 )
 from d2llm.cli.failures import GuardedGroup
+from d2llm.cli.label import label
 from d2llm.cli.options import (
     Adapter,
     Dtype,
@@ -46,8 +48,11 @@ app = typer.Typer(
     cls=GuardedGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Tune an LLM to judge, and score pairs with it.",
+    help="Tune an LLM to judge, score pairs with it, and label queries by it.",
 )
+
+app.command()(calibrate)
+app.command()(label)
 
 Model = Annotated[str, typer.Option(help="Causal LLM: a folder, a hub name or pypi:PACKAGE.")]
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Examples.")]

@@ -54,18 +54,18 @@ class ClusterIndex(Reader):
         check_count("workers", workers, 1)
         check_count("threads", threads, 1)
         root = Path(path).absolute()
-
-        def started(_: Manifest) -> Self:
-            index = super(ClusterIndex, cls).open(root, model, verify=verify)
-            index._start(workers, threads)
-            return index
-
         # A writer may replace the state before the actors have opened it.
-        return of_newest(root, started)
+        return of_newest(root, lambda _: cls._started(root, model, verify, workers, threads))
 
     def close(self) -> None:
         """End the actors."""
         self._workers.close()
+
+    @classmethod
+    def _started(cls, root: Path, model: Model | None, verify: bool, workers: int, threads: int) -> Self:
+        index = super().open(root, model, verify=verify)
+        index._start(workers, threads)
+        return index
 
     def _start(self, workers: int, threads: int) -> None:
         state, head = self._snapshot, deepcopy(self._head).cpu()

@@ -9,7 +9,7 @@ from typing import Any
 
 from d2llm.data.example import Example
 from d2llm.data.jsonl import optional_list, passage_id, read_corpus, required_text, titled_text
-from d2llm.data.rows import json_rows, parse_rows, require_file, table_rows
+from d2llm.data.rows import object_rows, parse_rows, require_file, table_rows
 from d2llm.errors import FormatError, MissingError, shown
 from d2llm.tasks import ASYM
 
@@ -99,7 +99,7 @@ def read_tevatron(
     ids = ("positive_document_ids", "negative_document_ids")
 
     def rows() -> Iterator[tuple[int, Any]]:
-        for line, row in json_rows(path):
+        for line, row in object_rows(path):
             # Outside the rows' own faults: those of the corpus end the reading, or every row would tell them again.
             if not texts and isinstance(row, Mapping) and any(map(row.get, ids)):
                 texts.update(read_corpus(corpus_path))

@@ -10,7 +10,7 @@ import re
 import sysconfig
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePath
@@ -95,6 +95,11 @@ def docstring_names(root: Path) -> dict[str, str]:
             count = used[function.name]
             names[function.code] = function.name if count == 1 else f"{function.name}#{count}"
     return names
+
+
+def below_names(names: Mapping[str, str]) -> list[str]:
+    """The passages of ``docstring_names``, each below its name: ``def load(fp)`` alone does not say of what."""
+    return [f"{name.partition('#')[0]}\n{passage}" for passage, name in names.items()]
 
 
 def package_pairs(package: str) -> list[Example]:

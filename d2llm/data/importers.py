@@ -15,7 +15,15 @@ from d2llm.data.beir import read_beir, read_tevatron
 from d2llm.data.example import Example
 from d2llm.data.jsonl import KEYS, iterate_examples, optional_list, required_text
 from d2llm.data.pairs import KINDS, THRESHOLDS, pair_columns, pairs_to_examples, read_pairs
-from d2llm.data.rows import as_number, check_distinct, json_rows, parse_lazily, require_file, table_rows
+from d2llm.data.rows import (
+    PARQUET,
+    as_number,
+    check_distinct,
+    object_rows,
+    parse_lazily,
+    require_file,
+    table_rows,
+)
 from d2llm.data.runs import read_ranked
 from d2llm.data.triples import iterate_triples
 from d2llm.errors import FormatError, InputError, shown
@@ -114,24 +122,37 @@ def iterate_any(
 def _ordered_rows(path: Path, task: str) -> Iterator[_Scored]:
     """Rows of sentence-transformers, whose columns count by order: query, positive, negatives and perhaps scores.
 
-    JSONL objects, or a ``.csv`` or tab-separated table with a header. A last column named score(s) or label(s) holds
+    JSONL or Parquet, or a ``.csv`` or tab-separated table with a header. A last column named score(s) or label(s) holds
     one number for the positive and each negative.
     """
-    if path.suffix.lower() in (".jsonl", ".json"):
-        return parse_lazily(path, json_rows(path), lambda row: [_ordered(row, task)])
+    return parse_lazily(path, _named_rows(path), lambda row: [_ordered(row, task)])
+
+
+def _named_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, object) for every row that has its columns' names, by itself or by the header of its table."""
+    if _holds_objects(path):
+        yield from object_rows(path)
+        return
     header: list[str] = []
+    for line, cells in table_rows(path):
+        if isinstance(cells, FormatError):
+            yield line, cells
+        elif not header:
+            header = [cell.strip() for cell in cells]
+            try:
+                check_distinct(header)
+                check_header(header)
+            except FormatError as error:
+                yield line, error
+        elif len(cells) != len(header):
+            yield line, FormatError(f"expected {len(header)} columns, got {len(cells)}")
+        else:
+            yield line, dict(zip(header, cells, strict=True))
 
-    def parse(cells: list[str]) -> Iterator[_Scored]:
-        if not header:
-            header.extend(cell.strip() for cell in cells)
-            check_distinct(header)
-            check_header(header)
-            return
-        if len(cells) != len(header):
-            raise FormatError(f"expected {len(header)} columns, got {len(cells)}")
-        yield _ordered(dict(zip(header, cells, strict=True)), task)
 
-    return parse_lazily(path, table_rows(path), parse)
+def _holds_objects(path: Path) -> bool:
+    """Whether rows bring their columns' names."""
+    return path.suffix.lower() in (".jsonl", ".json", PARQUET)
 
 
 def check_header(cells: Sequence[str]) -> None:
@@ -166,7 +187,7 @@ def _flagembedding_rows(path: Path, task: str) -> Iterator[_Scored]:
             example = Example(query, positive, tuple(negatives), task)
             yield example, [of_positives[number], *of_negatives] if scored else None
 
-    return parse_lazily(path, json_rows(path), parse)
+    return parse_lazily(path, object_rows(path), parse)
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
@@ -181,8 +202,8 @@ def sniff(path: str | os.PathLike[str]) -> str:
     if path.is_dir():
         return "beir"
     require_file(path)
-    is_json = path.suffix.lower() in (".jsonl", ".json")
-    line, row = next(iter(json_rows(path) if is_json else table_rows(path)), (1, FormatError("the file is empty")))
+    rows: Iterator[tuple[int, Any]] = object_rows(path) if _holds_objects(path) else table_rows(path)
+    line, row = next(rows, (1, FormatError("the file is empty")))
     if isinstance(row, FormatError):
         raise FormatError(f"{path}:{line}: {row}")
     return _sniff_table(path, list(row)) if not isinstance(row, Mapping) else _sniff_object(row)

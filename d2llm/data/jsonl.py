@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d2llm.data.example import Example
-from d2llm.data.rows import STDIN, as_number, json_rows, parse_lazily, parse_rows, require_file, text_lines
+from d2llm.data.rows import PARQUET, STDIN, as_number, object_rows, parse_lazily, parse_rows, require_file, text_lines
 from d2llm.errors import FormatError, InputError, shown
 from d2llm.files import atomic_path
 from d2llm.metadata import Metadata, check_metadata
@@ -25,7 +25,7 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
 
 
 def iterate_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
-    """Read training examples one by one, a JSON object a line.
+    """Read training examples one by one, a JSON object a line, or a row of a ``.parquet`` file.
 
     Keys: ``query`` and ``positive`` (text); optional ``negatives`` (list of texts), ``task``
     ("asym", the default, or "sym") and ``scores`` (the teacher's raw [yes, no] logits for the
@@ -36,8 +36,8 @@ def iterate_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
         FormatError: at the end, naming ``file:line: what`` for up to 20 faulty lines, or for an empty file.
     """
     path = Path(path)
-    numbered = ((line, (line, row)) for line, row in json_rows(path))
-    return parse_lazily(path, numbered, lambda row: [_example(*row)])
+    numbered = ((line, (line, row)) for line, row in object_rows(path))
+    return parse_lazily(path, numbered, lambda row: [parse_example(*row)])
 
 
 def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> int:
@@ -61,7 +61,7 @@ def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) ->
 def read_corpus(path: str | os.PathLike[str], prefix: str = "") -> list[tuple[str, str]]:
     """Read passages with their ids.
 
-    ``.jsonl``: objects with ``text``, optional ``title`` (put in front of the text) and ``id``,
+    ``.jsonl`` and ``.parquet``: objects with ``text``, optional ``title`` (put in front of the text) and ``id``,
     ``_id`` or ``docid`` (a text or integer; by default the line number). Any other file: one passage a line, its
     id the line number; blank lines are skipped. ``prefix`` stands before a line number that is an id.
 
@@ -155,7 +155,12 @@ def passage_id(value: Any) -> str:
     return str(value)
 
 
-def _example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
+def parse_example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
+    """The example of a row, which may be the fault that reading it gave.
+
+    Raises:
+        FormatError, InputError: for that fault, and for a row that :func:`iterate_examples` does not take.
+    """
     if isinstance(row, FormatError):
         raise row
     for key in row:
@@ -167,7 +172,7 @@ def _example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
         query=query,
         positive=positive,
         negatives=tuple(optional_list(row, "negatives")),
-        task=row.get("task", ASYM),
+        task=ASYM if row.get("task") is None else row["task"],
         scores=None if scores is None else _logits(scores),
         line=line,
     )
@@ -199,8 +204,8 @@ def _line(example: Example) -> str:
 
 def _filled_rows(path: Path) -> Iterator[tuple[int, tuple[int, Any]]]:
     """Rows of a corpus that are not blank, each with its line number, as ``parse_rows`` takes them."""
-    json_lines = path == STDIN or path.suffix.lower() == ".jsonl"
-    rows: Iterable[tuple[int, Any]] = json_rows(path) if json_lines else text_lines(path)
+    objects = path == STDIN or path.suffix.lower() in (".jsonl", PARQUET)
+    rows: Iterable[tuple[int, Any]] = object_rows(path) if objects else text_lines(path)
     return ((line, (line, row)) for line, row in rows if not isinstance(row, str) or row.strip())
 
 

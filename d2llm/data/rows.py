@@ -10,13 +10,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from d2llm.errors import FormatError, InputError, MissingError
+from d2llm.errors import FormatError, InputError, MissingError, shown
 from d2llm.files import parse_json
+from d2llm.requirements import require
 
 #: What stands for standard input in place of a file.
 STDIN = Path("-")
+#: How files of columns end.
+PARQUET = ".parquet"
+#: Rows of such a file that are held at once.
+_AT_ONCE = 1024
+#: Bytes of a file that are looked through at once.
+_PART = 1 << 17
 #: Faults listed in one error.
 FAULTS_SHOWN = 20
 _PROGRESS_FROM_BYTES = 50_000_000
@@ -78,7 +87,18 @@ def json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError
         if isinstance(line, FormatError):
             yield number, line
         elif line.strip():
-            yield number, _json_object(line)
+            yield number, json_object(line)
+
+
+def object_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError]]:
+    """(number, object) for every row of a file of objects: the columns of ``.parquet``, or the lines of a JSONL file.
+
+    Raises:
+        MissingError: if there is no such file.
+        FormatError: for a file that is no Parquet.
+        ModuleNotFoundError: for Parquet without pyarrow, saying how to install it.
+    """
+    return _parquet_rows(path) if path.suffix.lower() == PARQUET else json_rows(path)
 
 
 def table_rows(path: Path) -> Iterator[tuple[int, list[str] | FormatError]]:
@@ -129,6 +149,30 @@ def text_lines(path: Path) -> Iterator[tuple[int, str | FormatError]]:
             yield line
 
 
+def line_starts(path: Path) -> NDArray[np.int64]:
+    """Where the lines of a file begin, in bytes: (N,), one more than there are lines where the last one is ended."""
+    found, read = [np.zeros(1, np.int64)], 0
+    with open(path, "rb") as handle:
+        while part := handle.read(_PART):
+            found.append(np.flatnonzero(np.frombuffer(part, np.uint8) == ord("\n")) + (read + 1))
+            read += len(part)
+    return np.concatenate(found)
+
+
+def json_object(line: str) -> Mapping[str, Any] | FormatError:
+    """The JSON object on a line, or the fault in it."""
+    try:
+        row = parse_json(line)
+    except FormatError as error:
+        return error
+    if not isinstance(row, dict):
+        return FormatError(f"expected a JSON object, got {type(row).__name__}")
+    # JSON can spell half a surrogate pair, which is no text: it cannot be hashed or written again.
+    if "\\ud" in line.lower() and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+        return FormatError("expected text, got half of a surrogate pair (\\ud800 to \\udfff)")
+    return row
+
+
 def require_file(path: str | os.PathLike[str]) -> Path:
     """The path, if it is a file.
 
@@ -177,14 +221,17 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[tuple[int, str | FormatError]]:
             yield number, FormatError("expected UTF-8")
 
 
-def _json_object(line: str) -> Mapping[str, Any] | FormatError:
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(row number from 1, object) for every row, a batch at a time."""
+    require_file(path)
+    require("pyarrow", "parquet")
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
     try:
-        row = parse_json(line)
-    except FormatError as error:
-        return error
-    if not isinstance(row, dict):
-        return FormatError(f"expected a JSON object, got {type(row).__name__}")
-    # JSON can spell half a surrogate pair, which is no text: it cannot be hashed or written again.
-    if "\\ud" in line.lower() and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
-        return FormatError("expected text, got half of a surrogate pair (\\ud800 to \\udfff)")
-    return row
+        with ParquetFile(path, memory_map=True) as file:
+            rows = (row for batch in file.iter_batches(_AT_ONCE) for row in batch.to_pylist())
+            few = path.stat().st_size < _PROGRESS_FROM_BYTES
+            yield from enumerate(tqdm(rows, path.name, file.metadata.num_rows, disable=few), start=1)
+    except pa.ArrowException as error:
+        raise FormatError(f"{path}: not a Parquet file, or damaged ({shown(str(error))})") from None

@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from d2llm.compact import shrink
-from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pairs, without
+from d2llm.data.docstrings import (
+    below_names,
+    hold_out,
+    package_pairs,
+    standard_library_names,
+    standard_library_pairs,
+    without,
+)
 from d2llm.data.example import Example, text_id
 from d2llm.demo.data import load_data
 from d2llm.demo.encoder import make
@@ -23,7 +30,7 @@ from d2llm.demo.judgements import rerank_pairs
 from d2llm.demo.recipe import RERANKED, SCORED_EXAMPLES, TEACHER
 from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
-from d2llm.shipped import BASE_MODEL, SCORES, STUDENT, VECTORS
+from d2llm.shipped import BASE_MODEL, NAMED_VECTORS, SCORES, STUDENT, VECTORS
 from d2llm.shipped import TEACHER as TEACHER_FOLDER
 from d2llm.student import D2LLM
 from d2llm.teacher.adapter import save_adapter
@@ -115,14 +122,14 @@ def make_student(work: Path) -> None:
 
 
 def make_vectors() -> None:
-    """Ship the library's passages as the shipped student embeds them, in eight bits."""
-    if VECTORS.exists():
-        return
-    library = load_data().library
-    vectors = D2LLM.from_pretrained(STUDENT).encode(library, "passage", convert_to="torch")
-    ids = torch.tensor([list(bytes.fromhex(text_id(passage))) for passage in library], dtype=torch.uint8)
-    with atomic_path(VECTORS) as temporary:
-        save_file({"ids": ids, **shrink({"vectors": vectors})}, temporary)
+    """Ship the library's passages as the shipped student embeds them, in eight bits: code alone, and below names."""
+    for file, passages in ((VECTORS, load_data().library), (NAMED_VECTORS, below_names(standard_library_names()))):
+        if file.exists():
+            continue
+        vectors = D2LLM.from_pretrained(STUDENT).encode(passages, "passage", convert_to="torch")
+        ids = torch.tensor([list(bytes.fromhex(text_id(passage))) for passage in passages], dtype=torch.uint8)
+        with atomic_path(file) as temporary:
+            save_file({"ids": ids, **shrink({"vectors": vectors})}, temporary)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from d2llm.errors import InputError
 from d2llm.index.filters import Filters, check_filters, passing
-from d2llm.index.inputs import check_count
+from d2llm.index.inputs import check_count, check_ids
 from d2llm.index.searching import Found, Searching
 from d2llm.index.snapshot import Snapshot
 from d2llm.index.staged import search_candidates
@@ -35,14 +35,15 @@ class Asked:
     candidates: int
     recall: float | None
     filters: Filters | None
+    given: Sequence[Sequence[str]] | None
 
     @property
     def wanted(self) -> float:
         """The share of the exact best to find."""
         return RECALL if self.recall is None else self.recall
 
-    def check(self, snapshot: Snapshot) -> None:
-        """Check them against each other and the index.
+    def check(self, snapshot: Snapshot, queries: int) -> None:
+        """Check them against each other, the number of queries and the index.
 
         Raises:
             InputError: naming the argument.
@@ -56,10 +57,15 @@ class Asked:
             raise InputError(f"recall: expected a number above 0, 1 at most, got {self.recall!r:.200}")
         if isinstance(self.channels, str) or not set(self.channels) <= set(CHANNELS):
             raise InputError(f"channels: expected some of {CHANNELS}, got {self.channels!r:.200}")
+        for name, chosen in (("channels", self.channels or None), ("given", self.given)):
+            if chosen is not None and self.mode not in ("hybrid", "iem"):
+                raise InputError(f"{name}: expected none, since the mode is {self.mode!r}, got {chosen!r:.200}")
         if self.channels:
-            if self.mode not in ("hybrid", "iem"):
-                raise InputError(f"channels: expected none, since the mode is {self.mode!r}, got {self.channels!r}")
             check_count("candidates", self.candidates, self.k)
+        if self.given is not None and (isinstance(self.given, str) or len(self.given) != queries):
+            raise InputError(f"given: expected {queries} lists of ids, one a query, got {self.given!r:.200}")
+        for each in self.given or ():
+            check_ids(each)
         if "cosine" in (self.mode, *self.channels) and not snapshot.manifest.unit:
             raise InputError("mode: 'cosine' needs unit vectors, and this index was built with keep_vectors=False")
         if "surrogate" in self.channels and snapshot.surrogate is None:
@@ -95,7 +101,7 @@ class Asked:
         if self.mode == "cosine":
             return searching.cosine(vectors, k), 1.0
         channels, count, promise = self._way(snapshot, among, k, weight)
-        if channels:
+        if channels or self.given is not None:
             return self._staged(searching, snapshot, vectors, texts, channels, count, weight), promise
         if self.mode == "hybrid":
             return searching.hybrid(vectors, texts, k, weight), promise
@@ -103,7 +109,7 @@ class Asked:
 
     def _way(self, snapshot: Snapshot, among: Tensor, k: int, weight: float) -> tuple[Sequence[str], int, float | None]:
         """Channels, none to score every passage; candidates of each; what that promises."""
-        if self.channels:
+        if self.channels or self.given is not None:
             return self.channels, self.candidates, None
         if snapshot.surrogate is None or self.wanted == 1:
             return (), 0, 1.0
@@ -137,11 +143,13 @@ class Asked:
             chosen["cosine"] = list(searching.nearest(vectors, count).indices.numpy())
         if "surrogate" in channels and snapshot.surrogate is not None:
             covering, _ = snapshot.surrogate
-            positions = searching.chosen(searching.projected(vectors), count).indices.numpy()
+            positions = searching.chosen(searching.projected(vectors), count, certified=not self.channels)
             chosen["surrogate"] = [searching.rows_at(each) for each in positions]
             # Passages that it does not cover, appended since, are all scored.
             since = np.arange(np.searchsorted(searching.places, covering.end), len(searching.places))
             chosen["appended"] = [since] * len(vectors)
+        if self.given is not None:
+            chosen["given"] = [_rows(searching, snapshot, names) for names in self.given]
         return search_candidates(
             searching,
             vectors,
@@ -151,3 +159,10 @@ class Asked:
             bm25=count if "bm25" in channels else 0,
             weight=weight if self.mode == "hybrid" else None,
         )
+
+
+def _rows(searching: Searching, snapshot: Snapshot, names: Sequence[str]) -> NDArray[np.int64]:
+    """Rows of the passages that have these ids and may be found, in their order."""
+    known = snapshot.find(names)
+    positions = np.array([known[name] for name in names if name in known], np.int64)
+    return searching.rows_at(positions[np.isin(positions, searching.places)])

@@ -8,8 +8,9 @@ from typing import Any
 
 from d2llm.errors import InputError, MismatchError
 from d2llm.index.building import add, existing, plan, same, without, write_head
-from d2llm.index.compaction import MOST_SMALL, compacted, first_loose, small_tail
-from d2llm.index.fitting import pseudo_queries, write_surrogate
+from d2llm.index.compaction import compacted, first_loose, small_run
+from d2llm.index.engines import check_engine
+from d2llm.index.fitting import CERTIFIED, pseudo_queries, write_surrogate
 from d2llm.index.inputs import Passages, check_count, check_ids, check_vectors
 from d2llm.index.intake import Intake, cut
 from d2llm.index.manifest import Manifest
@@ -52,6 +53,7 @@ class Index(Reader):
         overwrite: bool = False,
         queries: Sequence[str] | Any | None = None,
         windows: bool = False,
+        engine: str = "scan",
     ) -> "Index":
         """Build an index from texts, or from vectors that the model made before.
 
@@ -80,6 +82,7 @@ class Index(Reader):
                 queries or texts to make them of.
             windows: encode passages as a whole, also those that are appended later, in place of cutting them at the
                 student's limit: in windows of that length, the tokens of which are pooled together.
+            engine: what :meth:`fit_surrogate` takes.
 
         Raises:
             InputError: for an empty corpus, empty texts, repeated ids, metadata of another kind, NaN, a wrong shape, a
@@ -90,6 +93,7 @@ class Index(Reader):
         check_count("shard_size", shard_size, 1)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
+        check_engine(engine)
         layout = plan(model, dtype, texts=passages is not None, unit=keep_vectors, windows=windows)
         intake = Intake(passages, ids, metadata, vectors, width(head))
         with write_lock(root):
@@ -107,7 +111,7 @@ class Index(Reader):
         index = cls(root, Snapshot.open(root), model)
         askable = queries is not None or (layout.texts and not isinstance(model, IEM))
         if len(index) >= _LARGE and askable and index._snapshot.surrogate is None:
-            index.fit_surrogate(queries, progress=progress)
+            index.fit_surrogate(queries, engine=engine, progress=progress)
         return index
 
     def append(
@@ -150,9 +154,9 @@ class Index(Reader):
                 return
             changes = without(self.path, self._snapshot, intake.gone)
             self._move(replace(changes, segments=layout.segments, fields=layout.fields))
-            tail = small_tail(self._snapshot, shard_size)
-            if len(self._snapshot.segments) - tail > MOST_SMALL:
-                self._move(compacted(self.path, self._snapshot, tail, shard_size))
+            if run := small_run(self._snapshot, shard_size):
+                start, end = run
+                self._move(compacted(self.path, self._snapshot, start, shard_size, end))
 
     def fit_surrogate(
         self,
@@ -160,29 +164,40 @@ class Index(Reader):
         *,
         task: str | int = ASYM,
         rank: int = RANK,
+        engine: str = "scan",
+        certify: int = CERTIFIED,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
         """Fit a surrogate of the interaction module to the passages, and certify searches by it.
 
-        It costs ``rank`` bytes a passage and, on two cores, some seconds to fit; each of up to 1,000 queries that it is
-        certified on is searched in full. Passages that are appended later are all scored; fit anew when they are many.
+        It costs ``rank`` bytes a passage; the fit scores some 4,600 passages for each query, and each query that it is
+        certified on is searched in full, which a call after a stop goes on with. Passages that are appended later are
+        all scored; fit anew when they are many.
 
         Args:
-            queries: texts, or vectors (Nq, D), like those that will be asked. Half of them, 1,000 at most, certify, and
-                1,000 of the others at most are fitted to. 302 certified queries are the least that can promise a recall
-                of 0.99, if they miss nothing; with 1,000 they may miss 0.66 %, which takes far fewer candidates. With
-                vectors "iem" alone is certified, not "hybrid". By default first sentences of passages.
+            queries: texts, or vectors (Nq, D), like those that will be asked. Half of them, ``certify`` at most,
+                certify, and 4,000 of the others at most are fitted to. 302 certified queries are the least that can
+                promise a recall of 0.99, if they miss nothing; with 1,000 they may miss 0.66 %, which takes far fewer
+                candidates. With vectors "iem" alone is certified, not "hybrid". By default first sentences of passages.
             task: the branch that will be searched.
             rank: width R; a wider one needs fewer candidates.
+            engine: what finds candidates of certified searches. "scan" looks at every passage's R bytes. "flat", "ivf"
+                and "hnsw" are faiss's (extra ``faiss``), for corpora whose scan takes too long; what they miss is
+                counted in the certificate.
+            certify: how many queries certify at most.
             seed: of what is drawn.
             progress: show a bar.
 
         Raises:
-            InputError: for fewer than 2 queries; for an index that is empty, or without texts where none are given.
+            InputError: for fewer than 2 queries; for an index that is empty, or without texts where none are given;
+                for an unknown engine.
+            ModuleNotFoundError: for an engine whose package is not installed.
             OSError: if the disk fills; the index stays as it was.
         """
         check_count("rank", rank, 1)
+        check_count("certify", certify, 1)
+        check_engine(engine)
         branch = task_index(task)
         with write_lock(self.path):
             self._refresh()
@@ -201,6 +216,8 @@ class Index(Reader):
                 task=branch,
                 rank=rank,
                 weight=weight,
+                engine=engine,
+                certify=certify,
                 seed=seed,
                 progress=progress,
             )
@@ -224,8 +241,9 @@ class Index(Reader):
         """Free the space of deleted passages, and put those of small segments together, ``shard_size`` in each.
 
         The first segments stay that are full and have none deleted; the others are written anew. A surrogate that
-        covers any of these is dropped: fit it again. An append does the same by itself for the segments behind the
-        last full one, and behind those that a surrogate covers, when they are more than 32.
+        covers any of these is dropped: fit it again. An append by itself puts neighbours together, of
+        ``shard_size`` passages at most, when more than 32 segments lie behind the last full one and behind those that a
+        surrogate covers.
 
         Raises:
             OSError: if the disk fills; the index stays as it was.

@@ -36,7 +36,7 @@ def _of_one(
     rows = np.searchsorted(searching.places, positions[order])
     scores: dict[str, Scores] = {}
     if text and snapshot.has_terms:
-        scores["bm25"] = searching.lexical(text[0])[0][rows]
+        scores["bm25"] = searching.lexical(text[0])[0].at(rows)
     if vector is not None and len(positions):
         a = searching.projected(vector[None])
         scores["iem"] = searching.exact(a[0], rows)

@@ -2,7 +2,8 @@
 
 A search runs as over the whole, but for what looks at every passage: the module's rounded scores, cosines, the
 surrogate's products. Each part takes these over its own segments, by the same code and segment by segment, and what
-the parts keep is put together in their order (``Best.add``), which is associative. What is kept is ranked by the whole.
+the parts keep is put together in their order (``Best.add``), which is associative. What is kept is ranked by the whole,
+which also asks the surrogate's engine, where it has one: that, as its certificates, is of all passages together.
 So ids, scores, order and ties are those of a search without parts, bit for bit on one kind of machine.
 """
 
@@ -89,8 +90,8 @@ class InParts(Searching):
     def nearest(self, vectors: Tensor, count: int) -> Best:
         return _joined(self._ask("nearest", vectors.cpu(), count), self._firsts, count)
 
-    def chosen(self, a: Tensor, count: int) -> Best:
-        return _joined(self._ask("chosen", a.cpu(), count), self._starts, count)
+    def scanned(self, a: Tensor, count: int) -> Best:
+        return _joined(self._ask("scanned", a.cpu(), count), self._starts, count)
 
 
 def _joined(found: Sequence[Best], firsts: Tensor, k: int) -> Best:

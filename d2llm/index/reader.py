@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing_extensions import Self
 from d2llm.errors import InputError, MismatchError, shown
 from d2llm.index.asking import Asked
 from d2llm.index.certificate import Audit
+from d2llm.index.export import export, surrogate_of
 from d2llm.index.filters import Filters
 from d2llm.index.hits import Hit, look_up
 from d2llm.index.inputs import check_vectors
@@ -28,9 +29,12 @@ from d2llm.index.model import (
     fingerprint_of,
     head_of,
     load_head,
+    project,
 )
 from d2llm.index.searching import Found, Scores
+from d2llm.index.segment import Passage
 from d2llm.index.snapshot import Snapshot, of_newest
+from d2llm.index.surrogate import Maps
 from d2llm.index.writer import SEGMENTS
 from d2llm.tasks import ASYM, task_index
 from d2llm.texts import check_texts
@@ -77,6 +81,7 @@ class Reader:
         mode: str | None = None,
         channels: Sequence[str] = (),
         candidates: int = 100,
+        given: Sequence[Sequence[str]] | None = None,
         recall: float | None = None,
         exact: bool = False,
         filters: Filters | None = None,
@@ -99,6 +104,9 @@ class Reader:
             channels: what chooses candidates, of which alone "iem" and "hybrid" then find the best: some of "bm25",
                 "cosine" and "surrogate". Nothing is promised then.
             candidates: how many each channel chooses, at least k.
+            given: ids of candidates of each query, such as a vector database found by what
+                :meth:`export_surrogate` wrote; what channels choose is added. Those that are not in the index, or do
+                not pass the filters, are left out.
             recall: without channels, the share of the exact best k that "iem" and "hybrid" must find in the mean of
                 queries like those that the surrogate was certified on (see :meth:`fit_surrogate`). Where it was not
                 certified for that, and without a surrogate, every passage is scored. 0.99 by default.
@@ -125,8 +133,8 @@ class Reader:
         """
         texts = check_texts([queries] if isinstance(queries, str) else queries, "queries")
         mode = mode or ("hybrid" if self._snapshot.has_terms else "iem")
-        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
-        asked.check(self._snapshot)
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters, given)
+        asked.check(self._snapshot, len(texts))
         weight = check_weight(self.bm25_weight if bm25_weight is None else bm25_weight)
         if vectors is not None:
             made = check_vectors("vectors", vectors, self.dim)
@@ -152,6 +160,7 @@ class Reader:
         mode: str = "iem",
         channels: Sequence[str] = (),
         candidates: int = 100,
+        given: Sequence[Sequence[str]] | None = None,
         recall: float | None = None,
         exact: bool = False,
         filters: Filters | None = None,
@@ -170,11 +179,11 @@ class Reader:
         vectors = check_vectors("queries", queries, self.dim)
         if not len(vectors):
             raise InputError("queries: expected at least one, got none")
-        for name, given in (("mode", (mode,)), ("channels", channels)):
-            if needy := {"hybrid", "bm25"}.intersection(given):
+        for name, asked_for in (("mode", (mode,)), ("channels", channels)):
+            if needy := {"hybrid", "bm25"}.intersection(asked_for):
                 raise InputError(f"{name}: {min(needy)!r} needs the queries' texts; use search")
-        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters)
-        asked.check(self._snapshot)
+        asked = Asked(k, task_index(task), mode, channels, candidates, 1 if exact else recall, filters, given)
+        asked.check(self._snapshot, len(vectors))
         found, promised = self._find(asked, vectors, [], 0)
         return look_up(self._snapshot, found, promised, self._measured(asked, vectors, [], found) if explain else None)
 
@@ -185,6 +194,27 @@ class Reader:
             InputError: for an empty query, or an index opened without a model that encodes.
         """
         return self._encoded(check_texts(texts, "queries"), batch_size).numpy()
+
+    def surrogate_queries(self, vectors: Any) -> np.ndarray:
+        """Queries as the surrogate's vectors are searched with, by inner product: (Nq, D) -> (Nq, R) int8.
+
+        Raises:
+            InputError: if the index has no surrogate; for a wrong shape, NaN or infinity.
+        """
+        maps = surrogate_of(self._snapshot).maps
+        return maps.queries(project(self._head, check_vectors("vectors", vectors, self.dim), "query")).numpy()
+
+    def export_surrogate(self, path: str | os.PathLike[str]) -> None:
+        """Write the surrogate's vectors of all passages for a vector database, in a folder that appears at the end.
+
+        ``vectors.npy`` holds N x R numbers, int8, to be searched by inner product; line i of ``ids.jsonl`` is the id of
+        passage i, as JSON. What was appended since the fit is there too.
+
+        Raises:
+            InputError: if the index has no surrogate.
+            OSError: if the disk fills.
+        """
+        export(self._snapshot, Path(path))
 
     @property
     def bm25_weight(self) -> float:
@@ -216,6 +246,29 @@ class Reader:
     def ids(self) -> list[str]:
         """Ids of the passages, in the order they were added."""
         return list(self._snapshot.ids())
+
+    def rows(self, count: int) -> Iterator[tuple[list[Passage], Tensor]]:
+        """The passages in the order they were added, ``count`` at a time, and their projections (n, F) float32."""
+        for positions in self._snapshot.live.split(count):
+            passages = [self._snapshot.passage(position) for position in positions.tolist()]
+            yield passages, self._snapshot.gather(positions).float()
+
+    def surrogate(self, task: str | int = ASYM) -> Maps | None:
+        """The maps of the surrogate, if there is one for the branch.
+
+        Raises:
+            InputError: for an unknown task.
+        """
+        number, held = task_index(task), self._snapshot.surrogate
+        return None if held is None or held[1].task != number else held[0].maps
+
+    def certified(self, k: int, recall: float, task: str | int = ASYM) -> int | None:
+        """Candidates of the surrogate that promise a mean share ``recall`` of the exact best ``k``, if any do.
+
+        Raises:
+            InputError: for an unknown task.
+        """
+        return None if self.surrogate(task) is None else self._snapshot.candidates("iem", k, recall)
 
     @property
     def dim(self) -> int:

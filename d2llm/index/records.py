@@ -18,6 +18,8 @@ VECTORS, PASSAGES, LOOKUP, RECORD = "vectors.safetensors", "passages.jsonl", "lo
 METADATA = "metadata.safetensors"
 #: Files of a surrogate, beside one for each segment.
 MAPS, CERTIFICATE = "maps.safetensors", "certificate.safetensors"
+#: File of a surrogate's engine.
+ENGINE = r"(flat|ivf|hnsw)\.faiss"
 #: Names of heads, deletions, segments and surrogates.
 HEAD, DELETED = r"head-\w+\.safetensors", r"deleted-\d+\.safetensors"
 SEGMENT, SURROGATE = r"segment-[0-9a-f]+", r"surrogate-[0-9a-f]+"
@@ -150,10 +152,14 @@ class SegmentRecord:
 
 @dataclass(frozen=True)
 class SurrogateRecord:
-    """What the manifest knows of a surrogate: its maps, its certificate, and a file for each of the first segments."""
+    """What the manifest knows of a surrogate: its maps, its certificate, and a file for each of the first segments.
+
+    ``engine`` is the file of what finds candidates, where that is not a scan of those.
+    """
 
     name: str
     files: tuple[FileRecord, ...]
+    engine: FileRecord | None = None
 
     @staticmethod
     def names(segments: Sequence[SegmentRecord]) -> list[str]:
@@ -171,9 +177,15 @@ class SurrogateRecord:
         patterns = [re.escape(each) for each in cls.names(segments)]
         if not isinstance(files, list) or not 3 <= len(files) <= len(patterns):
             raise FormatError(f"{where}: files: expected 3 to {len(patterns)}, got {files!r:.200}")
-        return cls(name, tuple(FileRecord.from_json(*each, where) for each in zip(files, patterns, strict=False)))
+        # Older manifests know of no engine.
+        engine = value.get("engine")
+        return cls(
+            name,
+            tuple(FileRecord.from_json(*each, where) for each in zip(files, patterns, strict=False)),
+            None if engine is None else FileRecord.from_json(engine, ENGINE, f"{where}: engine"),
+        )
 
     def check(self, root: Path) -> None:
         """Compare every file below ``root`` with its size and SHA-256."""
-        for file in self.files:
+        for file in [*self.files, *([self.engine] if self.engine else [])]:
             file.check(root / self.name)

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2llm.bm25 import top_indices
-from d2llm.fusion import fuse
+from d2llm.bm25 import Matches, top_indices
+from d2llm.fusion import Moments, fuse
 from d2llm.index.model import project
 from d2llm.index.ranking import nearest
 from d2llm.index.snapshot import Snapshot
@@ -78,18 +78,27 @@ class Searching:
         """Rows of the ``count`` nearest of each query (Nq, D) by cosine."""
         return nearest(vectors, self._snapshot.chunks("unit", self._among), min(count, len(self.places)))
 
-    def chosen(self, a: Tensor, count: int) -> Best:
-        """Positions of the ``count`` best of each projected query (Nq, F) by the surrogate, of what that covers."""
+    def chosen(self, a: Tensor, count: int, certified: bool) -> list[NDArray[np.int64]]:
+        """Positions of the ``count`` best of each projected query (Nq, F) by the surrogate, of what that covers.
+
+        Args:
+            certified: choose as was certified: by the surrogate's engine, if it has one, which may miss some.
+        """
         assert self._snapshot.surrogate is not None
-        return Best(count, *self._snapshot.surrogate[0].choose(a, count, self._among))
+        asked = self._snapshot.surrogate[0].asked(a, count, self._among) if certified else None
+        return list(self.scanned(a, count).indices.numpy()) if asked is None else asked
+
+    def scanned(self, a: Tensor, count: int) -> Best:
+        """What :meth:`chosen` chooses without an engine, with the surrogate's products."""
+        assert self._snapshot.surrogate is not None
+        return Best(count, *self._snapshot.surrogate[0].scan(a, count, self._among))
 
     def bm25(self, texts: Sequence[str], k: int) -> list[Found]:
         """The k best of each query by BM25, those alone that share a term with it."""
         found = []
-        for scores, _ in map(self.lexical, texts):
-            rows = top_indices(scores, k)
-            rows = rows[scores[rows] > 0]
-            found.append(Found(scores[rows], self.places[rows], {"bm25": np.arange(1, len(rows) + 1)}))
+        for matches, _ in map(self.lexical, texts):
+            rows = matches.best(k)
+            found.append(Found(matches.at(rows), self.places[rows], {"bm25": np.arange(1, len(rows) + 1)}))
         return found
 
     @torch.inference_mode()
@@ -103,10 +112,11 @@ class Searching:
         for start in range(0, len(texts), step):
             a = self.projected(vectors[start : start + step])
             for query, rough, text in zip(a, self.rough(a), texts[start : start + step], strict=True):
-                lexical, everywhere = self.lexical(text)
-                among = self.sampled(query, rough), everywhere
+                matches, moments = self.lexical(text)
+                among = self.moments(query, rough), moments
+                lexical = matches.of_all(len(self.places))
                 scores, rows = self.best(query, self.rows, rough, k, lexical, weight, among)
-                ranks = {"iem": _ranks(rough, rows), "bm25": np.where(lexical[rows] > 0, _ranks(lexical, rows), 0)}
+                ranks = {"iem": _ranks(rough, rows), "bm25": matches.ranks(rows)}
                 found.append(Found(scores, self.places[rows], ranks))
         return found
 
@@ -120,24 +130,27 @@ class Searching:
         """Queries (Nq, D) as the interaction module takes them: (Nq, F)."""
         return project(self._head, vectors, "query")
 
-    def lexical(self, text: str) -> tuple[Scores, Scores]:
-        """BM25's scores for a query: those of the rows (N,), and of all passages that are not deleted."""
-        scores = next(self._snapshot.bm25.rows([text]))
-        everywhere = scores[self._snapshot.live.numpy()]
-        return scores[self.places] if self._some else everywhere, everywhere
+    def lexical(self, text: str) -> tuple[Matches, Moments]:
+        """What BM25 finds for a query among the rows, and moments of its scores of all that is not deleted."""
+        positions, scores = self._snapshot.bm25.matches(text)
+        moments = Moments.of(scores, self._snapshot.size - len(scores))
+        if self._some:
+            found = np.isin(positions, self.places, assume_unique=True)
+            positions, scores = positions[found], scores[found]
+        return Matches(self.rows_at(positions), scores), moments
 
     def rough(self, a: Tensor) -> Scores:
         """Scores of projected queries (Nq, F) with every passage, (Nq, N), rounded where that is faster."""
         return self._search.scores(a, self._snapshot.chunks("projected", self._among)).float().cpu().numpy()
 
     def rough_at(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
-        """What ``rough`` gives for a projected query (F,) at ascending rows (C,)."""
+        """What ``rough`` gives for a projected query (F,) at rows (C,)."""
         return self._rough_of(a, self._among[torch.from_numpy(rows)])
 
-    def sampled(self, a: Tensor, rough: Scores | None = None) -> Scores:
-        """Scores of a projected query (F,), as ``rough`` gives them, that mean and deviation are taken of.
+    def moments(self, a: Tensor, rough: Scores | None = None) -> Moments:
+        """Moments of the scores of a projected query (F,), as ``rough`` gives them.
 
-        They are those of all passages, or of many some, whichever may be found: a deviation is then known to 2 %, and a
+        They are of all passages, or of many some, whichever may be found: a deviation is then known to 2 %, and a
         filter changes no score. They are evenly spaced and the same in every search.
 
         Args:
@@ -145,7 +158,7 @@ class Searching:
         """
         live = self._snapshot.live
         step = 1 if len(live) < _MANY else len(live) // _SAMPLE
-        return self._rough_of(a, live[::step]) if rough is None or self._some else rough[::step]
+        return Moments.of(self._rough_of(a, live[::step]) if rough is None or self._some else rough[::step])
 
     def exact(self, a: Tensor, rows: NDArray[np.int64]) -> Scores:
         """Scores in full of a projected query (F,) with passages at ascending rows (C,)."""
@@ -161,7 +174,7 @@ class Searching:
         k: int,
         lexical: Scores | None = None,
         weight: float = 0,
-        among: tuple[Scores, Scores] | None = None,
+        among: tuple[Moments, Moments] | None = None,
     ) -> tuple[Scores, NDArray[np.int64]]:
         """Scores and rows of the k best of one query, projected (F,), best first; fewer where there are fewer.
 
@@ -170,7 +183,7 @@ class Searching:
             rough: (C,) their scores as ``rough`` gives them, which choose what is scored in full.
             lexical: (C,) those by BM25, to rank by both; None to rank by the interaction module alone.
             weight: what BM25 weighs.
-            among: scores by either that means and deviations are taken of.
+            among: moments of the scores by either.
         """
         first = rough if lexical is None else fuse(rough, lexical, weight, among)
         few = np.sort(top_indices(first, min(candidates(k), len(rows)))) if len(rows) else rows

@@ -221,7 +221,10 @@ def _load_surrogate(root: Path, manifest: Manifest, part: slice) -> tuple[Coveri
         file.check(folder)
     for file in record.files[2:]:
         file.check_size(folder)
-    return Covering.open(folder, manifest.segments[: len(record.files) - 2], manifest.hidden, part)
+    if record.engine is not None:
+        record.engine.check_size(folder)
+    covered = manifest.segments[: len(record.files) - 2]
+    return Covering.open(folder, covered, manifest.hidden, record.engine, part)
 
 
 def _load_deleted(root: Path, manifest: Manifest) -> Tensor:

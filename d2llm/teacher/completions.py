@@ -27,6 +27,8 @@ class Completion:
 
     #: Log-probability by token: a text, or a token id where the server gives ids.
     top: Mapping[str | int, float]
+    #: Text of those that came by id with their text.
+    texts: Mapping[int, str]
     #: Tokens that the server counted in the prompt, None where it does not say.
     prompt_tokens: int | None
 
@@ -106,10 +108,11 @@ def read_completion(body: bytes) -> Completion:
     try:
         answer = parse_json(body.decode())
         logprobs = answer["choices"][0]["logprobs"]
+        texts: dict[int, str] = {}
         if "content" in logprobs:
-            listed = [
-                (each.get("id", each["token"]), each["logprob"]) for each in logprobs["content"][0]["top_logprobs"]
-            ]
+            likeliest = logprobs["content"][0]["top_logprobs"]
+            listed = [(each.get("id", each["token"]), each["logprob"]) for each in likeliest]
+            texts = {each["id"]: each["token"] for each in likeliest if "id" in each}
         else:
             listed = list(logprobs["top_logprobs"][0].items())
         top = {_name(token): as_number(value) for token, value in listed}
@@ -121,7 +124,7 @@ def read_completion(body: bytes) -> Completion:
     kept = {token: value for token, value in top.items() if value is not None and value <= 1e-3}
     if len(kept) < len(top):
         raise FormatError(f"expected log-probabilities, finite and at most 0, got {shown(top)}")
-    return Completion(kept, counted if isinstance(counted, int) and counted > 0 else None)
+    return Completion(kept, texts, counted if isinstance(counted, int) and counted > 0 else None)
 
 
 def _name(token: Any) -> str | int:

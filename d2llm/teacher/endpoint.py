@@ -90,7 +90,7 @@ class EndpointTeacher:
         Raises:
             InputError: for a task without a template, lists of different lengths, an empty text, what the server
                 refuses, or an answer that is not among the likeliest tokens.
-            MismatchError: for a server that counts other tokens in a prompt.
+            MismatchError: for a server that counts other tokens in a prompt, or calls an answer's id otherwise.
             FormatError, MissingError: for a server that answers otherwise or not at all.
         """
         if len(queries) != len(passages):
@@ -134,6 +134,11 @@ class EndpointTeacher:
         for token in (builder.yes, builder.no):
             raw = self.tokenizer.convert_ids_to_tokens(token)
             names: list[str | int] = [token, raw.translate(_BLANKS), raw, self.tokenizer.decode([token])]
+            if completion.texts.get(token, names[-1]) not in names:
+                raise MismatchError(
+                    f"expected token {token} to be {names[-1]!r}, the server calls it "
+                    f"{completion.texts[token]!r:.200}: it has another tokenizer than {self._header['tokenizer']}"
+                )
             found += [next((completion.top[name] for name in names if name in completion.top), None)]
         yes, no = found
         if yes is None or no is None:

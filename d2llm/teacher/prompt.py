@@ -96,7 +96,7 @@ class PromptBuilder:
         self.yes, self.no = answer_ids(tokenizer, template.yes, template.no)
         if self.yes == self.no:
             raise InputError(f"template {template.name!r}: both answers are token {self.yes}")
-        self._start = _beginning(tokenizer) if self.version > 1 else _bos(tokenizer)
+        self.beginning = _beginning(tokenizer) if self.version > 1 else _bos(tokenizer)
         self._literals = [self._tokens([literal], plain=False)[0] for literal, _ in template.pieces()]
         # Where each literal spells control tokens.
         spelled = re.compile("|".join(map(re.escape, sorted(tokenizer.all_special_tokens, key=len, reverse=True))))
@@ -107,7 +107,7 @@ class PromptBuilder:
     @property
     def longest(self) -> int:
         """Most tokens that a prompt can have."""
-        return len(self._start) + sum(map(len, self._literals)) + sum(self.limits.values())
+        return len(self.beginning) + sum(map(len, self._literals)) + sum(self.limits.values())
 
     def _tokens(self, texts: Sequence[str], plain: bool) -> list[list[int]]:
         """Token ids; of a plain text, a control token that it spells out too."""
@@ -148,7 +148,7 @@ class PromptBuilder:
                 if field is None or left[field] >= 0:
                     kept.append(token)
             # A template may spell the beginning itself.
-            prompts.append(kept if kept[: len(self._start)] == self._start else self._start + kept)
+            prompts.append(kept if kept[: len(self.beginning)] == self.beginning else self.beginning + kept)
         return prompts
 
     def _read(self, text: str, controls: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -171,7 +171,7 @@ class PromptBuilder:
             for name, values in (("query", queries), ("passage", passages))
         }
         fields = [field for _, field in self.template.pieces()]
-        prompts = [list(self._start) for _ in queries]
+        prompts = [list(self.beginning) for _ in queries]
         for literal, field in zip(self._literals, fields, strict=True):
             for i, prompt in enumerate(prompts):
                 prompt.extend(literal)

@@ -120,6 +120,7 @@ class PromptReader:
         return self.model(**inputs, **{name: cache}, use_cache=True)
 
 
+@torch.inference_mode()
 def _call(piece: Callable[[], list[Read]]) -> list[Read]:
     return piece()
 

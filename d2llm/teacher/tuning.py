@@ -23,6 +23,7 @@ from d2llm.checkpoints import check_settings, last_checkpoint, result
 from d2llm.data.example import Example, text_id
 from d2llm.errors import InputError, MissingError
 from d2llm.files import sha256, write_json
+from d2llm.merging import multiplies_bfloat16, widen
 from d2llm.quiet import quiet
 from d2llm.teacher.adapter import ADAPTER, ADAPTER_WEIGHTS, save_adapter, with_adapter
 from d2llm.teacher.model import NO, YES, Teacher
@@ -162,6 +163,7 @@ def _train(
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
     )
+    widen(teacher.decoder)
     with quiet():
         teacher.decoder = accelerate(get_peft_model(teacher.decoder, lora))
     arguments = _arguments(os.fspath(folder), config)
@@ -186,7 +188,7 @@ def _arguments(output: str, config: TuningConfig) -> TrainingArguments:
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_steps,
-        bf16=config.bf16,
+        bf16=config.bf16 and multiplies_bfloat16(),
         use_cpu=not torch.cuda.is_available(),
         save_steps=config.save_steps,
         save_total_limit=2,

@@ -64,7 +64,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule.
+    """The optimizer and its schedule.
 
     Raises:
         InputError: for a number out of range, or a warm-up given twice.
@@ -78,6 +78,9 @@ class OptimizerConfig:
     lora_lr: float = 5e-4
     #: Learning rate of the base, where it is trained itself.
     base_lr: float = 3e-5
+    #: One of transformers' ``OptimizerNames``, such as ``adafactor``, ``sgd`` or ``adamw_bnb_8bit``.
+    name: str = "adamw_torch"
+    #: Of AdamW and its kin.
     betas: tuple[float, float] = (0.8, 0.999)
     eps: float = 1e-6
     #: Not applied to biases and LayerNorms.
@@ -132,6 +135,8 @@ class RunConfig:
     seed: int = 0
     #: Compute in bfloat16 where that is safe; weights stay as they are.
     bf16: bool = True
+    #: Compute in float16 with scaled losses instead, on GPUs that are slow in bfloat16.
+    fp16: bool = False
     gradient_checkpointing: bool = True
     #: Let torch compile the LLM: a minute or more at the first step, and shorter steps.
     torch_compile: bool = False
@@ -140,6 +145,15 @@ class RunConfig:
     #: Keep the activations of one chunk only and encode every chunk twice: batches in the thousands.
     cached_gradients: bool = False
     logging_steps: int = 10
+    #: Where the log goes beside the checkpoints: ``tensorboard``, ``wandb``, a list of them, ``none``, or ``auto``:
+    #: TensorBoard where it is installed.
+    report_to: str | list[str] = "auto"
+    #: Processes that make batches beside the one that trains.
+    workers: int = 0
+    #: Shard weights, gradients and optimizer by FSDP 2: transformers' ``fsdp_config``, which may be empty.
+    fsdp: dict[str, Any] | None = None
+    #: DeepSpeed's configuration file (ZeRO-1 and 2).
+    deepspeed: str | None = None
     #: Optimizer steps between evaluations; None evaluates when a checkpoint is written.
     eval_steps: int | None = None
     #: Optimizer steps between checkpoints; None writes one after every evaluation. Without either, ten a run.
@@ -231,6 +245,13 @@ class TrainConfig:
             value = getattr(run, name)
             if value is not None and value < 1:
                 raise InputError(f"run.{name}: expected at least 1, got {value}")
+        if run.workers < 0:
+            raise InputError(f"run.workers: expected at least 0, got {run.workers}")
+        if run.workers and (run.interaction_only or run.cache_states or self.mining.wanted):
+            raise InputError(
+                "run.workers: expected 0 with run.interaction_only, cache_states or mining, whose batches come of what "
+                f"this process holds, got {run.workers}"
+            )
         positive = (("run.epochs", run.epochs), ("data.teacher_temperature", data.teacher_temperature))
         for name, value in positive:
             if not 0 < value < float("inf"):

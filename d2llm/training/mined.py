@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from d2llm.data.example import Example
@@ -17,6 +16,7 @@ from d2llm.data.jsonl import read_corpus, read_examples, write_examples
 from d2llm.errors import InputError, MismatchError
 from d2llm.mining import mine_negatives, student_vectors
 from d2llm.student import D2LLM
+from d2llm.training.arguments import autocast_dtype
 from d2llm.training.config import TrainConfig
 from d2llm.training.plan import BatchKey, EpochExamples, Plan
 
@@ -61,6 +61,7 @@ class MinedExamples(EpochExamples):
             )
         self.given = examples
         self.config = config.mining
+        self.dtype = autocast_dtype(config.run)
         self.period = config.mining.every_steps or (config.mining.every_epochs or 1) * plan.updates
         self.first = 1 if any(example.negatives for example in examples) else 0
         self.round = -1
@@ -91,8 +92,7 @@ class MinedExamples(EpochExamples):
         return mined
 
     def _mine(self) -> list[Example]:
-        dtype = torch.bfloat16 if self.arguments.bf16 else None
-        queries, passages = student_vectors(self.student, self.given, self.passages, dtype)
+        queries, passages = student_vectors(self.student, self.given, self.passages, self.dtype)
         return mine_negatives(
             self.given,
             self.passages,

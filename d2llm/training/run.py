@@ -3,20 +3,20 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from d2llm.checkpoints import check_settings, last_checkpoint
-from d2llm.data.jsonl import read_examples
+from d2llm.data.example_file import open_examples
 from d2llm.errors import InputError
 from d2llm.files import write_json
+from d2llm.merging import widen
 from d2llm.student import D2LLM
 from d2llm.student.weights import WEIGHTS, read_weights
+from d2llm.training.arguments import autocast_dtype, training_arguments
 from d2llm.training.config import TrainConfig
 from d2llm.training.preflight import Report, preflight
 from d2llm.training.start import RunData, first_student, fit_warm_start, keep_held_out, run_data
 from d2llm.training.states import TokenStates
 from d2llm.training.teachers import load_teachers
-from d2llm.training.trainer import DistillationTrainer, training_arguments
+from d2llm.training.trainer import DistillationTrainer
 from d2llm.training.vectors import Computed, TextVectors
 from d2llm.training.watching import Outcome
 
@@ -26,7 +26,16 @@ OUTCOME = "outcome.json"
 #: The configuration a folder's checkpoints were made with.
 SETTINGS = "training.json"
 #: Fields that may change when a run is resumed: they do not change what a step computes.
-_MAY_CHANGE = {"output_dir", "run.epochs", "run.max_steps", "run.logging_steps", "run.save_total_limit", "run.patience"}
+_MAY_CHANGE = {
+    "output_dir",
+    "run.epochs",
+    "run.max_steps",
+    "run.logging_steps",
+    "run.save_total_limit",
+    "run.patience",
+    "run.workers",
+    "run.report_to",
+}
 
 
 def train(config: TrainConfig, resume: bool = False) -> D2LLM:
@@ -84,7 +93,7 @@ def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationT
     """
     scores = config.data.teacher
     teacher = load_teachers(scores, config.data.teacher_header) if scores is not None else None
-    data = run_data(read_examples(file), config.data, config.run.seed)
+    data = run_data(open_examples(file), config.data, config.run.seed)
     student = first_student(config)
     # The decorated signature that transformers gives this method hides its own argument.
     student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
@@ -102,16 +111,16 @@ def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationT
 
 def _computed(student: D2LLM, data: RunData, config: TrainConfig) -> Computed | None:
     """What an encoder that stays as it is, or its base, makes of every text of a run."""
+    if not (config.run.interaction_only or config.run.cache_states):
+        return None
     examples = [*data.train, *(data.held_out or ())]
     if config.run.interaction_only:
         return TextVectors.encode(student, examples)
-    if not config.run.cache_states:
-        return None
     arguments = training_arguments(config, evaluates=False)
     # The first process computes them, the others find them.
     with arguments.main_process_first(desc="hidden states"):
-        dtype = torch.bfloat16 if config.run.bf16 else None
-        return TokenStates.kept(student, examples, Path(config.output_dir), dtype)
+        widen(student)
+        return TokenStates.kept(student, examples, Path(config.output_dir), autocast_dtype(config.run))
 
 
 def prepare_folder(config: TrainConfig, resume: bool) -> Path | None:

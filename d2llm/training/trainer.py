@@ -1,9 +1,7 @@
 """transformers' Trainer with planned batches, the losses and evaluation by retrieval quality."""
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from d2llm.checkpoints import STATE, result
-from d2llm.compiling import check_compiler, compile_in_place
+from d2llm.compiling import check_compiler
+from d2llm.data.columns import changed
 from d2llm.data.example import Example
 from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
 from d2llm.errors import InputError
 from d2llm.losses import cosines, d2llm_loss, false_negative_mask
+from d2llm.merging import widen
 from d2llm.student import D2LLM
 from d2llm.student.checkpoint import load_weights
 from d2llm.student.gathering import gathered
 from d2llm.student.weights import WEIGHTS, read_weights
+from d2llm.training.arguments import autocast_dtype, optimizer_class, training_arguments
 from d2llm.training.collator import Collator, Scores
 from d2llm.training.config import OptimizerConfig, TrainConfig
 from d2llm.training.mined import MineAfresh, MinedExamples
@@ -34,55 +35,6 @@ from d2llm.training.vectors import Computed
 from d2llm.training.watching import Watch
 
 _TARGETS = ("valid", "duplicates", "s", "log_odds", "s_in_batch", "relation")
-
-
-def training_arguments(config: TrainConfig, evaluates: bool) -> TrainingArguments:
-    """The run's settings as transformers takes them; ``evaluates`` tells whether there is validation data.
-
-    Raises:
-        InputError: if a run that evaluates saves at other steps, so that its best step could not be returned to.
-    """
-    run, optimizer = config.run, config.optimizer
-    eval_steps, save_steps = run.intervals
-    if evaluates and run.save_steps and run.eval_steps and run.save_steps % run.eval_steps:
-        raise InputError(
-            f"run.save_steps: expected a multiple of run.eval_steps {run.eval_steps}, since the best step that an "
-            f"evaluation finds must be saved, got {run.save_steps}"
-        )
-    return TrainingArguments(
-        output_dir=config.output_dir,
-        per_device_train_batch_size=run.batch_size,
-        gradient_accumulation_steps=run.accumulation_steps,
-        num_train_epochs=run.epochs,
-        max_steps=-1 if run.max_steps is None else run.max_steps,
-        learning_rate=optimizer.lr,
-        lr_scheduler_type=optimizer.schedule,
-        warmup_steps=optimizer.warmup,
-        max_grad_norm=optimizer.max_grad_norm,
-        seed=run.seed,
-        bf16=run.bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        **_checkpointing(run.gradient_checkpointing),
-        # A batch may lack one of the tasks, whose branch then has no gradient.
-        ddp_find_unused_parameters=True,
-        logging_steps=run.logging_steps,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=eval_steps,
-        save_steps=save_steps,
-        save_total_limit=run.save_total_limit,
-        load_best_model_at_end=evaluates,
-        metric_for_best_model="mrr" if evaluates else None,
-        greater_is_better=True if evaluates else None,
-        remove_unused_columns=False,
-        report_to=["tensorboard"] if importlib.util.find_spec("tensorboard") else [],
-    )
-
-
-def _checkpointing(enabled: bool) -> dict[str, Any]:
-    """Recomputation of activations under the name that the installed transformers has for it."""
-    known = {each.name for each in fields(TrainingArguments)}
-    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    return {name: enabled, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 class DistillationTrainer(Trainer):
@@ -118,16 +70,20 @@ class DistillationTrainer(Trainer):
                 alone is then trained; or their states, on which it is trained with the pooling.
 
         Raises:
-            InputError: as :func:`training_arguments` and :func:`~d2llm.training.shards.check_sharding` do, if the
-                examples do not fill a batch, several GPUs are to be driven by one process, a base is to be trained in
-                half precision, or false negatives are to be filtered by a teacher whose scores are not given.
-            MissingError: if the LLM is to be compiled and torch cannot compile here.
+            InputError: as :func:`~d2llm.training.arguments.training_arguments`,
+                :func:`~d2llm.training.arguments.optimizer_class` and :func:`~d2llm.training.shards.check_sharding` do,
+                if the examples do not fill a batch, several GPUs are to be driven by one process, a base is to be
+                trained in half precision, or false negatives are to be filtered by a teacher whose scores are not
+                given.
+            MissingError: if the LLM is to be compiled and torch cannot compile here, or for a package that is asked
+                for and not installed.
         """
         if student.config.train_base and student.config.base_dtype != "float32":
             raise InputError(
                 "student.base_dtype: expected float32 where the base is trained, since small updates vanish in fewer "
                 f"bits, got {student.config.base_dtype}"
             )
+        widen(student)
         self.student = student
         self.config = config
         self.validation = validation
@@ -135,6 +91,7 @@ class DistillationTrainer(Trainer):
         self.part_sums: dict[str, Tensor] = {}
         self.part_steps = 0
         arguments = training_arguments(config, validation is not None)
+        self.optimizer_class = optimizer_class(arguments)
         if arguments.n_gpu > 1:
             raise InputError(
                 f"devices: expected one process a GPU (torchrun, accelerate launch), got one for {arguments.n_gpu}"
@@ -144,7 +101,7 @@ class DistillationTrainer(Trainer):
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
         self.gathers = self.plan.shared > config.run.batch_size
         known = KnownPositives(examples)
-        clean = list(map(known.clean, examples))
+        clean = changed(examples, known.clean)
         if config.mining.wanted:
             mined = MinedExamples(clean, config, self.plan, student, arguments)
             self.examples: EpochExamples = mined
@@ -186,6 +143,7 @@ class DistillationTrainer(Trainer):
             collate_fn=self.collator,
             # The loader draws a seed for its workers, which must not move the model's random state.
             generator=torch.Generator(),
+            num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
         )
 
@@ -207,18 +165,13 @@ class DistillationTrainer(Trainer):
                 self.state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, STATE))
                 return TrainOutput(self.state.global_step, 0.0, {})
         if self.config.run.torch_compile:
-            compile_in_place(self.student.backbone)
+            self.student.compile_steps()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with every part at its own rate, no decay on biases and LayerNorms."""
+        """The optimizer that is asked for with every part at its own rate, no decay on biases and LayerNorms."""
         if self.optimizer is None:
-            options = self.config.optimizer
-            self.optimizer = torch.optim.AdamW(
-                parameter_groups(self.student, options),
-                betas=options.betas,
-                eps=options.eps,
-            )
+            self.optimizer = self.optimizer_class(parameter_groups(self.student, self.config.optimizer))
         return self.optimizer
 
     def compute_loss(
@@ -294,7 +247,7 @@ class DistillationTrainer(Trainer):
         # Imported here: what compares systems brings trec_eval and scikit-learn along.
         from d2llm.evaluation.systems import student_mrr
 
-        dtype = torch.bfloat16 if self.args.bf16 else None
+        dtype = autocast_dtype(self.config.run)
         with whole_weights(self.student):
             found = {
                 task: student_mrr(self.student, held_out, dtype, self._computed(held_out, dtype))

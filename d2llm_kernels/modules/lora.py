@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2llm_kernels.operators.lora import lora_linear
-from d2llm_kernels.tensors import autocasts
+from d2llm_kernels.tensors import autocasts, is_plain
 
 
 class FusedLora(nn.Module):
@@ -37,8 +37,10 @@ _FUSED: dict[type, type[nn.Module]] = {}
 def is_lora(module: nn.Module) -> bool:
     """Whether it is a layer of peft's LoRA over a plain linear one."""
     parts = [getattr(module, name, None) for name in ("lora_A", "lora_B", "lora_dropout")]
+    base = getattr(module, "base_layer", None)
     return (
-        type(getattr(module, "base_layer", None)) is nn.Linear
+        type(base) is nn.Linear
+        and is_plain(base.weight)
         and all(isinstance(part, nn.ModuleDict) for part in parts)
         and isinstance(getattr(module, "scaling", None), dict)
         and hasattr(module, "active_adapters")

@@ -28,7 +28,7 @@ def test_a_set_is_measured_once_and_gone_on_with(
     D2LLM.create(base_model, lora_r=2, iem_hidden=8).save_pretrained(tmp_path / "student")
     monkeypatch.setattr(quality, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
     document = tmp_path / "quality.md"
-    names = ("docstrings", "everyday", "cosqa", "test")
+    names = ("docstrings", "test")
     document.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names), encoding="utf-8")
     monkeypatch.setattr(quality, "DOCUMENT", document)
     arguments = ["--work", str(tmp_path / "work"), "--student", f"tiny={tmp_path / 'student'}", "--write"]
@@ -39,7 +39,8 @@ def test_a_set_is_measured_once_and_gone_on_with(
     # What a table reports on is not read unless it is asked for by name.
     assert not (tmp_path / "work" / "ranks" / "test").exists()
     found = np.load(tmp_path / "work" / "ranks" / "docstrings" / "BM25.npy")
-    assert f"| BM25 | {found.mean():.3f} |" in table and "old" not in table
+    # A set that was not read keeps its table.
+    assert f"| BM25 | {found.mean():.3f} |" in table and table.count("old") == 1
 
     monkeypatch.setattr(quality.D2LLM, "from_pretrained", lambda *_: pytest.fail("measured again"))
     assert quality.main(arguments) == 0
@@ -59,3 +60,11 @@ def test_cosqa_is_read_by_its_numbers(tmp_path: Path) -> None:
     write_json(tmp_path / "dev.json", [{"query": "how to b", "code": 4}])
     data = quality.cosqa(tmp_path)
     assert data.queries == ("how to b",) and data.relevant == (frozenset({1}),)
+
+
+def test_functions_stand_below_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"def load(fp): 1": "json.load", "def load(fp): 2": "json.load#2"}
+    monkeypatch.setattr(quality, "standard_library_names", lambda: names)
+    data = quality.named(Validation(("read json?",), tuple(reversed(names)), (frozenset({1}),)))
+    assert data.passages == ("json.load\ndef load(fp): 2", "json.load\ndef load(fp): 1")
+    assert data.relevant == (frozenset({1}),)

@@ -197,6 +197,22 @@ def test_eval_of_pairs(
     assert rows["BM25"][metric] > 0.8
 
 
+def test_index_in_shares(
+    run: Run, student_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.index"
+    first = run("index", student_folder, corpus, path, "--shard", "1/2")
+    assert "share 1 of 2, 3 passages" in first.output, first.output
+    with monkeypatch.context() as torchrun:
+        torchrun.setenv("WORLD_SIZE", "2")
+        torchrun.setenv("RANK", "1")
+        assert "share 2 of 2, 0 passages" in run("index", student_folder, corpus, path).output
+    assert "3 passages" in run("index", student_folder, corpus, path).output
+    for wrong in (("--shard", "3/2"), ("--shard", "1"), ("--shard", "1/2", "--append")):
+        refused = run("index", student_folder, corpus, path, *wrong)
+        assert refused.exit_code == 2 and "--shard: expected" in refused.stderr
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_index_build_append_delete_verify_search(
     run: Run, student_folder: Path, corpus: Path, tmp_path: Path, dtype: str

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import zscore
 
-from d2llm.fusion import fuse, z_scores
+from d2llm.fusion import Moments, fuse, z_scores
 
 
 def test_fusion_is_a_weighted_sum_of_z_scores():
@@ -22,5 +22,12 @@ def test_some_passages_are_fused_as_among_all() -> None:
     draw = np.random.default_rng(1)
     semantic, lexical = draw.standard_normal((2, 3, 40), np.float32)
     some = [3, 9, 31]
-    found = fuse(semantic[:, some], lexical[:, some], 0.5, among=(semantic, lexical))
+    found = fuse(semantic[:, some], lexical[:, some], 0.5, among=(Moments.of(semantic), Moments.of(lexical)))
     np.testing.assert_array_equal(found, fuse(semantic, lexical, 0.5)[:, some])
+
+
+def test_zeros_need_not_be_there() -> None:
+    scores = np.random.default_rng(2).random(30, np.float32)
+    for found in (scores, scores[:0], scores[:1]):
+        whole = Moments.of(np.concatenate([np.zeros(70, np.float32), found]))
+        np.testing.assert_array_equal(Moments.of(found, 70), whole)

@@ -95,7 +95,6 @@ def test_a_compacted_index_finds_the_same(parts, gone, shard_size, dtype):
 
 def test_many_small_appends_do_not_leave_many_segments(model, index, monkeypatch):
     monkeypatch.setattr(compaction, "MOST_SMALL", 4)
-    monkeypatch.setattr("d2llm.index.index.MOST_SMALL", 4)
     for i in range(7):
         index.append([f"one more {i}"], shard_size=16, progress=False)
     # Three full ones, then what was put together, then what came since.
@@ -103,9 +102,29 @@ def test_many_small_appends_do_not_leave_many_segments(model, index, monkeypatch
     assert index.ids() == [str(i) for i in range(57)] and Index.open(index.path, verify=True).ids() == index.ids()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_an_append_puts_no_more_together_than_a_segment_holds(model, tmp_path, monkeypatch, dtype):
+    texts = corpus(60)
+    index = Index.build(model, texts, tmp_path / "ix", shard_size=3, dtype=dtype, progress=False)
+    index.delete(["1", "40", "55", "59"])
+    before = {mode: found(index, mode) for mode in ("bm25", "cosine", "hybrid")}
+    monkeypatch.setattr(compaction, "MOST_SMALL", 4)
+    written, original = [], compaction.write_segment
+    monkeypatch.setattr(compaction, "write_segment", lambda *a, **o: written.append(len(a[3])) or original(*a, **o))
+    for i in range(8):
+        index.append([("added", f"one more {i}")], shard_size=13, upsert=True, progress=False)
+    index.delete(["added"])
+    assert max(written) <= 13 and len(sizes(index)) <= 8
+    state = Index.open(index.path, model, verify=True)
+    assert state.ids() == [str(i) for i in range(60) if i not in (1, 40, 55, 59)]
+    for mode, hits in before.items():
+        if dtype != "int8" or mode != "hybrid":
+            assert found(state, mode) == hits
+
+
 def test_a_surrogate_is_kept_by_appends_and_dropped_where_its_segments_are_written_anew(model, index, monkeypatch):
     monkeypatch.setattr(surrogate, "_STEPS", 3)
-    monkeypatch.setattr("d2llm.index.index.MOST_SMALL", 2)
+    monkeypatch.setattr(compaction, "MOST_SMALL", 2)
     index.fit_surrogate(["red", "old", "new"], rank=4, progress=False)
     for i in range(4):
         index.append([f"one more {i}"], shard_size=16, progress=False)

@@ -141,3 +141,18 @@ def test_a_lookup_file_of_other_tensors_is_refused_at_open(index, name):
     write_json(index.path / "manifest.json", {**body, "sha256": _digest(body)})
     with pytest.raises(FormatError, match="lookup.safetensors"):
         Index.open(index.path)
+
+
+def test_what_shares_a_term_has_the_scores_of_all() -> None:
+    texts = [*corpus(60), "", "unknown"]
+    kept = np.arange(len(texts)) % 7 > 0
+    for bm25 in (BM25(texts), BM25.over(BM25(texts)._parts, kept)):
+        for query, row in zip(QUERIES, bm25.rows(QUERIES), strict=True):
+            matches = bm25.matches(query)
+            dense = np.where(np.isfinite(row), row, 0)
+            np.testing.assert_array_equal(matches.of_all(len(texts)), dense)
+            np.testing.assert_array_equal(matches.at(np.arange(len(texts))), dense)
+            order = np.argsort(-dense, kind="stable")
+            np.testing.assert_array_equal(matches.best(9), order[:9][dense[order[:9]] > 0])
+            ranks = [int((dense > score).sum()) + 1 if score else 0 for score in dense]
+            np.testing.assert_array_equal(matches.ranks(np.arange(len(texts))), ranks)

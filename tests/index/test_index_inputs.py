@@ -136,3 +136,20 @@ def test_an_encoder_that_returns_nan_or_another_width_is_caught(tmp_path):
         Index.build(Broken(), corpus(2), tmp_path / "a", progress=False)
     with pytest.raises(InputError, match="encoded passages: expected an array"):
         Index.build(Narrow(), corpus(2), tmp_path / "b", progress=False)
+
+
+def test_an_id_may_hold_what_separates_names_elsewhere(model, tmp_path):
+    names = ["a/b", "../a", "a:1", "a,b", "a b", "a\nb", "a\tb", "..", "*", "é", "\\"]
+    index = Index.build(model, corpus(len(names)), tmp_path / "ix", ids=names, shard_size=4, progress=False)
+    assert Index.open(index.path, verify=True).ids() == names
+    found = index.search("red", given=[["a\nb", "../a", "*"]], mode="iem")[0]
+    assert {hit.id for hit in found} == {"a\nb", "../a", "*"}
+    index.append([("a/b", "another text")], upsert=True, progress=False)
+    index.delete(["../a", ".."])
+    assert index.ids() == [name for name in names[1:] if name not in ("../a", "..")] + ["a/b"]
+
+
+def test_a_query_without_any_term_is_ranked_by_the_interaction_alone(index):
+    assert index.search("?! ...", 5, mode="bm25") == [[]]
+    order = [[hit.id for hit in index.search("?! ...", 5, mode=mode)[0]] for mode in ("hybrid", "iem")]
+    assert order[0] == order[1]

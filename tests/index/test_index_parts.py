@@ -1,10 +1,11 @@
 """A search put together from parts is the search of the whole, bit for bit: ids, scores, order, ties, ranks."""
 
+import numpy as np
 import pytest
 import torch
 from index_fakes import WordEncoder, corpus
 
-from d2llm.index import Index, surrogate
+from d2llm.index import Index, asking, surrogate
 from d2llm.index.parts import InParts, Part, shared_out
 from d2llm.index.reader import Reader
 
@@ -19,8 +20,10 @@ WAYS = [
     {"mode": "cosine", "k": COUNT},
     {"mode": "hybrid", "channels": ["cosine", "bm25"], "candidates": 60},
     {"mode": "iem", "channels": ["surrogate"], "candidates": 60},
-    {"mode": "iem", "recall": 0.9},
+    {"mode": "iem", "recall": 0.8, "k": 5},
+    {"mode": "hybrid", "recall": 0.8, "k": 5, "filters": {"part": {"lt": 3}}},
     {"mode": "hybrid", "filters": {"part": {"gte": 3}}},
+    {"mode": "iem", "given": [["3", "299", "150"]] * 4},
     {"mode": "cosine", "filters": {"part": 2}},
     {"mode": "iem", "channels": ["surrogate"], "candidates": 20, "filters": {"part": [0, 3]}},
 ]
@@ -47,6 +50,7 @@ class Parted(Reader):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float32"])
 def test_a_search_in_parts_is_one_of_the_whole(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(surrogate, "_STEPS", 20)
+    monkeypatch.setattr(asking, "_WORTH", 1)
     texts = corpus(COUNT)
     texts[200:220] = texts[:20]
     metadata = [{"part": row // 70} for row in range(COUNT)]
@@ -59,6 +63,35 @@ def test_a_search_in_parts_is_one_of_the_whole(tmp_path, monkeypatch, dtype):
     for way in WAYS:
         asked = {"k": 10, "explain": True, **way}
         assert parted.search(QUERIES, **asked) == whole.search(QUERIES, **asked), way
+
+
+class Poor:
+    """An engine that finds every other row, not by their products, and says that it was asked."""
+
+    asked = 0
+
+    def search(self, queries, count):
+        self.asked += 1
+        numbers = np.arange(240)[::-2][:count]
+        return np.zeros((len(queries), len(numbers)), np.float32), np.stack([numbers] * len(queries))
+
+
+def test_an_engine_is_asked_by_the_whole(tmp_path, monkeypatch):
+    """What was certified is what it finds: scanning parts instead might find less of what it counts on."""
+    monkeypatch.setattr(surrogate, "_STEPS", 20)
+    monkeypatch.setattr(asking, "_WORTH", 1)
+    whole = Index.build(WordEncoder(), corpus(COUNT), tmp_path / "ix", shard_size=60, dtype="float32", progress=False)
+    whole.fit_surrogate(corpus(200), rank=8, progress=False)
+    whole.delete(["239"])
+    parted = Parted.open(whole.path, WordEncoder())
+    scanned = parted.search(QUERIES, 5, mode="iem", recall=0.8, explain=True)
+    engine = parted._snapshot.surrogate[0].engine = whole._snapshot.surrogate[0].engine = Poor()
+    found = [index.search(QUERIES, 5, mode="iem", recall=0.8, explain=True) for index in (whole, parted)]
+    assert found[0] == found[1] != scanned and engine.asked == 2
+    by_products = [
+        index.search(QUERIES, mode="iem", channels=["surrogate"], candidates=30) for index in (whole, parted)
+    ]
+    assert by_products[0] == by_products[1] and engine.asked == 2
 
 
 def test_parts_are_of_about_as_many_passages():

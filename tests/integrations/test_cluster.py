@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 ray = pytest.importorskip("ray")
+pytest.importorskip("faiss")
 
 from d2llm.cluster import ClusterEncoder, ClusterIndex, connect  # noqa: E402
 from d2llm.errors import InputError, MissingError  # noqa: E402
-from d2llm.index import Index  # noqa: E402
+from d2llm.index import Index, asking  # noqa: E402
 from d2llm.shipped import STUDENT  # noqa: E402
 from tests.index.index_fakes import WordEncoder, corpus  # noqa: E402
 
@@ -25,6 +26,9 @@ WAYS: list[dict[str, Any]] = [
     {"mode": "iem", "k": COUNT + 1},
     {"mode": "cosine", "filters": {"part": {"gte": 3}}},
     {"mode": "iem", "channels": ["surrogate"], "candidates": 60},
+    # By the engine.
+    {"mode": "iem", "recall": 0.8, "k": 5},
+    {"mode": "hybrid", "given": [["1", "300", "7"]] * len(QUERIES)},
 ]
 
 
@@ -50,7 +54,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Index:
         dtype="int8",
         progress=False,
     )
-    index.fit_surrogate(corpus(200), rank=16, progress=False)
+    index.fit_surrogate(corpus(200), rank=16, engine="ivf", progress=False)
     index.append(["red item7 again"], ["new"], progress=False)
     index.delete(["7", "180", "699"])
     return index
@@ -69,7 +73,8 @@ def kill(index: ClusterIndex) -> None:
     os.kill(process, signal.SIGKILL)
 
 
-def test_it_finds_what_one_process_finds(alone: Index, shared: ClusterIndex) -> None:
+def test_it_finds_what_one_process_finds(alone: Index, shared: ClusterIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "_WORTH", 1)
     assert len(shared._workers) == 2
     for way in WAYS:
         options = {"k": 10, "explain": True, **way}

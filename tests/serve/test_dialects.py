@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ DOCUMENTS = ["close the socket", "open the file", "read x y z"]
 def ask(client: Client, path: str, body: Any, **options: Any) -> tuple[int, Any]:
     async def run() -> tuple[int, Any]:
         async with client(**options) as session:
-            answer = await session.post(path, json=body)
+            # In ASCII: half of a surrogate pair has no bytes of its own.
+            headers = {"Content-Type": "application/json"}
+            answer = await session.post(path, content=json.dumps(body), headers=headers)
             return answer.status_code, answer.json()
 
     return asyncio.run(run())
@@ -52,6 +55,7 @@ def test_one_text_needs_no_list(client: Client) -> None:
         ({"input": [1, 2]}, 400, "check_embedding_ctx_length=False"),
         ({"input": []}, 400, "at least one"),
         ({"input": ["a", " "]}, 400, "text 1 is empty"),
+        ({"input": ["a", "b\ud800"]}, 400, "text 1 has half of a surrogate pair"),
         ({"input": 5}, 400, "input"),
         ({"model": "other"}, 404, "expected d2llm"),
         ({"model": "d2llm:answer"}, 404, "expected d2llm"),

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -27,6 +28,7 @@ from typer.testing import CliRunner
 
 from d2llm.cli import app
 from d2llm.index import Index
+from d2llm.serve import memory
 from d2llm.serve.batching import Batcher
 from d2llm.serve.limits import Limits
 from d2llm.serve.refusal import Refusal
@@ -159,6 +161,20 @@ def test_requests_share_a_batch_and_too_many_are_refused() -> None:
     assert batches == [(["0"], "query"), (["3"], "passage"), (["2", "4"], "query")] and batcher.waiting == 0
     with pytest.raises(Refusal):
         batcher.submit(["6"], "query")
+
+
+def test_freed_memory_goes_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[int] = []
+    now = 0.0
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: now))
+    library = SimpleNamespace(malloc_trim=trimmed.append)
+    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=lambda _: library))
+    trimming = memory.Trimming(every=10)
+    counts = []
+    for now in (9.0, 11.0, 12.0, 22.0):  # noqa: B007
+        trimming()
+        counts.append(len(trimmed))
+    assert counts == ([0, 1, 1, 2] if sys.platform == "linux" else [0] * 4)
 
 
 _VALUES = st.recursive(

@@ -21,7 +21,7 @@ LONG = [f"close the socket of {name} and open the file" for name in "abcde"]
 @pytest.fixture(autouse=True)
 def graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace as always, and leave the kernels, which take a minute to compile, to the benchmarks."""
-    for module in (merging, trainer):
+    for module in (merging, modeling):
         monkeypatch.setattr(module, "compile_in_place", partial(nn.Module.compile, dynamic=True, backend="aot_eager"))
     for module in (modeling, trainer):
         monkeypatch.setattr(module, "check_compiler", lambda device: None)

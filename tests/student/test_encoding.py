@@ -98,6 +98,7 @@ def test_outputs(student: D2LLM) -> None:
         ("read", {}, "put it in a list"),
         (["read", " \n"], {}, r"texts\[1\]: expected a non-empty text"),
         (["read", None], {}, r"texts\[1\]: expected a non-empty text, got None"),
+        (["read", "half \ud800"], {}, r"texts: expected text, got half of a surrogate pair in 'half \\ud800'"),
         (["read"], {"kind": "document"}, "kind: expected one of"),
         (["read"], {"convert_to": "list"}, "convert_to: expected one of"),
         (["read"], {"batch_size": 0}, "batch_size: expected at least 1"),

@@ -122,6 +122,22 @@ def test_wrong_answers_are_named_with_their_pair(
     assert len(server.asked) == 1 and not list(tmp_path.iterdir())
 
 
+def test_token_ids_of_another_tokenizer_are_named(lm: Any, tmp_path: Path) -> None:
+    yes = lm[1].encode(" yes", add_special_tokens=False)[0]
+    body = json.dumps(
+        {"choices": [{"logprobs": {"content": [{"top_logprobs": [token(yes, " maybe"), token(1, "x")]}]}}]}
+    )
+    with serving(*lm, fault=lambda number: body.encode()) as server:
+        named = rf"expected token {yes} to be ' yes', the server calls it ' maybe': it has another tokenizer than tiny"
+        with pytest.raises(MismatchError, match=named):
+            teacher_at(server, lm[1], tmp_path).judge(QUERIES[:1], PASSAGES[:1], "asym")
+
+
+def token(number: int, text: str) -> dict[str, Any]:
+    """One of the likeliest tokens as llama.cpp's server gives it."""
+    return {"id": number, "token": text, "logprob": -1.0}
+
+
 def test_nothing_is_asked_twice(lm: Any, tmp_path: Path) -> None:
     work = list(plan_pairs([*zip(QUERIES, PASSAGES, strict=True)], "asym", 4))
     folder = tmp_path / "shards"

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from tests.torture import folders, operators, readers, teachers, worker
+from tests.torture import folders, operators, readers, requests, teachers, worker
 from tests.torture.tally import Tally
 
 #: Shares of the time: an operator takes microseconds, and a student or a teacher to load a tenth of a second.
-_SHARES = {readers: 4, folders: 4, teachers: 4, operators: 1}
+_SHARES = {readers: 4, folders: 4, teachers: 4, operators: 1, requests: 8}
 
 
 def run(seconds: float, seed: int, folder: Path) -> list[Tally]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from d2llm.index import Index
+from d2llm.index import Index, surrogate
 from d2llm_kernels import backends
 from tests.index.index_fakes import WordEncoder
-from tests.torture import folders, opens, operators, readers, teachers
+from tests.torture import folders, opens, operators, readers, requests, teachers
 from tests.torture.power import lose_power
 from tests.torture.report import BEGIN, END, update
 from tests.torture.tally import Tally
@@ -20,8 +20,14 @@ from tests.torture.worker import _Worker, judged
 INPUTS = {"students": 5, "indexes": 20, "adapters": 12}
 
 
+@pytest.fixture(autouse=True)
+def brief_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a surrogate finds does not matter here."""
+    monkeypatch.setattr(surrogate, "_STEPS", 3)
+
+
 @pytest.mark.parametrize(
-    "module", [readers, folders, teachers, operators], ids=lambda module: module.__name__.rpartition(".")[2]
+    "module", [readers, folders, teachers, operators, requests], ids=lambda module: module.__name__.rpartition(".")[2]
 )
 def test_mutated_inputs_are_taken_or_refused(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if module is operators and backends.missing("cpu"):

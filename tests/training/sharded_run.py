@@ -1,6 +1,5 @@
-"""One process of a run whose weights are sharded over several by FSDP; as a script, BASE OUTPUT."""
+"""One process of a run whose weights are sharded over several by FSDP."""
 
-import sys
 from pathlib import Path
 
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
@@ -14,18 +13,18 @@ from d2llm.student.checkpoint import is_own
 from d2llm.training import DistillationTrainer
 
 
-def main(base_model: str, output: Path) -> None:
+def run_sharded(base_model: str, output: Path) -> None:
     """Train two steps, evaluate and save at each; every process leaves its shards beside the written student."""
-    config = make_config(base_model, output, max_steps=2, save_steps=1, eval_steps=1, gradient_checkpointing=False)
+    config = make_config(
+        base_model, output, max_steps=2, save_steps=1, eval_steps=1, gradient_checkpointing=False, fsdp={}
+    )
     student = D2LLM.create(base_model, **config.student)
     examples = make_examples()
     validation = Validation.by_task(examples)
     trainer = DistillationTrainer(student, config, examples, validation)
     # accelerate shards on a CPU as on a GPU, but does not turn it on by itself there.
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
-    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", auto_wrap_policy="no_wrap"
-    )
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
     trainer.is_fsdp_enabled = True
     trainer.train()
     trainer.save_model()
@@ -35,7 +34,3 @@ def main(base_model: str, output: Path) -> None:
         if is_own(name, student.config.train_base) and isinstance(value, DTensor)
     }
     save_file(shards, output / f"shards-{trainer.args.process_index}.safetensors")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 from training_setup import make_config, make_examples
 
-from d2llm.student import D2LLM
+from d2llm.student import D2LLM, modeling
 from d2llm.training import DistillationTrainer, trainer
 
 
@@ -20,7 +20,7 @@ def test_it_takes_the_same_steps(base_model: str, tmp_path: Path, monkeypatch: p
         calls.append(module)
         module.compile(dynamic=True, backend="aot_eager")
 
-    monkeypatch.setattr(trainer, "compile_in_place", compile_in_place)
+    monkeypatch.setattr(modeling, "compile_in_place", compile_in_place)
     monkeypatch.setattr(trainer, "check_compiler", lambda device: None)
     weights = []
     for compiled in (False, True):

@@ -7,6 +7,7 @@
 // From here on, and not for the headers above, whose inline functions other files share.
 #pragma GCC target("avx2,fma")
 
+#define D2LLM_AVX2
 #define D2LLM_LANES 8
 
 namespace d2llm {

@@ -1,12 +1,13 @@
 // Kernels for AVX-512 with BF16 and VNNI.
 #include "kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(D2LLM_WITHOUT_AVX512)
 #include <immintrin.h>
 
 // From here on, and not for the headers above, whose inline functions other files share.
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")
 
+#define D2LLM_AVX512
 #define D2LLM_LANES 16
 
 namespace d2llm {

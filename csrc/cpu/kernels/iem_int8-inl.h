@@ -21,9 +21,9 @@ struct Shorts2 {
     }
 
     D2LLM_INLINE Integers add(Integers acc, Integers one, Integers other) {
-#if defined(__AVX512BW__)
+#if defined(D2LLM_AVX512)
         return acc + (Integers)_mm512_madd_epi16((__m512i)one, (__m512i)other);
-#elif defined(__AVX2__)
+#elif defined(D2LLM_AVX2)
         return acc + (Integers)_mm256_madd_epi16((__m256i)one, (__m256i)other);
 #else
         return acc + (one << 16 >> 16) * (other << 16 >> 16) + (one >> 16) * (other >> 16);

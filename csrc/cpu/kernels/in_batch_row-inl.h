@@ -20,9 +20,9 @@ static_assert(kBlock * kLanes <= kBatchBlock);
 typedef uint8_t Flags __attribute__((vector_size(D2LLM_LANES)));
 
 D2LLM_INLINE bool any(Integers lanes) {
-#if defined(__AVX512F__)
+#if defined(D2LLM_AVX512)
     return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes);
-#elif defined(__AVX2__)
+#elif defined(D2LLM_AVX2)
     return _mm256_movemask_ps((__m256)lanes);
 #else
     int32_t bits = 0;

@@ -1,6 +1,7 @@
 // Text, included once for each instruction set inside its namespace (isa/*.cpp).
 //
-// Vectors of D2LLM_LANES floats in the compiler's own vector types: one text for every instruction set.
+// Vectors of D2LLM_LANES floats in the compiler's own vector types: one text for every instruction set. Which one it is
+// say D2LLM_AVX2 and D2LLM_AVX512: of a pragma's target g++ before 13 does not define its own macros.
 
 typedef float Vector __attribute__((vector_size(4 * D2LLM_LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * D2LLM_LANES)));
@@ -45,12 +46,8 @@ D2LLM_INLINE void store(float* to, Vector v, int64_t count) {
 
 // The nearest bfloat16, half to even; NaN stays NaN.
 D2LLM_INLINE Halves rounded(Vector v) {
-#ifdef __AVX512BF16__
-    return (Halves)_mm512_cvtneps_pbh((__m512)v);
-#else
     const Bits bits = (Bits)v, even = (bits >> 16) & 1;
     return __builtin_convertvector((v == v ? bits + 0x7fff + even : bits | 0x400000) >> 16, Halves);
-#endif
 }
 
 D2LLM_INLINE void store(uint16_t* to, Vector v) {
@@ -126,7 +123,7 @@ D2LLM_INLINE void multiply(const float* left, int64_t left_k, int64_t left_r, co
 
 // The same vector, which the compiler may not read from memory again: an operand in memory costs a load each time.
 D2LLM_INLINE Vector held(Vector v) {
-#if defined(__AVX512F__)
+#if defined(D2LLM_AVX512)
     asm("" : "+v"(v));
 #elif defined(__SSE__)
     asm("" : "+x"(v));

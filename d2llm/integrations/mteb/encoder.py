@@ -10,7 +10,7 @@ from mteb.models.model_meta import ScoringFunction
 from mteb.types import PromptType
 from torch import Tensor
 
-from d2llm.errors import InputError
+from d2llm.errors import InputError, shown
 from d2llm.integrations.vectors import Embeddings, score_all, score_pairs
 from d2llm.student import D2LLM
 from d2llm.tasks import ASYM, SYM, task_index
@@ -75,13 +75,16 @@ class D2LLMEncoder(AbsEncoder):  # type: ignore[misc]
             **kwargs: what else MTEB passes to every encoder.
 
         Raises:
-            InputError: for a task that is not of texts.
+            InputError: for a task that is not of texts, or a text that is none.
         """
         self.task = branch_of(task_metadata)
         batches = list(inputs)
         if any("text" not in batch for batch in batches):
             raise InputError(f"task: expected one of texts, got {task_metadata.name} of {task_metadata.modalities}")
         texts = [text for batch in batches for text in batch["text"]]
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"inputs[{row}]: expected a text, got {shown(text)}")
         kind = "query" if prompt_type == PromptType.query else "passage"
         vectors = np.zeros((len(texts), self.model.dim), np.float32)
         if present := [row for row, text in enumerate(texts) if text.strip()]:

@@ -53,7 +53,8 @@ class Workers:
     """
 
     def __init__(self, kind: type, arguments: Sequence[tuple[Any, ...]]) -> None:
-        options = {"max_restarts": -1, "max_task_retries": _AGAIN, "scheduling_strategy": "SPREAD", "num_cpus": 1}
+        # None holds a processor for itself: more indexes can be open at once than fill the cluster.
+        options = {"max_restarts": -1, "max_task_retries": _AGAIN, "scheduling_strategy": "SPREAD"}
         actor: Any = ray.remote(kind).options(**options)
         self._actors = [actor.remote(*each) for each in arguments]
 

@@ -12,6 +12,7 @@ import pytest
 ray = pytest.importorskip("ray")
 pytest.importorskip("faiss")
 
+from d2llm import D2LLM  # noqa: E402
 from d2llm.cluster import ClusterEncoder, ClusterIndex, connect  # noqa: E402
 from d2llm.errors import InputError, MissingError  # noqa: E402
 from d2llm.index import Index, asking  # noqa: E402
@@ -102,8 +103,10 @@ def test_a_worker_that_cannot_come_back_is_told_of(tmp_path: Path) -> None:
     index.close()
 
 
-def test_a_build_is_encoded_by_the_workers(tmp_path: Path, student: Any) -> None:
+def test_a_build_is_encoded_by_the_workers(tmp_path: Path) -> None:
     texts = corpus(40)
+    # In the number type that the workers load it in.
+    student = D2LLM.from_pretrained(STUDENT)
     encoder = ClusterEncoder(STUDENT, workers=2)
     built = Index.build(encoder, texts, tmp_path / "ix", shard_size=25, progress=False)
     one = Index.build(student, texts, tmp_path / "one", shard_size=25, progress=False)

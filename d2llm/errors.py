@@ -9,6 +9,10 @@ class InputError(D2LLMError, ValueError):
     """An argument or a text that cannot be used as given."""
 
 
+class BusyError(InputError):
+    """Something that another process is writing: the same call may succeed later."""
+
+
 class FormatError(D2LLMError, ValueError):
     """A file that is malformed, truncated or altered."""
 

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from d2llm.errors import InputError
+from d2llm.errors import BusyError, InputError
 from d2llm.files import make_folder
 from d2llm.index.inputs import Corpus, all_finite, check_vectors
 from d2llm.index.manifest import Manifest
@@ -45,7 +45,8 @@ def write_lock(root: Path) -> Iterator[None]:
     """Hold the index for writing; the system frees it if the process dies.
 
     Raises:
-        InputError: if another process holds it or a share of it, or ``root`` is a file.
+        BusyError: if another process holds it or a share of it.
+        InputError: if ``root`` is a file.
     """
     with _locks(root) as held:
         held.enter_context(FileLock(root / ".lock", blocking=False))
@@ -59,7 +60,7 @@ def share_lock(root: Path, share: Share) -> Iterator[None]:
     """Hold a share of an index for writing, beside the other shares; nobody holds the index itself meanwhile.
 
     Raises:
-        InputError: as :func:`write_lock`.
+        BusyError, InputError: as :func:`write_lock`.
     """
     with _locks(root) as held:
         with FileLock(root / ".lock", timeout=_PATIENCE):
@@ -76,7 +77,7 @@ def _locks(root: Path) -> Iterator[ExitStack]:
         with ExitStack() as held:
             yield held
     except Timeout:
-        raise InputError(f"path: {root} is being written by another process") from None
+        raise BusyError(f"path: {root} is being written by another process") from None
 
 
 def named(parts: Iterable[Corpus], manifest: Manifest) -> Iterator[tuple[str, Corpus]]:

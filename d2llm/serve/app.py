@@ -64,7 +64,8 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _mendable(request: Request, error: Exception) -> JSONResponse:
-    return _answer(Refusal(400, str(error)), request)
+    assert isinstance(error, D2LLMError)
+    return _answer(Refusal.because(error), request)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

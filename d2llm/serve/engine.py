@@ -119,7 +119,8 @@ class Engine:
         """The result of a function that runs in a thread beside the others.
 
         Raises:
-            Refusal: 429 where too many wait, 504 where it takes too long, 400 for what the user can mend.
+            Refusal: 429 where too many wait, 504 where it takes too long, 409 while another process writes,
+                400 for what the user can mend.
         """
         if self._busy >= self.limits.searches:
             raise Refusal(429, f"{self._busy} searches wait; try again", retry_after=1)
@@ -151,7 +152,7 @@ class Engine:
         except asyncio.TimeoutError:
             raise Refusal(504, f"not answered within {self.limits.seconds:g} s; try again", retry_after=1) from None
         except D2LLMError as error:
-            raise Refusal(400, str(error)) from None
+            raise Refusal.because(error) from None
 
 
 def _branch(task: str) -> int:

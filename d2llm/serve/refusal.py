@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from d2llm.errors import BusyError, D2LLMError
+
 
 class Refusal(Exception):
     """Why a request is not served.
@@ -25,6 +27,11 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+
+    @classmethod
+    def because(cls, error: D2LLMError) -> "Refusal":
+        """Of what whoever asks can mend, or wait for."""
+        return cls(409, str(error), retry_after=1) if isinstance(error, BusyError) else cls(400, str(error))
 
     @property
     def headers(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from d2llm.errors import D2LLMError, InputError
+from d2llm.errors import BusyError, D2LLMError, InputError
 from d2llm.files import read_json, write_json
 
 
@@ -25,7 +25,8 @@ class VectorFile:
         key: what decides the rows; under another one nothing that is there is taken up.
 
     Raises:
-        InputError: for another name than ``*.npy``, or while another process writes the file.
+        InputError: for another name than ``*.npy``.
+        BusyError: on entering, while another process writes the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], shape: tuple[int, int], key: str) -> None:
@@ -44,7 +45,7 @@ class VectorFile:
         try:
             self._lock.acquire()
         except Timeout:
-            raise InputError(f"out: {self.path} is being written by another process") from None
+            raise BusyError(f"out: {self.path} is being written by another process") from None
         self.done = self._found()
         if self._partial.exists():
             self._rows = np.lib.format.open_memmap(self._partial, "r+")

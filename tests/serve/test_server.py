@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from d2llm.cli import app
 from d2llm.index import Index
+from d2llm.index.writer import write_lock
 from d2llm.serve import memory
 from d2llm.serve.batching import Batcher
 from d2llm.serve.limits import Limits
@@ -87,16 +88,19 @@ def test_a_change_needs_leave_and_a_token_and_is_seen_at_once(client: Client, se
 
     async def calls(session: httpx.AsyncClient) -> Any:
         refused = await session.post("/documents", json=new)
+        with write_lock(served):
+            busy = await session.post("/documents", json=new, headers=AUTHORIZED)
         added = await session.post("/documents", json=new, headers=AUTHORIZED)
         again = await session.post("/documents", json=new, headers=AUTHORIZED)
         found = await session.post("/search", json={"query": "graph dates", "k": 5}, headers=AUTHORIZED)
         gone = await session.delete("/documents/new/1", headers=AUTHORIZED)
         unknown = await session.delete("/documents/new/1", headers=AUTHORIZED)
-        return refused, added, again, found, gone, unknown
+        return refused, added, again, found, gone, unknown, busy
 
     assert run(client, read_only).status_code == 403
     answers = run(client, calls, writable=True, token=TOKEN)
-    assert [answer.status_code for answer in answers] == [401, 200, 400, 200, 200, 400]
+    assert [answer.status_code for answer in answers] == [401, 200, 400, 200, 200, 400, 409]
+    assert answers[-1].headers["retry-after"] == "1" and "another process" in answers[-1].json()["detail"]
     assert answers[1].json() == {"added": 1, "passages": len(PASSAGES) + 1}
     assert "new/1" in [hit["id"] for hit in answers[3].json()["hits"]]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,13 @@ from d2llm.index.certificate import Certificate
 from d2llm.index.covering import CERTIFIED_MODES, Certified, Covering, write_maps, write_rows
 from d2llm.index.engines import write_engine
 from d2llm.index.exact_best import exact_best
+from d2llm.index.near_top import NearTop, depths
 from d2llm.index.records import CERTIFICATE, MAPS, FileRecord, SurrogateRecord
 from d2llm.index.searching import Searching
 from d2llm.index.snapshot import Snapshot
-from d2llm.index.surrogate import Maps, Near, fit
+from d2llm.index.surrogate import Maps, fit
 from d2llm.tensor_files import read_tensors
 from d2llm_kernels import IEM
-from d2llm_kernels.rough import inner
 
 #: Queries that a fit uses at most, and those that it is certified on: the rest, at most so many.
 FITTED, CERTIFIED = 4000, 1000
@@ -31,13 +32,10 @@ FITTED, CERTIFIED = 4000, 1000
 _KEPT = 100
 # An engine is asked for so many of a corpus, and no fewer than this: with more, every passage is scored.
 _PART, _LEAST = 8, 10_000
-# Passages that a fit sees first; those among which it then looks for what is near the top, and takes so many.
-_POOL, _SEARCHED, _NEAR = 4096, 1 << 18, 512
-# How many times as many steps a fit to more passages than those takes. Among a million, three times as many left 14,574
-# of 47,809 candidates for a recall of 0.99, and eight times as many 6,474.
-_LONGER = 8
-# Passages mapped at a time: 64 MB.
-_BLOCK = 1 << 15
+# Passages that a fit sees first; those among which it then looks for what is near the top.
+_POOL, _SEARCHED = 4096, 1 << 18
+# One in so many of the queries to fit with, at most so many, choose among the maps that a fit makes.
+_CHOOSING, _CHOOSE = 10, 200
 # Characters that a query made of a passage may have.
 _SENTENCE = 160
 
@@ -71,22 +69,17 @@ def divided(count: int, certify: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fit_maps(snapshot: Snapshot, head: IEM, vectors: Tensor, task: int, rank: int, seed: int) -> Maps:
-    """Fit maps to the scores of queries (Nq, D) with a sample of the passages, then with what those put first."""
-    live = snapshot.live
-    drawn = live[torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))]
+    """Fit maps to the scores of queries (Nq, D) with a sample of the passages, then with what those put first.
+
+    Some of the queries take no part, and choose among the maps that the fit makes on its way.
+    """
+    drawn = snapshot.live[torch.randperm(len(snapshot.live), generator=torch.Generator().manual_seed(seed))]
     pool, searched = (drawn[:count].sort().values for count in (_POOL, _SEARCHED))
-    searching = Searching(snapshot, head, task, pool)
-    a = searching.projected(vectors)
-
-    def near(maps: Maps) -> Near:
-        rows = [maps.passages(snapshot.gather(some)) for some in searched.split(_BLOCK)]
-        found = inner.topk(maps.queries(a), rows, min(_NEAR, len(searched)))[1]
-        among = Searching(snapshot, head, task, searched)
-        scores = [torch.from_numpy(among.rough_at(*each)) for each in zip(a, found.numpy(), strict=True)]
-        return Near(searched[found], torch.stack(scores), snapshot.gather)
-
-    longer = _LONGER if len(live) > _SEARCHED else 1
-    return fit(a, snapshot.gather(pool), torch.from_numpy(searching.rough(a)), rank, seed, near, longer)
+    searching, top = Searching(snapshot, head, task, pool), NearTop(snapshot, head, task, searched)
+    choosing = min(len(vectors) // _CHOOSING, _CHOOSE)
+    choose, a = searching.projected(vectors).split((choosing, len(vectors) - choosing))
+    made = fit(a, snapshot.gather(pool), torch.from_numpy(searching.rough(a)), rank, seed, partial(top.of, a=a))
+    return top.choose(made, choose) if choosing else made[-1]
 
 
 def write_surrogate(
@@ -190,7 +183,7 @@ def _certify(
             rows = searching.rows_at(places[1])
             lexical = searching.lexical(texts[number])[0].of_all(len(searching.places))
             # What shares no term with the query is not chosen by BM25.
-            by_words = np.where(lexical[rows] > 0, _places(lexical, rows), len(lexical))
+            by_words = np.where(lexical[rows] > 0, depths(lexical, rows), len(lexical))
             needed["hybrid"].append(np.minimum(_chosen(covering, searching, a, rows), by_words))
     none = torch.zeros(0, best.shape[2], dtype=torch.int64)
     return {
@@ -207,7 +200,7 @@ def _chosen(covering: Covering, searching: Searching, a: Tensor, rows: NDArray[n
     What an engine misses takes more than there are.
     """
     if covering.engine is None:
-        return _places(covering.scores(a)[0].numpy()[searching.places], rows)
+        return depths(covering.scores(a)[0].numpy()[searching.places], rows)
     count = min(covering.end, max(_LEAST, covering.end // _PART))
     values, numbers = (each[0] for each in covering.engine.search(covering.maps.queries(a), count))
     place = np.full(covering.end, covering.end + 1)
@@ -215,8 +208,3 @@ def _chosen(covering: Covering, searching: Searching, a: Tensor, rows: NDArray[n
     # However equals are ordered.
     place[numbers[found]] = np.searchsorted(-values[found], -values[found], side="right")
     return place[searching.places[rows]]
-
-
-def _places(scores: NDArray[np.float32 | np.int32], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many passages must be chosen by their scores for each row to be among them, however equals are ordered."""
-    return len(scores) - np.searchsorted(np.sort(scores), scores[rows], side="left")

@@ -1,8 +1,9 @@
 """A surrogate of the interaction module: an inner product that orders passages almost as it does, in a few bytes each.
 
-Two affine maps of projected queries and passages are fitted so that the softmax of their inner products follows that of
-the module's own scores: first on passages drawn at random, then on those that each query's product has put first, where
-the order matters and is hardest to tell. No labels are needed. What the product chooses is scored in full by the module
+Two affine maps of projected queries and passages start where their inner products are nearest to the module's own
+scores in the mean square, which has a closed form. They go on so that the softmax of the products follows that of the
+scores: first on passages drawn at random, then on those that each query's product has put first, where the order
+matters and is hardest to tell. No labels are needed. What the product chooses is scored in full by the module
 (the plan of arXiv 2405.03651 and 2407.15462, with certificates of ``d2llm.index.certificate``).
 """
 
@@ -17,10 +18,12 @@ from torch.nn import functional
 RANK = 128
 # Of the fit: steps of Adam, their rate, queries and common passages a step, best passages of each query beside those,
 # and what the pointwise term weighs.
-_STEPS, _RATE, _QUERIES, _COMMON, _BEST, _POINTWISE = 400, 3e-3, 96, 1000, 20, 0.1
+_STEPS, _RATE, _QUERIES, _COMMON, _BEST, _POINTWISE = 400, 1e-3, 96, 1000, 20, 0.1
 # Of going on near the top: the rate, queries and common passages a step, passages of each query beside those, how many
 # of them are its best, and what the pointwise term of these weighs.
-_NEAR_RATE, _NEAR_QUERIES, _NEAR_COMMON, _NEAR, _NEAR_BEST, _NEAR_POINTWISE = 2e-3, 64, 256, 64, 16, 1.0
+_NEAR_RATE, _NEAR_QUERIES, _NEAR_COMMON, _NEAR, _NEAR_BEST, _NEAR_POINTWISE = 1e-3, 64, 256, 64, 16, 1.0
+# What is added to second moments, which are about 1.
+_RIDGE = 0.01
 # Share of the passages' numbers that int8 holds without clipping.
 _HELD = 0.9999
 
@@ -70,9 +73,10 @@ def fit(
     rank: int,
     seed: int,
     near: Callable[[Maps], Near] | None = None,
-    longer: int = 1,
-) -> Maps:
-    """Fit the maps to the module's scores of some queries with some passages.
+) -> list[Maps]:
+    """Fit maps to the module's scores of some queries with some passages: as they start, and after each stretch.
+
+    The last are not always the best: the softmax looks at each query's first passages, the mean square at all.
 
     Args:
         a, b: projected queries (Nq, F) and passages (Np, F).
@@ -80,24 +84,23 @@ def fit(
         rank: R.
         seed: of the start and of what is drawn.
         near: what maps put first for each of the queries, to go on with.
-        longer: how many times as many steps to take.
     """
     draw = torch.Generator().manual_seed(seed)
     queries, passages = _Standard.of(a), _Standard.of(b)
     x, y = queries.apply(a), passages.apply(b)
-    width = a.shape[1]
-    parameters = [torch.randn(rank, width, generator=draw) / width**0.5 for _ in range(2)] + [torch.zeros(rank)]
+    parameters = _start(x, y, z.float().cpu(), rank)
+    made = [_whole(parameters, y, queries, passages)]
     with torch.enable_grad():
         for parameter in parameters:
             parameter.requires_grad_()
-        _descend(parameters, x, y, z.float().cpu(), draw, longer * _STEPS)
-    maps = _whole(parameters, y, queries, passages)
-    if near is None:
-        return maps
-    found = near(maps)
-    with torch.enable_grad():
-        _descend_near(parameters, x, y, z.float().cpu(), found, passages, draw, longer * _STEPS)
-    return _whole(parameters, y, queries, passages)
+        _descend(parameters, x, y, z.float().cpu(), draw)
+    made.append(_whole(parameters, y, queries, passages))
+    if near is not None:
+        found = near(made[-1])
+        with torch.enable_grad():
+            _descend_near(parameters, x, y, z.float().cpu(), found, passages, draw)
+        made.append(_whole(parameters, y, queries, passages))
+    return made
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,25 @@ class _Standard:
         return weight.contiguous(), bias - weight @ self.mean
 
 
+def _start(x: Tensor, y: Tensor, z: Tensor, rank: int) -> list[Tensor]:
+    """Parameters of the maps of this rank whose products are nearest to the scores, less each query's mean, in the mean
+    square: of whitened sides the cross-covariance with the scores, cut to its first singular vectors."""
+    x = torch.cat([x, torch.ones(len(x), 1)], 1)
+    left, right = _inverse_root(x), _inverse_root(y)
+    u, s, v = torch.linalg.svd(left @ (x.T @ z @ y / z.numel()) @ right)
+    kept = min(rank, len(s))
+    g, h = torch.zeros(rank, x.shape[1]), torch.zeros(rank, y.shape[1])
+    g[:kept] = (u[:, :kept] * s[:kept].sqrt()).T @ left
+    h[:kept] = v[:kept] * s[:kept, None].sqrt() @ right
+    return [g[:, :-1].contiguous(), h, g[:, -1].contiguous()]
+
+
+def _inverse_root(rows: Tensor) -> Tensor:
+    """(F, F) inverse square root of the rows' second moments, and of a little more."""
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    return vectors * (values.clamp_min(0) + _RIDGE).rsqrt() @ vectors.T
+
+
 def _whole(parameters: list[Tensor], y: Tensor, queries: _Standard, passages: _Standard) -> Maps:
     """Maps of projected vectors, from parameters of standardised ones."""
     g, h, bias = (parameter.detach() for parameter in parameters)
@@ -134,12 +156,12 @@ def _whole(parameters: list[Tensor], y: Tensor, queries: _Standard, passages: _S
     return Maps(query, query_bias, passage * scale, passage_bias * scale)
 
 
-def _descend(parameters: list[Tensor], x: Tensor, y: Tensor, z: Tensor, draw: torch.Generator, steps: int) -> None:
+def _descend(parameters: list[Tensor], x: Tensor, y: Tensor, z: Tensor, draw: torch.Generator) -> None:
     """Adam on the divergence between both softmaxes and a little on the scores themselves, less their means."""
     g, h, bias = parameters
-    step = _stepping(parameters, _RATE, steps)
+    step = _stepping(parameters, _RATE)
     best = z.topk(min(_BEST, len(y)), 1).indices
-    for _ in range(steps):
+    for _ in range(_STEPS):
         rows = torch.randint(len(x), (_QUERIES,), generator=draw)
         common = torch.randint(len(y), (_COMMON,), generator=draw)
         target = torch.cat([z[rows[:, None], best[rows]], z[rows][:, common]], 1)
@@ -157,14 +179,13 @@ def _descend_near(
     near: Near,
     passages: _Standard,
     draw: torch.Generator,
-    steps: int,
 ) -> None:
     """The same beside passages near the top, whose scores weigh more."""
     g, h, bias = parameters
-    step = _stepping(parameters, _NEAR_RATE, steps)
+    step = _stepping(parameters, _NEAR_RATE)
     order = near.scores.argsort(1, descending=True)
     best, others = order[:, :_NEAR_BEST], order[:, _NEAR_BEST:]
-    for _ in range(steps):
+    for _ in range(_STEPS):
         rows = torch.randint(len(x), (_NEAR_QUERIES,), generator=draw)
         common = torch.randint(len(y), (_NEAR_COMMON,), generator=draw)
         drawn = torch.rand(len(rows), others.shape[1], generator=draw).argsort(1)[:, : _NEAR - _NEAR_BEST]
@@ -179,10 +200,10 @@ def _descend_near(
         step(loss + _NEAR_POINTWISE * _apart(own, own_target))
 
 
-def _stepping(parameters: list[Tensor], rate: float, steps: int) -> Callable[[Tensor], None]:
-    """Takes one of so many steps of Adam down a loss, at a rate that falls to 0."""
+def _stepping(parameters: list[Tensor], rate: float) -> Callable[[Tensor], None]:
+    """Takes one step of Adam down a loss, at a rate that falls to 0."""
     optimizer = torch.optim.Adam(parameters, lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
 
     def step(loss: Tensor) -> None:
         optimizer.zero_grad()

@@ -62,16 +62,16 @@ def files(index: Index):
 
 def test_a_fit_orders_as_the_scores_it_is_given(monkeypatch):
     """Scores that a product can reach are found again up to rounding."""
-    monkeypatch.setattr(surrogate, "_STEPS", 400)
+    monkeypatch.setattr(surrogate, "_STEPS", 100)
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, 12, generator=draw) * 3 + 1 for n in (200, 400))
     z = (a - 1) @ torch.randn(12, 12, generator=draw) @ b.T / 12
-    maps = surrogate.fit(a[:150], b, z[:150], 16, seed=0)
-    scores = inner.products(maps.queries(a[150:]), maps.passages(b))
-    chosen, best = scores.topk(30, 1).indices, z[150:].topk(10, 1).indices
-    assert (chosen[:, :, None] == best[:, None]).any(1).float().mean() > 0.9
+    best = z[150:].topk(10, 1).indices
+    for maps in surrogate.fit(a[:150], b, z[:150], 16, seed=0):
+        chosen = inner.products(maps.queries(a[150:]), maps.passages(b)).topk(12, 1).indices
+        assert (chosen[:, :, None] == best[:, None]).any(1).float().mean() > 0.95
     monkeypatch.setattr(surrogate, "_STEPS", 20)
-    one, again = (vars(surrogate.fit(a[:150], b, z[:150], 16, seed=0)).values() for _ in range(2))
+    one, again = (vars(surrogate.fit(a[:150], b, z[:150], 16, seed=0)[-1]).values() for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(one, again, strict=True))
 
 

@@ -30,6 +30,10 @@ elif not ON_GPU and not interpreted():
     collect_ignore_glob = ["test_*.py"]
 else:
     collect_ignore_glob = ["test_emulation.py"]
+if interpreted():
+    from tests.gpu.interpreter import patch_once_a_module
+
+    patch_once_a_module()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from d2llm_kernels import backends
 from d2llm_kernels.backends.cuda import library
 from d2llm_kernels.backends.triton import interpreted
 
+INTERPRETED = interpreted()
 EMULATED = library.missing() is None and library.emulated()
 ON_GPU = torch.cuda.is_available() and not interpreted() and not EMULATED
 BACKENDS = [name for name in ("triton", "cuda") if backends.missing(name) is None]

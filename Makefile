@@ -21,7 +21,7 @@ demo: $(VENV)/.demo $(VENV)/.kernels
 # A worker a core, one thread each: many small operations, which threads would only make wait for each other.
 PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:benchmark
 PARALLEL = -n logical --maxprocesses 8 --dist worksteal
-# Tests that repeat others for one more number type, architecture or number of threads wait for `make test-full`.
+# Tests that repeat others for one more number type, architecture, tile or number of threads wait for `make test-full`.
 FULL    ?=
 PARTS    = suite interpret emulate
 

@@ -10,11 +10,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2llm.data.docstrings import Function, standard_library_functions
 from d2llm.data.example import Example
+from tests import unsynced as unsynced
 
 TEXTS = [
     f"{verb} the {noun} of {thing}"
@@ -32,6 +31,10 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def save_base(folder: Path) -> str:
     """Save that decoder, the same each time, and its tokenizer."""
+    # Tests of kernels do without what takes seconds to import.
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

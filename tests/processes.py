@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 #: What most of them would spend their time importing.
-_IMPORTED = ["d2llm.index", "d2llm.teacher.tuning", "d2llm.training"]
+_IMPORTED = ["tests.unsynced", "d2llm.index", "d2llm.teacher.tuning", "d2llm.training"]
 
 
 @cache

@@ -41,8 +41,10 @@ def missing() -> str | None:
     return None if _cuobjdump() else "no cuobjdump, neither beside nvcc nor in the package triton"
 
 
-def figures(source: Path, arch: str) -> list[dict[str, Any]]:
+def figures(source: Path, arch: str, float16: bool = True) -> list[dict[str, Any]]:
     """Of every kernel in ``source``: registers, static shared memory, stack and spills in bytes, and instructions.
+
+    Without ``float16`` those of bfloat16 stand for its kernels.
 
     Raises:
         RuntimeError: if it does not compile.
@@ -50,7 +52,8 @@ def figures(source: Path, arch: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "out.cubin")
         code = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-        command = ["nvcc", *_FLAGS, code, f"-I{CUDA}", str(source), "-o", str(cubin)]
+        less = [] if float16 else ["-DD2LLM_WITHOUT_FLOAT16"]
+        command = ["nvcc", *_FLAGS, *less, code, f"-I{CUDA}", str(source), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{source.name}, sm_{arch}: {done.stdout}{done.stderr}")

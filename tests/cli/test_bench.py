@@ -3,12 +3,21 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from d2llm_kernels.measure import ceilings
 from tests.cli.conftest import Run
 
 TINY = ("--batch", 3, "--length", 5, "--dim", 16, "--heads", 2, "--hidden", 16, "--passages", 40, "--k", 4, "--hard", 2)
+
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bounds the machine is measured on little: bfloat16 takes seconds where the CPU has no products of it."""
+    monkeypatch.setattr(ceilings, "_CPU_ROWS", 64)
+    monkeypatch.setattr(ceilings, "measure", partial(ceilings.measure, copied_bytes=1 << 20))
 
 
 def test_every_part_is_timed_and_kept(run: Run, tmp_path) -> None:
@@ -36,7 +45,14 @@ def test_one_part_without_the_literal_form(run: Run) -> None:
 
 
 def test_triton_need_not_be_installed() -> None:
-    program = "import sys; sys.modules['triton'] = None; from d2llm.cli import main; main()"
+    program = """
+import sys
+sys.modules["triton"] = None
+from d2llm_kernels.measure import ceilings
+ceilings._CPU_ROWS = 64
+from d2llm.cli import main
+main()
+"""
     arguments = [str(argument) for argument in ("bench", "pool", *TINY, "--forward", "--seconds", 0.01)]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     assert done.returncode == 0 and "attn_pool" in done.stdout, done.stderr

@@ -16,6 +16,7 @@ from d2llm_kernels import backends
 from d2llm_kernels.backends.cuda import library
 from d2llm_kernels.backends.triton import interpreted
 
+INTERPRETED = interpreted()
 EMULATED = library.missing() is None and library.emulated()
 ON_GPU = torch.cuda.is_available() and not interpreted() and not EMULATED
 BACKENDS = [name for name in ("triton", "cuda") if backends.missing(name) is None]
@@ -30,6 +31,10 @@ elif not ON_GPU and not interpreted():
     collect_ignore_glob = ["test_*.py"]
 else:
     collect_ignore_glob = ["test_emulation.py"]
+if interpreted():
+    from tests.gpu.interpreter import patch_once_a_module
+
+    patch_once_a_module()
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,10 @@ _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16),
 }
 
-# How many threads the backend shares its work out over itself; None leaves it to torch. Two do what four do.
+# How many threads the backend shares its work out over itself; None leaves it to torch. Two do what four do, and one is
+# what the other tests run with; that the bits are the same has tests of its own.
 _THREADS = {"cpu": (1, 2, 4)}
-_REPEATS = (2,)
+_REPEATS = (1, 2)
 
 
 def _param(*values: object, label: str | None = None, full: bool = False) -> object:

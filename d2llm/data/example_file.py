@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from d2llm.data.columnar import is_columnar, require_rows
 from d2llm.data.columns import Columns, IndexedExamples, columns_of
 from d2llm.data.example import Example
 from d2llm.data.jsonl import iterate_examples, parse_example, read_examples
-from d2llm.data.rows import PARQUET, json_object, line_starts, require_file
+from d2llm.data.rows import json_object, line_starts, require_file
 from d2llm.errors import MismatchError
 
 #: Bytes of a file up to which its examples are held in memory, where reading one takes no time.
@@ -19,13 +20,13 @@ IN_MEMORY = 64_000_000
 def open_examples(path: str | os.PathLike[str]) -> Sequence[Example]:
     """The examples of a file, in memory where they are few, and else read one by one as they are asked for.
 
-    Parquet is held in memory whatever its size; ``d2llm data convert`` makes JSON lines of it.
+    Parquet and saved datasets are held in memory whatever their size; ``d2llm data convert`` makes JSON lines of them.
 
     Raises:
         MissingError, FormatError: as :func:`~d2llm.data.jsonl.iterate_examples`, before any example is asked for.
     """
-    path = require_file(path)
-    few = path.stat().st_size <= IN_MEMORY or path.suffix.lower() == PARQUET
+    path = require_rows(path)
+    few = is_columnar(path) or path.stat().st_size <= IN_MEMORY
     return read_examples(path) if few else ExampleFile(path)
 
 

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from d2llm.data.beir import read_beir, read_tevatron
+from d2llm.data.columnar import is_columnar, object_rows, require_rows
 from d2llm.data.example import Example
+from d2llm.data.example_file import open_examples
 from d2llm.data.jsonl import KEYS, iterate_examples, optional_list, required_text
 from d2llm.data.pairs import KINDS, THRESHOLDS, pair_columns, pairs_to_examples, read_pairs
 from d2llm.data.rows import (
-    PARQUET,
     as_number,
     check_distinct,
-    object_rows,
     parse_lazily,
-    require_file,
     table_rows,
 )
 from d2llm.data.runs import read_ranked
@@ -62,6 +61,16 @@ def read_any(
     )
 
 
+def open_any(path: str | os.PathLike[str], format: str = "auto") -> Sequence[Example]:
+    """The examples of any known format, those of a large JSONL file of d2llm's read one by one as they are asked for.
+
+    Raises:
+        InputError, MissingError, FormatError: as :func:`iterate_any`.
+    """
+    name = sniff(path) if format == "auto" else format
+    return open_examples(path) if name == "d2llm" else read_any(path, name)
+
+
 def iterate_any(
     path: str | os.PathLike[str],
     format: str = "auto",
@@ -78,7 +87,7 @@ def iterate_any(
     Those are d2llm, sentence-transformers, flagembedding and triples of texts; the other formats are read whole.
 
     Args:
-        path: a file, or the folder of a BEIR collection.
+        path: a file, the folder of a BEIR collection, or one of rows that ``save_to_disk`` of datasets wrote.
         format: one of ``FORMATS``, or "auto" to tell by the suffix and the first row.
         task: "sym" or "asym"; by default "sym" for nli and sts, else "asym". Files of the d2llm
             format name it themselves.
@@ -122,7 +131,7 @@ def iterate_any(
 def _ordered_rows(path: Path, task: str) -> Iterator[_Scored]:
     """Rows of sentence-transformers, whose columns count by order: query, positive, negatives and perhaps scores.
 
-    JSONL or Parquet, or a ``.csv`` or tab-separated table with a header. A last column named score(s) or label(s) holds
+    JSONL or columns, or a ``.csv`` or tab-separated table with a header. A last column named score(s) or label(s) holds
     one number for the positive and each negative.
     """
     return parse_lazily(path, _named_rows(path), lambda row: [_ordered(row, task)])
@@ -152,7 +161,7 @@ def _named_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _holds_objects(path: Path) -> bool:
     """Whether rows bring their columns' names."""
-    return path.suffix.lower() in (".jsonl", ".json", PARQUET)
+    return path.suffix.lower() in (".jsonl", ".json") or is_columnar(path)
 
 
 def check_header(cells: Sequence[str]) -> None:
@@ -199,9 +208,9 @@ def sniff(path: str | os.PathLike[str]) -> str:
         FormatError: if the first row cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not is_columnar(path):
         return "beir"
-    require_file(path)
+    require_rows(path)
     rows: Iterator[tuple[int, Any]] = object_rows(path) if _holds_objects(path) else table_rows(path)
     line, row = next(rows, (1, FormatError("the file is empty")))
     if isinstance(row, FormatError):

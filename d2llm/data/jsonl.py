@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from d2llm.data.columnar import is_columnar, object_rows, require_rows
 from d2llm.data.example import Example
-from d2llm.data.rows import PARQUET, STDIN, as_number, object_rows, parse_lazily, parse_rows, require_file, text_lines
+from d2llm.data.rows import STDIN, as_number, parse_lazily, parse_rows, text_lines
 from d2llm.errors import FormatError, InputError, shown
 from d2llm.files import atomic_path
 from d2llm.metadata import Metadata, check_metadata
@@ -25,7 +26,7 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
 
 
 def iterate_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
-    """Read training examples one by one, a JSON object a line, or a row of a ``.parquet`` file.
+    """Read training examples one by one, a JSON object a line, or a row of columns (see :mod:`d2llm.data.columnar`).
 
     Keys: ``query`` and ``positive`` (text); optional ``negatives`` (list of texts), ``task``
     ("asym", the default, or "sym") and ``scores`` (the teacher's raw [yes, no] logits for the
@@ -61,9 +62,10 @@ def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) ->
 def read_corpus(path: str | os.PathLike[str], prefix: str = "") -> list[tuple[str, str]]:
     """Read passages with their ids.
 
-    ``.jsonl`` and ``.parquet``: objects with ``text``, optional ``title`` (put in front of the text) and ``id``,
-    ``_id`` or ``docid`` (a text or integer; by default the line number). Any other file: one passage a line, its
-    id the line number; blank lines are skipped. ``prefix`` stands before a line number that is an id.
+    ``.jsonl`` and columns (see :mod:`d2llm.data.columnar`): objects with ``text``, optional ``title`` (put in front
+    of the text) and ``id``, ``_id`` or ``docid`` (a text or integer; by default the line number). Any other file: one
+    passage a line, its id the line number; blank lines are skipped. ``prefix`` stands before a line number that is an
+    id.
 
     Returns:
         (id, text) pairs in file order, ids distinct.
@@ -72,7 +74,7 @@ def read_corpus(path: str | os.PathLike[str], prefix: str = "") -> list[tuple[st
         MissingError: if there is no such file.
         FormatError: naming ``file:line: what`` for up to 20 faulty lines, or for an empty file.
     """
-    path = require_file(path)
+    path = require_rows(path)
     seen: dict[str, int] = {}
 
     def passage(row: tuple[int, Any]) -> Iterator[tuple[str, str]]:
@@ -99,7 +101,7 @@ def read_documents(
     Raises:
         MissingError, FormatError: as :func:`read_corpus`, once the fault is come to.
     """
-    path = Path(path) if Path(path) == STDIN else require_file(path)
+    path = Path(path) if Path(path) == STDIN else require_rows(path)
     return parse_lazily(path, _filled_rows(path), lambda row: [_document(row[0], row[1], prefix, fields)])
 
 
@@ -204,7 +206,7 @@ def _line(example: Example) -> str:
 
 def _filled_rows(path: Path) -> Iterator[tuple[int, tuple[int, Any]]]:
     """Rows of a corpus that are not blank, each with its line number, as ``parse_rows`` takes them."""
-    objects = path == STDIN or path.suffix.lower() in (".jsonl", PARQUET)
+    objects = path == STDIN or path.suffix.lower() == ".jsonl" or is_columnar(path)
     rows: Iterable[tuple[int, Any]] = object_rows(path) if objects else text_lines(path)
     return ((line, (line, row)) for line, row in rows if not isinstance(row, str) or row.strip())
 

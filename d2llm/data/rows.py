@@ -14,21 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from d2llm.errors import FormatError, InputError, MissingError, shown
+from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import parse_json
-from d2llm.requirements import require
 
 #: What stands for standard input in place of a file.
 STDIN = Path("-")
-#: How files of columns end.
-PARQUET = ".parquet"
-#: Rows of such a file that are held at once.
-_AT_ONCE = 1024
 #: Bytes of a file that are looked through at once.
 _PART = 1 << 17
 #: Faults listed in one error.
 FAULTS_SHOWN = 20
-_PROGRESS_FROM_BYTES = 50_000_000
+#: Size from which reading tells how far it is.
+PROGRESS_FROM_BYTES = 50_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _T = TypeVar("_T")
 
@@ -90,17 +86,6 @@ def json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError
             yield number, json_object(line)
 
 
-def object_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError]]:
-    """(number, object) for every row of a file of objects: the columns of ``.parquet``, or the lines of a JSONL file.
-
-    Raises:
-        MissingError: if there is no such file.
-        FormatError: for a file that is no Parquet.
-        ModuleNotFoundError: for Parquet without pyarrow, saying how to install it.
-    """
-    return _parquet_rows(path) if path.suffix.lower() == PARQUET else json_rows(path)
-
-
 def table_rows(path: Path) -> Iterator[tuple[int, list[str] | FormatError]]:
     """(line number, cells) for every row of a table, the header included.
 
@@ -142,7 +127,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str | FormatError]]:
     size = path.stat().st_size
     with (
         open(path, "rb") as handle,
-        tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=size < _PROGRESS_FROM_BYTES) as bar,
+        tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=size < PROGRESS_FROM_BYTES) as bar,
     ):
         for line in _decoded(handle):
             bar.update(handle.tell() - bar.n)
@@ -219,19 +204,3 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[tuple[int, str | FormatError]]:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
             yield number, FormatError("expected UTF-8")
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(row number from 1, object) for every row, a batch at a time."""
-    require_file(path)
-    require("pyarrow", "parquet")
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path, memory_map=True) as file:
-            rows = (row for batch in file.iter_batches(_AT_ONCE) for row in batch.to_pylist())
-            few = path.stat().st_size < _PROGRESS_FROM_BYTES
-            yield from enumerate(tqdm(rows, path.name, file.metadata.num_rows, disable=few), start=1)
-    except pa.ArrowException as error:
-        raise FormatError(f"{path}: not a Parquet file, or damaged ({shown(str(error))})") from None

@@ -93,3 +93,14 @@ def test_split_holds_out_what_a_run_would(tmp_path: Path) -> None:
     parts = [json.dumps(each.query) for file in (train, held_out) for each in read_examples(file)]
     assert sorted(parts) == sorted(json.dumps(each.query) for each in EXAMPLES)
     assert run("split", source, train, held_out, "--share", 1).exit_code == 2
+
+
+def test_split_of_a_file_that_stays_where_it_is_may_write_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d2llm.data.example_file.IN_MEMORY", 0)
+    source, train = tmp_path / "all.jsonl", tmp_path / "train.jsonl"
+    write_examples(source, EXAMPLES)
+    done = run("split", source, train, source, "--share", 0.25)
+    assert done.exit_code == 0, done.output
+    assert len(read_examples(source)) == 10 and len(read_examples(train)) == 30

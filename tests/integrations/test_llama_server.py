@@ -21,5 +21,5 @@ def url() -> Iterator[str]:
 @pytest.mark.parametrize("form", ["tokens", "text"])
 def test_its_logits_differ_as_those_in_process_do(url: str, tmp_path: Path, form: str) -> None:
     apart = compare(url, *library_pairs(6), tmp_path, form)
-    # Weights are the same; activations have 8 bits there: 0.2 at most of 23 pairs that were measured.
-    assert apart.errors.max() < 0.4
+    # Weights are the same; activations have 8 bits there: 0.36 at most of 182 pairs that were measured.
+    assert apart.errors.max() < 0.5

@@ -1,28 +1,29 @@
-"""A completions endpoint that runs a tiny LLM, or misbehaves as a test asks."""
+"""A completions endpoint that runs a tiny LLM, repeats what a real one said, or misbehaves as a test asks."""
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
 
+#: The status and the body that a question is answered with.
+Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 #: What a server does with a request in place of an answer: an HTTP status, a body, or None to answer.
 Fault = Callable[[int], int | bytes | None]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers ``POST /v1/completions`` by a causal LM; requests are counted and kept."""
+    """Answers ``POST /v1/completions``; requests are counted and kept."""
 
     daemon_threads = True
 
-    def __init__(self, lm: Any, tokenizer: Any, fault: Fault = lambda number: None, chat_form: bool = False) -> None:
+    def __init__(self, answer: Answer, fault: Fault = lambda number: None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.lm, self.tokenizer, self.fault, self.chat_form = lm, tokenizer, fault, chat_form
+        self.answer, self.fault = answer, fault
         self.asked: list[dict[str, Any]] = []
-        self.answered: list[Any] = []
         self.lock = threading.Lock()
 
     @property
@@ -30,22 +31,36 @@ class Server(ThreadingHTTPServer):
         """Up to /v1."""
         return f"http://127.0.0.1:{self.server_port}/v1"
 
-    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """What OpenAI's completions give for one token."""
+
+def judged_by(lm: Any, tokenizer: Any, chat_form: bool = False) -> Answer:
+    """What OpenAI's completions give for one token of a causal LM."""
+
+    def answer(question: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         prompt = question["prompt"]
-        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-        with torch.inference_mode(), self.lock:
-            logprobs = self.lm(torch.tensor([ids])).logits[0, -1].float().log_softmax(0)
-            self.answered.append(prompt)
+        ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        with torch.inference_mode():
+            logprobs = lm(torch.tensor([ids])).logits[0, -1].float().log_softmax(0)
         values, tokens = (each.tolist() for each in logprobs.topk(question["logprobs"]))
-        names = [self.tokenizer.decode([token]) for token in tokens]
-        if self.chat_form:
+        names = [tokenizer.decode([token]) for token in tokens]
+        if chat_form:
             top = [{"id": t, "token": n, "logprob": v} for t, n, v in zip(tokens, names, values, strict=True)]
             listed: dict[str, Any] = {"content": [{**top[0], "top_logprobs": top}]}
         else:
             # Where two tokens read alike the likelier one is told, as servers do.
             listed = {"top_logprobs": [dict(reversed(list(zip(names, values, strict=True))))]}
-        return {"choices": [{"text": names[0], "logprobs": listed}], "usage": {"prompt_tokens": len(ids)}}
+        return 200, {"choices": [{"text": names[0], "logprobs": listed}], "usage": {"prompt_tokens": len(ids)}}
+
+    return answer
+
+
+def recorded(exchanges: Sequence[tuple[dict[str, Any], int, dict[str, Any]]]) -> Answer:
+    """What a real server answered when it was asked the same, to the letter."""
+    known = {json.dumps(question): (status, body) for question, status, body in exchanges}
+
+    def answer(question: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return known.get(json.dumps(question), (404, {"error": "never asked when this was recorded"}))
+
+    return answer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,7 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.fault(number)
         status, body = (fault, b"busy") if isinstance(fault, int) else (200, fault)
         if body is None:
-            body = json.dumps(self.server.answer(question)).encode()
+            with self.server.lock:
+                status, found = self.server.answer(question)
+            body = json.dumps(found).encode()
         try:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))

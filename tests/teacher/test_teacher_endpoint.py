@@ -1,17 +1,17 @@
 """A teacher behind a completions endpoint, asked over HTTP."""
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from completions_server import Server, serving
+from completions_server import Server, judged_by, serving
 from typer.testing import CliRunner
 
 from d2llm.backbone import load_causal_lm, load_tokenizer
 from d2llm.cli import app
+from d2llm.cli.endpoint import check_sample
 from d2llm.data.example import Example
 from d2llm.data.jsonl import write_examples
 from d2llm.errors import D2LLMError, FormatError, InputError, MismatchError, MissingError
@@ -47,7 +47,7 @@ def test_logprobs_differ_as_the_raw_logits_do(
     lm: Any, shared_teacher: Teacher, tmp_path: Path, form: str, chat_form: bool
 ) -> None:
     expected, _ = shared_teacher.judge(QUERIES, PASSAGES, "asym")
-    with serving(*lm, chat_form=chat_form) as server:
+    with serving(judged_by(*lm, chat_form)) as server:
         teacher = teacher_at(server, lm[1], tmp_path, form=form, token="a-token-of-16-chars")
         logits, features = teacher.judge(QUERIES, PASSAGES, "asym")
     assert features is None
@@ -67,31 +67,18 @@ def test_as_many_requests_at_once_as_allowed(lm: Any, tmp_path: Path) -> None:
         together.wait()
         inside.remove(number)
 
-    with serving(*lm, fault=fault) as server:
+    with serving(judged_by(*lm), fault=fault) as server:
         teacher_at(server, lm[1], tmp_path, concurrency=4).judge(QUERIES, PASSAGES, "asym")
     assert max(most) == 4 and len(server.asked) == 8
 
 
 def test_a_busy_server_is_asked_again_after_longer_and_longer_pauses(lm: Any, tmp_path: Path) -> None:
     pauses: list[float] = []
-    with serving(*lm, fault=lambda number: (503, 429, 500)[number] if number < 3 else None) as server:
+    with serving(judged_by(*lm), fault=lambda number: (503, 429, 500)[number] if number < 3 else None) as server:
         teacher_at(server, lm[1], tmp_path, retries=3, pause=pauses.append).judge(QUERIES[:1], PASSAGES[:1], "asym")
         assert pauses == [0.5, 1.0, 2.0]
     with pytest.raises(MissingError, match=r"'the file of socket 0'.*'a socket of the server 0'.*no answer after 3"):
         teacher_at(server, lm[1], tmp_path / "other", retries=2).judge(QUERIES[:1], PASSAGES[:1], "asym")
-
-
-def test_a_late_answer_counts_as_none(lm: Any, tmp_path: Path) -> None:
-    released = threading.Event()
-
-    def fault(number: int) -> None:
-        released.wait()
-
-    late = pytest.raises(MissingError, match="no answer after 2 attempts, the last one .*timed out")
-    with serving(*lm, fault=fault) as server:
-        with late:
-            teacher_at(server, lm[1], tmp_path, retries=1, timeout=0.2).judge(QUERIES[:1], PASSAGES[:1], "asym")
-        released.set()
 
 
 @pytest.mark.parametrize(
@@ -105,69 +92,26 @@ def test_a_late_answer_counts_as_none(lm: Any, tmp_path: Path) -> None:
             InputError,
             r"both answers \[' yes', ' no'\] among the 290 likeliest tokens, got \[' yes', 'a'\]",
         ),
-        (
-            b'{"choices": [{"logprobs": {"top_logprobs": [{" yes": -1, " no": -2}]}}], "usage": {"prompt_tokens": 7}}',
-            MismatchError,
-            "the server counts 7: it has another tokenizer than tiny",
-        ),
     ],
 )
 def test_wrong_answers_are_named_with_their_pair(
     lm: Any, tmp_path: Path, body: bytes, error: type[D2LLMError], message: str
 ) -> None:
     named = pytest.raises(error, match=f"^endpoint: query 'the file of socket 0', .*{message}")
-    with serving(*lm, fault=lambda number: body) as server, named:
+    with serving(judged_by(*lm), fault=lambda number: body) as server, named:
         teacher_at(server, lm[1], tmp_path).judge(QUERIES[:1], PASSAGES[:1], "asym")
     # It is no matter of another try.
     assert len(server.asked) == 1 and not list(tmp_path.iterdir())
 
 
-def test_token_ids_of_another_tokenizer_are_named(lm: Any, tmp_path: Path) -> None:
-    yes = lm[1].encode(" yes", add_special_tokens=False)[0]
-    body = json.dumps(
-        {"choices": [{"logprobs": {"content": [{"top_logprobs": [token(yes, " maybe"), token(1, "x")]}]}}]}
-    )
-    with serving(*lm, fault=lambda number: body.encode()) as server:
-        named = rf"expected token {yes} to be ' yes', the server calls it ' maybe': it has another tokenizer than tiny"
-        with pytest.raises(MismatchError, match=named):
-            teacher_at(server, lm[1], tmp_path).judge(QUERIES[:1], PASSAGES[:1], "asym")
-
-
-def token(number: int, text: str) -> dict[str, Any]:
-    """One of the likeliest tokens as llama.cpp's server gives it."""
-    return {"id": number, "token": text, "logprob": -1.0}
-
-
-def test_nothing_is_asked_twice(lm: Any, tmp_path: Path) -> None:
-    work = list(plan_pairs([*zip(QUERIES, PASSAGES, strict=True)], "asym", 4))
-    folder = tmp_path / "shards"
-    with serving(*lm, fault=lambda number: 400 if number == 6 else None) as server:
-        teacher = teacher_at(server, lm[1], folder, concurrency=1)
-        with pytest.raises(InputError, match="refuses with 400: busy"):
-            score(teacher, work, folder, show_progress=False)
-        assert len(list(folder.glob("*.safetensors"))) == 1
-        (journal,) = folder.glob("*.answers")
-        # As a process that is killed while it writes would leave it.
-        whole = journal.read_bytes()
-        journal.write_bytes(whole + b'["asym", "0123')
-        # A second process reads what the first was told.
-        again = teacher_at(server, lm[1], folder, shard=1)
-        table = collect(score(again, work, folder, show_progress=False))
-        once = teacher_at(server, lm[1], folder)
-        assert journal.read_bytes() == whole
-        once.judge(QUERIES, PASSAGES, "asym")
-    prompts = [json.dumps(prompt) for prompt in server.answered]
-    assert len(prompts) == len(set(prompts)) == 8 and len(table) == 8
-
-
 def test_a_pair_that_stands_twice_is_asked_once(lm: Any, tmp_path: Path) -> None:
-    with serving(*lm) as server:
+    with serving(judged_by(*lm)) as server:
         logits, _ = teacher_at(server, lm[1], tmp_path).judge(QUERIES[:1] * 3, PASSAGES[:1] * 3, "asym")
     assert len(server.asked) == 1 and (logits == logits[0]).all()
 
 
 def test_a_damaged_journal_is_named(lm: Any, tmp_path: Path) -> None:
-    with serving(*lm) as server:
+    with serving(judged_by(*lm)) as server:
         teacher = teacher_at(server, lm[1], tmp_path)
         teacher.judge(QUERIES[:2], PASSAGES[:2], "asym")
         journal = teacher.answers.file
@@ -178,12 +122,19 @@ def test_a_damaged_journal_is_named(lm: Any, tmp_path: Path) -> None:
 
 def test_scores_of_another_engine_are_not_mixed(lm: Any, shared_teacher: Teacher, tmp_path: Path) -> None:
     work = list(plan_groups([Example(QUERIES[0], PASSAGES[0], (PASSAGES[1],))]))
-    with serving(*lm) as server:
+    with serving(judged_by(*lm)) as server:
         teacher = teacher_at(server, lm[1], tmp_path)
         table = collect(score(teacher, work, tmp_path, show_progress=False))
     assert table.header["engine"] == "completions" and not list(table.relations())
     with pytest.raises(MismatchError, match="engine: made with 'completions', expected None"):
         table.check_same_teacher(shared_teacher.header())
+
+
+def test_a_sample_to_check_may_be_less_than_there_are_parts(lm: Any, tiny_lm: str, tmp_path: Path) -> None:
+    work = list(plan_pairs([*zip(QUERIES, PASSAGES, strict=True)], "asym", 4))
+    with serving(judged_by(*lm)) as server:
+        table = collect(score(teacher_at(server, lm[1], tmp_path), work, tmp_path, show_progress=False))
+    assert check_sample(table, work, tiny_lm, None, 3).startswith("3 pairs judged in-process")
 
 
 def test_tokens_may_go_by_their_ids() -> None:
@@ -200,7 +151,7 @@ def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
 def test_the_command_scores_by_an_endpoint_and_checks_a_sample(lm: Any, tiny_lm: str, tmp_path: Path) -> None:
     data, out = tmp_path / "train.jsonl", tmp_path / "scores.safetensors"
     write_examples(data, [Example(q, p, (PASSAGES[0] + "!",)) for q, p in zip(QUERIES, PASSAGES, strict=True)])
-    with serving(*lm) as server:
+    with serving(judged_by(*lm)) as server:
         arguments = ["--endpoint", server.url, "--model", "tiny", "--tokenizer", tiny_lm, "--top-logprobs", str(ALL)]
         done = CliRunner().invoke(app, ["teach", "score", str(data), "--out", str(out), *arguments, "--check", "5"])
         assert done.exit_code == 0, done.output

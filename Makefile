@@ -21,7 +21,7 @@ demo: $(VENV)/.demo $(VENV)/.kernels
 # A worker a core, one thread each: many small operations, which threads would only make wait for each other.
 PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:benchmark
 PARALLEL = -n logical --maxprocesses 8 --dist worksteal
-# Tests that repeat others for one more number type or architecture wait for `make test-full`.
+# Tests that repeat others for one more number type, architecture or number of threads wait for `make test-full`.
 FULL    ?=
 PARTS    = suite interpret emulate
 
@@ -48,9 +48,11 @@ interpret: $(VENV)/.dev
 emulate: $(VENV)/.emulation
 	if [ -e $(EMULATION) ]; then D2LLM_KERNELS_CUDA_LIBRARY=$(EMULATION) $(PYTEST) $(PARALLEL) $(FULL) tests/gpu; fi
 
-# Other projects' packages, as pip gives them, in an environment of their own.
-test-integrations: $(VENV)/.dev $(VENV)/.integrations
-	OMP_NUM_THREADS=1 D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/integrations/bin/python -m pytest -q -p no:benchmark \
+# Other projects' packages, as pip gives them, in an environment of their own; OLDEST=1: the oldest that pyproject.toml
+# allows, in another.
+INTEGRATIONS = integrations$(if $(OLDEST),-oldest)
+test-integrations: $(VENV)/.dev $(VENV)/.$(INTEGRATIONS)
+	OMP_NUM_THREADS=1 D2LLM_SERVER_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)/$(INTEGRATIONS)/bin/python -m pytest -q -p no:benchmark \
 	    --confcutdir=tests/integrations tests/integrations
 
 lint: $(VENV)/.dev
@@ -123,10 +125,11 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 # It finds what .venv has, torch first of all, and brings the rest.
-$(VENV)/.integrations: $(VENV)/.dev tests/integrations/requirements.txt
-	$(PYTHON) -m venv $(VENV)/integrations
-	cd $(VENV)/integrations/lib/python*/site-packages && echo $(CURDIR)/$(VENV)/lib/python*/site-packages >venv.pth
-	$(VENV)/integrations/bin/python -m pip install --quiet -r tests/integrations/requirements.txt
+$(VENV)/.$(INTEGRATIONS): $(VENV)/.dev tests/integrations/requirements.txt tests/integrations/oldest.txt
+	$(PYTHON) -m venv $(VENV)/$(INTEGRATIONS)
+	cd $(VENV)/$(INTEGRATIONS)/lib/python*/site-packages && echo $(CURDIR)/$(VENV)/lib/python*/site-packages >venv.pth
+	$(VENV)/$(INTEGRATIONS)/bin/python -m pip install --quiet -r tests/integrations/requirements.txt \
+	    $(if $(OLDEST),-r tests/integrations/oldest.txt)
 	touch $@
 
 # Peers that the benchmarks are held against.

@@ -23,8 +23,7 @@ from benchmarks.defaults import Labels
 from benchmarks.document import replaced
 from benchmarks.quality import DOCUMENT, sets
 from d2llm.data.docstrings import standard_library_functions
-from d2llm.data.example import Example, text_id
-from d2llm.data.positives import text_key
+from d2llm.data.example import Example, text_id, text_key
 from d2llm.data.validation import Validation
 from d2llm.demo.corpus import unseen_texts
 from d2llm.demo.data import load_data
@@ -35,7 +34,7 @@ from d2llm.demo.training import train_phase
 from d2llm.evaluation.significance import Means, difference
 from d2llm.evaluation.systems import iem_scores
 from d2llm.files import atomic_path
-from d2llm.loss_weights import RANKS, LossWeights
+from d2llm.loss_weights import LossWeights
 from d2llm.shipped import SCORES, STUDENT, STUDENT_MODEL
 from d2llm.student import D2LLM
 from d2llm.tasks import ASYM, task_index
@@ -79,7 +78,6 @@ ARMS: dict[str, Arm] = {
     "in-batch alone": Arm(_IN_BATCH),
     "labels in place of the teacher": Arm(judge="labels"),
     "teacher and start in place of the teacher": Arm(judge="ensemble"),
-    **{f"in-batch and {name}": Arm(replace(_IN_BATCH, rank=name)) for name in RANKS},
     "xavier start": Arm(architecture={"init": "xavier"}),
     **{f"F = {width}": Arm(architecture={"iem_hidden": width}) for width in (128, 256)},
     **{f"{steps} steps": Arm(steps=steps) for steps in (30, 120)},

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from d2llm.bm25 import BM25, top_indices
-from d2llm.data.example import Example, text_id
-from d2llm.data.positives import KnownPositives, text_key
+from d2llm.data.example import Example, text_id, text_key
+from d2llm.data.positives import KnownPositives
 from d2llm.errors import InputError
 from d2llm.texts import check_texts
 
@@ -128,7 +128,7 @@ class _Known:
 
     def __init__(self, positives: KnownPositives, texts: Sequence[str]) -> None:
         self._positives = positives
-        self._numbers: dict[str, list[int]] = {}
+        self._numbers: dict[int, list[int]] = {}
         for number, text in enumerate(texts):
             self._numbers.setdefault(text_key(text), []).append(number)
 

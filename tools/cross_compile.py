@@ -2,6 +2,7 @@
 
     python tools/cross_compile.py --arch sm_90                  # a table
     python tools/cross_compile.py --arch sm_90 --json out.json  # and the figures
+    python tools/cross_compile.py --arch sm_90 --once           # of each kernel one variant a number type
 
 The package's own functions are called on tensors without data, and each kernel launch is recorded instead of made: what
 is compiled here is what would run there, argument for argument.
@@ -255,6 +256,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     parser.add_argument("--case", default="", help="only cases whose label contains this")
+    parser.add_argument("--once", action="store_true", help="of each kernel the last case of each number type alone")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     launches: list[Launch] = []
@@ -262,6 +264,8 @@ def main() -> None:
         with recorded(options.arch, label, launches):
             call()
     chosen = [x for x in launches if options.kernel in x.kernel.__name__ and options.case in x.case]
+    if options.once:
+        chosen = list({(x.kernel.__name__, x.case.split()[0]): x for x in chosen}.values())
     rows = report(options.arch, chosen, options.workers)
     for row in rows:
         if "error" in row:

@@ -13,10 +13,21 @@ _Student = Annotated[Path, typer.Argument(metavar="STUDENT", help="Folder of a s
 _Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to be made.")]
 
 
-@app.callback()
-def _root() -> None:
-    # With one command alone typer would drop its name.
-    pass
+@app.command()
+def onnx(student: _Student, folder: _Folder) -> None:
+    """Write ONNX graphs of the encoder and of the interaction module, and the tokenizer.
+
+    \b
+    Example:
+      d2llm export onnx student student-onnx
+    """
+    from d2llm.export.onnx import export_onnx
+    from d2llm.requirements import require
+
+    # What lacks is told before the model is loaded, which takes longer.
+    require("onnxscript", "onnx")
+    export_onnx(load_student(or_shipped(student, "student")), folder)
+    typer.echo(f"{folder}: encoder.onnx, iem-asym.onnx, iem-sym.onnx, tokenizer")
 
 
 @app.command()

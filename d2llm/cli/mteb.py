@@ -61,6 +61,9 @@ def mteb(
         raise InputError(f"--search: expected one of {', '.join(_WAYS)}, got {search!r}")
     # Faulty names and data are found before the model is loaded, which takes longer.
     chosen = [task for each in tasks for task in _tasks(each)]
+    for about in (task.metadata for task in chosen):
+        if about.modalities != ["text"]:
+            raise InputError(f"TASK: expected tasks of texts, got {about.name} of {' and '.join(about.modalities)}")
     student = load_student(or_shipped(model, "student"))
     name = name or f"d2llm/{model.resolve().name}{'' if search == 'exact' else f'-{search}'}"
     measured = D2LLMEncoder(student, name) if search == "exact" else D2LLMSearch(student, name, search)

@@ -70,7 +70,7 @@ def count(examples: Iterable[Example]) -> Counts:
         for negative in example.negatives:
             found.negatives.add(negative)
         pair = f"{example.query}\0{example.positive}".encode()
-        pairs.append(int.from_bytes(hashlib.blake2b(pair, digest_size=8).digest()))
+        pairs.append(int.from_bytes(hashlib.blake2b(pair, digest_size=8).digest(), "big"))
     found.examples = len(pairs)
     ordered = np.sort(np.frombuffer(pairs, np.uint64)) if pairs else np.empty(0, np.uint64)
     found.repeated = int((ordered[1:] == ordered[:-1]).sum())

@@ -18,6 +18,11 @@ def text_id(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
+def text_key(text: str) -> int:
+    """Identifier of a text up to its white space: the first 64 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(" ".join(text.split()).encode()).digest()[:8], "big")
+
+
 @dataclass(frozen=True)
 class Example:
     """A query with its positive passage, its hard negatives and its task.

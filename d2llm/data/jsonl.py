@@ -37,7 +37,7 @@ def iterate_examples(path: str | os.PathLike[str]) -> Iterator[Example]:
     """
     path = Path(path)
     numbered = ((line, (line, row)) for line, row in object_rows(path))
-    return parse_lazily(path, numbered, lambda row: [_example(*row)])
+    return parse_lazily(path, numbered, lambda row: [parse_example(*row)])
 
 
 def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> int:
@@ -155,7 +155,12 @@ def passage_id(value: Any) -> str:
     return str(value)
 
 
-def _example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
+def parse_example(line: int, row: Mapping[str, Any] | FormatError) -> Example:
+    """The example of a row, which may be the fault that reading it gave.
+
+    Raises:
+        FormatError, InputError: for that fault, and for a row that :func:`iterate_examples` does not take.
+    """
     if isinstance(row, FormatError):
         raise row
     for key in row:

@@ -5,21 +5,17 @@ from types import MappingProxyType
 
 import numpy as np
 
-from d2llm.data.example import Example, text_id
+from d2llm.data.columns import columns_of
+from d2llm.data.example import Example, text_key
 from d2llm.errors import InputError
 from d2llm.tasks import SYM
-
-
-def text_key(text: str) -> str:
-    """Identifier of a text up to its white space."""
-    return text_id(" ".join(text.split()))
 
 
 class KnownPositives:
     """The positives of every query of a data set, by :func:`text_key`.
 
     A query is its own positive. In the symmetric task a pair counts either way round: the queries of a passage are its
-    positives too.
+    positives too. Two texts of one key, by a chance of 1 in 10^5 among twenty million, would be taken for one.
 
     Args:
         examples: all of the data set, not of a batch.
@@ -29,19 +25,20 @@ class KnownPositives:
     def __init__(
         self, examples: Iterable[Example], further: Mapping[str, Collection[str]] = MappingProxyType({})
     ) -> None:
-        self._positives: dict[str, set[str]] = {}
-        for query, passages in further.items():
-            self._positives.setdefault(text_key(query), set()).update(map(text_key, passages))
-        for example in examples:
-            query, passage = text_key(example.query), text_key(example.positive)
-            self._positives.setdefault(query, set()).add(passage)
-            if example.task == SYM:
-                self._positives.setdefault(passage, set()).add(query)
+        known = columns_of(examples)
+        both = known.of(SYM)
+        named = [(text_key(query), text_key(passage)) for query, passages in further.items() for passage in passages]
+        more = np.array(named, np.uint64).reshape(-1, 2)
+        queries = np.concatenate([known.queries, known.positives[both], more[:, 0]])
+        order = np.argsort(queries)
+        self._queries = queries[order]
+        self._passages = np.concatenate([known.positives, known.queries[both], more[:, 1]])[order]
 
-    def of(self, query: str) -> frozenset[str]:
+    def of(self, query: str) -> frozenset[int]:
         """Keys of the passages that are no negatives of a query text."""
         key = text_key(query)
-        return frozenset(self._positives.get(key, ())) | {key}
+        first, end = (int(np.searchsorted(self._queries, np.uint64(key), side)) for side in ("left", "right"))
+        return frozenset((key, *self._passages[first:end].tolist()))
 
     def mask(self, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
         """In-batch columns that are no negatives.
@@ -58,7 +55,7 @@ class KnownPositives:
         """
         if len(queries) != len(passages):
             raise InputError(f"passages: expected {len(queries)}, one a query, got {len(passages)}")
-        columns: dict[str, list[int]] = {}
+        columns: dict[int, list[int]] = {}
         for j, passage in enumerate(passages):
             columns.setdefault(text_key(passage), []).append(j)
         mask = np.zeros((len(queries), len(passages)), dtype=bool)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2llm.errors import FormatError, InputError, MissingError, shown
@@ -22,6 +24,8 @@ STDIN = Path("-")
 PARQUET = ".parquet"
 #: Rows of such a file that are held at once.
 _AT_ONCE = 1024
+#: Bytes of a file that are looked through at once.
+_PART = 1 << 17
 #: Faults listed in one error.
 FAULTS_SHOWN = 20
 _PROGRESS_FROM_BYTES = 50_000_000
@@ -83,7 +87,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError
         if isinstance(line, FormatError):
             yield number, line
         elif line.strip():
-            yield number, _json_object(line)
+            yield number, json_object(line)
 
 
 def object_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | FormatError]]:
@@ -143,6 +147,30 @@ def text_lines(path: Path) -> Iterator[tuple[int, str | FormatError]]:
         for line in _decoded(handle):
             bar.update(handle.tell() - bar.n)
             yield line
+
+
+def line_starts(path: Path) -> NDArray[np.int64]:
+    """Where the lines of a file begin, in bytes: (N,), one more than there are lines where the last one is ended."""
+    found, read = [np.zeros(1, np.int64)], 0
+    with open(path, "rb") as handle:
+        while part := handle.read(_PART):
+            found.append(np.flatnonzero(np.frombuffer(part, np.uint8) == ord("\n")) + (read + 1))
+            read += len(part)
+    return np.concatenate(found)
+
+
+def json_object(line: str) -> Mapping[str, Any] | FormatError:
+    """The JSON object on a line, or the fault in it."""
+    try:
+        row = parse_json(line)
+    except FormatError as error:
+        return error
+    if not isinstance(row, dict):
+        return FormatError(f"expected a JSON object, got {type(row).__name__}")
+    # JSON can spell half a surrogate pair, which is no text: it cannot be hashed or written again.
+    if "\\ud" in line.lower() and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+        return FormatError("expected text, got half of a surrogate pair (\\ud800 to \\udfff)")
+    return row
 
 
 def require_file(path: str | os.PathLike[str]) -> Path:
@@ -207,16 +235,3 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield from enumerate(tqdm(rows, path.name, file.metadata.num_rows, disable=few), start=1)
     except pa.ArrowException as error:
         raise FormatError(f"{path}: not a Parquet file, or damaged ({shown(str(error))})") from None
-
-
-def _json_object(line: str) -> Mapping[str, Any] | FormatError:
-    try:
-        row = parse_json(line)
-    except FormatError as error:
-        return error
-    if not isinstance(row, dict):
-        return FormatError(f"expected a JSON object, got {type(row).__name__}")
-    # JSON can spell half a surrogate pair, which is no text: it cannot be hashed or written again.
-    if "\\ud" in line.lower() and _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
-        return FormatError("expected text, got half of a surrogate pair (\\ud800 to \\udfff)")
-    return row

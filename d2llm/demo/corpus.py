@@ -6,9 +6,8 @@ from pathlib import Path
 
 from d2llm.cache import cache_folder
 from d2llm.data.docstrings import Function, functions, hold_out, standard_library_functions, standard_library_pairs
-from d2llm.data.example import Example
+from d2llm.data.example import Example, text_key
 from d2llm.data.packages import fetch_packages
-from d2llm.data.positives import text_key
 from d2llm.data.questions import read_questions
 from d2llm.demo.packages import FUNCTIONS_A_PACKAGE, PACKAGES
 from d2llm.tasks import ASYM
@@ -37,7 +36,7 @@ def training_examples() -> list[Example]:
     return examples
 
 
-def unseen_texts(library: list[Function]) -> set[str]:
+def unseen_texts(library: list[Function]) -> set[int]:
     """Keys of the texts of validation and test; the functions that answer everyday questions are among them."""
     _, test = hold_out(standard_library_pairs())
     questions = read_questions(EVERYDAY, library)
@@ -53,7 +52,7 @@ def _some(found: list[Function], name: str) -> list[Function]:
     return random.Random(name).sample(found, FUNCTIONS_A_PACKAGE)
 
 
-def _examples(found: Iterable[Function], unseen: set[str]) -> list[Example]:
+def _examples(found: Iterable[Function], unseen: set[int]) -> list[Example]:
     examples: dict[Example, None] = {}
     for function in found:
         if text_key(function.code) in unseen:

@@ -1,1 +1,1 @@
-"""A student for engines that run no Python: as an application of Vespa."""
+"""A student for engines that run no Python: as ONNX graphs (extra ``onnx``), as an application of Vespa."""

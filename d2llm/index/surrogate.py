@@ -63,7 +63,15 @@ class Near:
     take: Callable[[Tensor], Tensor]
 
 
-def fit(a: Tensor, b: Tensor, z: Tensor, rank: int, seed: int, near: Callable[[Maps], Near] | None = None) -> Maps:
+def fit(
+    a: Tensor,
+    b: Tensor,
+    z: Tensor,
+    rank: int,
+    seed: int,
+    near: Callable[[Maps], Near] | None = None,
+    longer: int = 1,
+) -> Maps:
     """Fit the maps to the module's scores of some queries with some passages.
 
     Args:
@@ -72,6 +80,7 @@ def fit(a: Tensor, b: Tensor, z: Tensor, rank: int, seed: int, near: Callable[[M
         rank: R.
         seed: of the start and of what is drawn.
         near: what maps put first for each of the queries, to go on with.
+        longer: how many times as many steps to take.
     """
     draw = torch.Generator().manual_seed(seed)
     queries, passages = _Standard.of(a), _Standard.of(b)
@@ -81,13 +90,13 @@ def fit(a: Tensor, b: Tensor, z: Tensor, rank: int, seed: int, near: Callable[[M
     with torch.enable_grad():
         for parameter in parameters:
             parameter.requires_grad_()
-        _descend(parameters, x, y, z.float().cpu(), draw)
+        _descend(parameters, x, y, z.float().cpu(), draw, longer * _STEPS)
     maps = _whole(parameters, y, queries, passages)
     if near is None:
         return maps
     found = near(maps)
     with torch.enable_grad():
-        _descend_near(parameters, x, y, z.float().cpu(), found, passages, draw)
+        _descend_near(parameters, x, y, z.float().cpu(), found, passages, draw, longer * _STEPS)
     return _whole(parameters, y, queries, passages)
 
 
@@ -125,12 +134,12 @@ def _whole(parameters: list[Tensor], y: Tensor, queries: _Standard, passages: _S
     return Maps(query, query_bias, passage * scale, passage_bias * scale)
 
 
-def _descend(parameters: list[Tensor], x: Tensor, y: Tensor, z: Tensor, draw: torch.Generator) -> None:
+def _descend(parameters: list[Tensor], x: Tensor, y: Tensor, z: Tensor, draw: torch.Generator, steps: int) -> None:
     """Adam on the divergence between both softmaxes and a little on the scores themselves, less their means."""
     g, h, bias = parameters
-    step = _steps(parameters, _RATE)
+    step = _stepping(parameters, _RATE, steps)
     best = z.topk(min(_BEST, len(y)), 1).indices
-    for _ in range(_STEPS):
+    for _ in range(steps):
         rows = torch.randint(len(x), (_QUERIES,), generator=draw)
         common = torch.randint(len(y), (_COMMON,), generator=draw)
         target = torch.cat([z[rows[:, None], best[rows]], z[rows][:, common]], 1)
@@ -148,13 +157,14 @@ def _descend_near(
     near: Near,
     passages: _Standard,
     draw: torch.Generator,
+    steps: int,
 ) -> None:
     """The same beside passages near the top, whose scores weigh more."""
     g, h, bias = parameters
-    step = _steps(parameters, _NEAR_RATE)
+    step = _stepping(parameters, _NEAR_RATE, steps)
     order = near.scores.argsort(1, descending=True)
     best, others = order[:, :_NEAR_BEST], order[:, _NEAR_BEST:]
-    for _ in range(_STEPS):
+    for _ in range(steps):
         rows = torch.randint(len(x), (_NEAR_QUERIES,), generator=draw)
         common = torch.randint(len(y), (_NEAR_COMMON,), generator=draw)
         drawn = torch.rand(len(rows), others.shape[1], generator=draw).argsort(1)[:, : _NEAR - _NEAR_BEST]
@@ -169,10 +179,10 @@ def _descend_near(
         step(loss + _NEAR_POINTWISE * _apart(own, own_target))
 
 
-def _steps(parameters: list[Tensor], rate: float) -> Callable[[Tensor], None]:
-    """Takes one of ``_STEPS`` steps of Adam down a loss, at a rate that falls to 0."""
+def _stepping(parameters: list[Tensor], rate: float, steps: int) -> Callable[[Tensor], None]:
+    """Takes one of so many steps of Adam down a loss, at a rate that falls to 0."""
     optimizer = torch.optim.Adam(parameters, lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     def step(loss: Tensor) -> None:
         optimizer.zero_grad()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from d2llm.bm25 import BM25
-from d2llm.data.example import Example, text_id
-from d2llm.data.positives import KnownPositives, text_key
+from d2llm.data.example import Example, text_id, text_key
+from d2llm.data.positives import KnownPositives
 from d2llm.errors import InputError
 
 #: How many BM25 results the hard negatives are drawn from.

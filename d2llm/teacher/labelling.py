@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from d2llm.data.example import Example, text_id
-from d2llm.data.positives import text_key
+from d2llm.data.example import Example, text_id, text_key
 from d2llm.errors import InputError
 from d2llm.evaluation.run import NOTHING
 from d2llm.evaluation.scorers import Scorer, StudentEncoder, Vectors, bm25_scorer, iem_scorer, search
@@ -134,7 +133,7 @@ def known(examples: Sequence[Example], candidates: Sequence[Sequence[str]]) -> l
         examples: queries with positives.
         candidates: of each example's query.
     """
-    positives: dict[str, set[str]] = {}
+    positives: dict[str, set[int]] = {}
     for example in examples:
         positives.setdefault(example.query, set()).add(text_key(example.positive))
     return [

@@ -7,17 +7,18 @@ SHA-256, both fixed by definition, and not on a library's shuffle, which may cha
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from d2llm.data.example import Example, text_id
-from d2llm.data.positives import KnownPositives, text_key
+from d2llm.data.columns import columns_of
+from d2llm.data.example import Example, text_id, text_key
+from d2llm.data.positives import KnownPositives
 from d2llm.errors import InputError
 from d2llm.training.config import DataConfig, RunConfig
 
@@ -37,7 +38,7 @@ class Plan:
     #: Processes that train.
     world_size: int = 1
     #: The task of every example, to fill each step from one task; None mixes tasks.
-    tasks: Sequence[str] | None = None
+    tasks: Sequence[str] | NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         size, world = self.run.batch_size, self.world_size
@@ -45,8 +46,7 @@ class Plan:
             raise InputError(f"batch_size, world_size: expected at least 1 each, got {size} and {world}")
         if self.tasks is not None and len(self.tasks) != self.num_examples:
             raise InputError(f"tasks: expected {self.num_examples}, one an example, got {len(self.tasks)}")
-        largest = max(Counter(self.tasks).values(), default=0) if self.tasks is not None else self.num_examples
-        if largest < size * world:
+        if max(self._sizes, default=0) < size * world:
             raise InputError(
                 f"batch_size: expected at most the {self.num_examples} examples (of one task, where a batch has one "
                 f"task) over {world} processes, got {size}"
@@ -55,7 +55,7 @@ class Plan:
     @classmethod
     def of(cls, examples: Sequence[Example], run: RunConfig, data: DataConfig, world_size: int = 1) -> "Plan":
         """The plan of a run over ``examples``, in the order of the file that it reads."""
-        tasks = [example.task for example in examples] if data.one_task_batches else None
+        tasks = columns_of(examples).tasks if data.one_task_batches else None
         return cls(len(examples), run, world_size, tasks)
 
     def epoch(self, number: int) -> np.ndarray:
@@ -65,10 +65,11 @@ class Plan:
         """
         step_size = self.run.batch_size * self.world_size
         draw = np.random.Philox(key=np.array([self.run.seed, number], dtype=np.uint64))
-        order = np.argsort(draw.random_raw(self.num_examples), kind="stable").astype(np.int64)
-        tasks = np.zeros(self.num_examples) if self.tasks is None else self.tasks
-        labels = np.unique(tasks, return_inverse=True)[1][order]
-        groups = [order[labels == label] for label in range(labels.max() + 1)]
+        order = np.argsort(draw.random_raw(self.num_examples), kind="stable").astype(np.int64, copy=False)
+        groups = [order]
+        if self.tasks is not None:
+            drawn = np.asarray(self.tasks)[order]
+            groups = [order[drawn == task] for task in np.unique(drawn)]
         steps = np.concatenate([each[: len(each) // step_size * step_size].reshape(-1, step_size) for each in groups])
         if self.tasks is not None:
             steps = steps[np.argsort(draw.random_raw(len(steps)), kind="stable")]
@@ -77,7 +78,15 @@ class Plan:
     @cached_property
     def steps(self) -> int:
         """Batches that a process takes in an epoch."""
-        return len(self.epoch(0))
+        step_size = self.run.batch_size * self.world_size
+        return sum(size // step_size for size in self._sizes)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Examples that may share a batch: of each task, or all."""
+        if self.tasks is None:
+            return [self.num_examples]
+        return np.unique(np.asarray(self.tasks), return_counts=True)[1].tolist()
 
     @property
     def updates(self) -> int:
@@ -194,6 +203,6 @@ class PlannedBatches(Sampler[list[BatchKey]]):
 
     def __iter__(self) -> Iterator[list[BatchKey]]:
         epoch = self.current_epoch()
-        for number, batch in enumerate(self.plan.batches(epoch, self.rank).tolist()):
+        for number, batch in enumerate(self.plan.batches(epoch, self.rank)):
             update = epoch * self.plan.updates + number // self.plan.run.accumulation_steps
-            yield [BatchKey(epoch, update, index) for index in batch]
+            yield [BatchKey(epoch, update, index) for index in batch.tolist()]

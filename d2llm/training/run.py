@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from d2llm.checkpoints import check_settings, last_checkpoint
-from d2llm.data.jsonl import read_examples
+from d2llm.data.example_file import open_examples
 from d2llm.errors import InputError
 from d2llm.files import write_json
 from d2llm.merging import widen
@@ -93,7 +93,7 @@ def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationT
     """
     scores = config.data.teacher
     teacher = load_teachers(scores, config.data.teacher_header) if scores is not None else None
-    data = run_data(read_examples(file), config.data, config.run.seed)
+    data = run_data(open_examples(file), config.data, config.run.seed)
     student = first_student(config)
     # The decorated signature that transformers gives this method hides its own argument.
     student.to(training_arguments(config, evaluates=False).device)  # type: ignore[arg-type]
@@ -111,11 +111,11 @@ def _prepare(config: TrainConfig, file: str, fresh: bool) -> tuple[DistillationT
 
 def _computed(student: D2LLM, data: RunData, config: TrainConfig) -> Computed | None:
     """What an encoder that stays as it is, or its base, makes of every text of a run."""
+    if not (config.run.interaction_only or config.run.cache_states):
+        return None
     examples = [*data.train, *(data.held_out or ())]
     if config.run.interaction_only:
         return TextVectors.encode(student, examples)
-    if not config.run.cache_states:
-        return None
     arguments = training_arguments(config, evaluates=False)
     # The first process computes them, the others find them.
     with arguments.main_process_first(desc="hidden states"):

@@ -1,17 +1,17 @@
 """What a run has before its first step: the split of its data, and a start that is fitted to it."""
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from d2llm.data.columns import columns_of
 from d2llm.data.example import Example
 from d2llm.data.jsonl import read_examples, write_examples
-from d2llm.data.positives import text_key
 from d2llm.data.split import Split, split
 from d2llm.data.validation import Validation
 from d2llm.errors import MismatchError
@@ -28,7 +28,7 @@ HELD_OUT = "validation.jsonl"
 class RunData:
     """What a run learns from and is watched on."""
 
-    train: list[Example]
+    train: Sequence[Example]
     #: None where a run is not watched.
     held_out: list[Example] | None
     #: One sentence for the log.
@@ -51,14 +51,14 @@ def run_data(examples: Sequence[Example], data: DataConfig, seed: int) -> RunDat
     if data.validation is not None:
         held_out = read_examples(data.validation)
         told = f"validation: {len(held_out)} examples of {data.validation}"
-        trained = {text_key(example.query) for example in parts.train}
-        if shared := sum(text_key(example.query) in trained for example in held_out):
+        queries = columns_of(parts.train).queries
+        if shared := int(np.isin(columns_of(held_out).queries, queries).sum()):
             told += f"; {shared} of their queries are trained on too, so that what is measured flatters the student"
         return RunData(parts.train, held_out, told)
     if not parts.held_out:
         return RunData(parts.train, None, "validation: none, so that no best step is chosen and nothing stops early")
-    held, given = (Counter(example.task for example in some) for some in (parts.held_out, examples))
-    counts = ", ".join(f"{held[task]} of {count} {task}" for task, count in sorted(given.items()))
+    held, given = (columns_of(some).count_tasks() for some in (parts.held_out, examples))
+    counts = ", ".join(f"{held.get(task, 0)} of {count} {task}" for task, count in given.items())
     told = (
         f"validation: {counts} examples, held out by seed {seed}; they share no query and no positive with the others"
     )
@@ -74,7 +74,7 @@ def parted(examples: Sequence[Example], data: DataConfig, seed: int) -> Split:
         InputError: where nothing can be split off.
     """
     if data.validation is not None or data.validation_share == 0:
-        return Split(list(examples), [])
+        return Split(examples, [])
     return split(examples, data.validation_share, seed)
 
 

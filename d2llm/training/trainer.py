@@ -14,6 +14,7 @@ from transformers.trainer_utils import TrainOutput
 
 from d2llm.checkpoints import STATE, result
 from d2llm.compiling import check_compiler
+from d2llm.data.columns import changed
 from d2llm.data.example import Example
 from d2llm.data.positives import KnownPositives
 from d2llm.data.validation import Validation
@@ -100,7 +101,7 @@ class DistillationTrainer(Trainer):
         self.plan = Plan.of(examples, config.run, config.data, arguments.world_size)
         self.gathers = self.plan.shared > config.run.batch_size
         known = KnownPositives(examples)
-        clean = list(map(known.clean, examples))
+        clean = changed(examples, known.clean)
         if config.mining.wanted:
             mined = MinedExamples(clean, config, self.plan, student, arguments)
             self.examples: EpochExamples = mined

@@ -15,6 +15,7 @@ from d2llm import D2LLM, Index
 from d2llm.cli import app
 from d2llm.errors import InputError
 from d2llm.export.vespa import feed, query, write_application
+from d2llm.index import surrogate
 
 PASSAGES = [
     f"{verb} the {noun} of {thing}" for verb in ("open", "close") for noun in ("file", "socket") for thing in "xyz"
@@ -40,7 +41,10 @@ def index(student: D2LLM, tmp_path_factory: pytest.TempPathFactory) -> Index:
         progress=False,
     )
     index.delete(["c"])
-    index.fit_surrogate(PASSAGES * 2, rank=8, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        # What it finds does not matter here.
+        patch.setattr(surrogate, "_STEPS", 20)
+        index.fit_surrogate(PASSAGES * 2, rank=8, progress=False)
     return index
 
 

@@ -19,6 +19,8 @@ from d2llm_kernels.backends.triton import interpreted
 EMULATED = library.missing() is None and library.emulated()
 ON_GPU = torch.cuda.is_available() and not interpreted() and not EMULATED
 BACKENDS = [name for name in ("triton", "cuda") if backends.missing(name) is None]
+#: For tests over several shapes, where a GPU is not there to be fast: each kernel has another test in float16.
+FLOAT16 = torch.float16 if ON_GPU else pytest.param(torch.float16, marks=pytest.mark.full)
 
 collect_ignore_glob: list[str] = []
 if EMULATED:

@@ -6,6 +6,7 @@ import torch
 from d2llm_kernels import reference
 from d2llm_kernels.functional import lora_linear
 from tests.contract import assert_parity
+from tests.gpu.conftest import FLOAT16
 
 SCALING = 0.75
 # Rows, K, N, R: blocks cut off on every side, whole ones, several of columns, more rows than are grouped.
@@ -30,11 +31,19 @@ def formula(x, weight, bias, a, b, dropped=None):
 
 @pytest.mark.parametrize(
     "dtype",
-    (torch.float16, torch.bfloat16, torch.float32, pytest.param(torch.float64, marks=pytest.mark.float64)),
+    (FLOAT16, torch.bfloat16, torch.float32, pytest.param(torch.float64, marks=pytest.mark.float64)),
     ids=lambda dtype: str(dtype).removeprefix("torch."),
 )
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_parity(sizes, dtype, device):
+    assert_parities(sizes, dtype, device)
+
+
+def test_parity_in_float16(device):
+    assert_parities(SIZES[1], torch.float16, device)
+
+
+def assert_parities(sizes, dtype, device):
     x, weight, bias, a, b, dropped = tensors(*sizes, device)
     assert_parity(kernel, formula, (x, weight, bias, a, b), dtype)
     assert_parity(kernel, formula, (x, weight, bias, a, b, dropped), dtype)

@@ -1,8 +1,5 @@
-import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,32 +9,18 @@ from index_fakes import WordEncoder, corpus
 from d2llm.errors import InputError, MissingError
 from d2llm.index import Index, writer
 from d2llm.index.writer import write_lock
+from tests.processes import started
 
-BUILD = """
-import sys, time
-from pathlib import Path
-from index_fakes import WordEncoder, corpus
-from d2llm.index import Index
 
 class Slow(WordEncoder):
     def encode(self, texts, **options):
         time.sleep(0.1)
         return super().encode(texts, **options)
 
-Index.build(Slow(log=Path(sys.argv[2])), iter(corpus(400)), sys.argv[1], shard_size=10, progress=False)
-"""
 
-
-def run(code: str, *arguments: object) -> subprocess.Popen:
-    """A Python process that finds the tests' modules and the package."""
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), *filter(None, sys.path)])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": paths},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def build_slowly(path: Path, log: Path) -> None:
+    """In a process of its own."""
+    Index.build(Slow(log=log), iter(corpus(400)), path, shard_size=10, progress=False)
 
 
 def finished(path: Path) -> int:
@@ -46,12 +29,12 @@ def finished(path: Path) -> int:
 
 def test_killed_build_repeats_no_finished_shard(tmp_path):
     path, log = tmp_path / "ix", tmp_path / "log"
-    process = run(BUILD, path, log)
-    while finished(path) < 4 and process.poll() is None:
+    process = started(build_slowly, path, log)
+    while finished(path) < 4 and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     done = finished(path)
     with pytest.raises(MissingError, match="build has not finished"):
         Index.open(path)

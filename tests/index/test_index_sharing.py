@@ -1,28 +1,23 @@
 """An index whose segments several processes encode is the one that a single process builds."""
 
+import time
 from pathlib import Path
 
 import pytest
 from index_fakes import WordEncoder, corpus
-from test_index_interrupted import run
 
 from d2llm.errors import InputError
 from d2llm.index import Index, build_share
 from d2llm.index.writer import share_lock, write_lock
+from tests.processes import started
 
-SHARE = """
-import sys, time
-from pathlib import Path
-from index_fakes import WordEncoder, corpus
-from d2llm.index import build_share
 
-path, number, log = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-started = path.with_name(f"started-{number}")
-started.touch()
-while not path.with_name(f"started-{1 - number}").exists():
-    time.sleep(0.01)
-build_share(WordEncoder(log=log), iter(corpus(45)), path, (number, 2), shard_size=10, progress=False)
-"""
+def build_one_of_two(path: Path, number: int, log: Path) -> None:
+    """In a process of its own: build a share once the other process is there."""
+    path.with_name(f"started-{number}").touch()
+    while not path.with_name(f"started-{1 - number}").exists():
+        time.sleep(0.01)
+    build_share(WordEncoder(log=log), iter(corpus(45)), path, (number, 2), shard_size=10, progress=False)
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -32,10 +27,10 @@ def files(path: Path) -> dict[str, bytes]:
 
 def test_two_processes_make_what_one_makes(tmp_path):
     path, logs = tmp_path / "ix", [tmp_path / "log-0", tmp_path / "log-1"]
-    processes = [run(SHARE, path, number, log) for number, log in enumerate(logs)]
+    processes = [started(build_one_of_two, path, number, log) for number, log in enumerate(logs)]
     for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+        process.join(300)
+        assert process.exitcode == 0
     texts = corpus(45)
     assert logs[0].read_text().splitlines() == texts[:10] + texts[20:30] + texts[40:]
     assert logs[1].read_text().splitlines() == texts[10:20] + texts[30:40]

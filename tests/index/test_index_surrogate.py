@@ -70,8 +70,9 @@ def test_a_fit_orders_as_the_scores_it_is_given(monkeypatch):
     scores = inner.products(maps.queries(a[150:]), maps.passages(b))
     chosen, best = scores.topk(30, 1).indices, z[150:].topk(10, 1).indices
     assert (chosen[:, :, None] == best[:, None]).any(1).float().mean() > 0.9
-    again = surrogate.fit(a[:150], b, z[:150], 16, seed=0)
-    assert all(torch.equal(*pair) for pair in zip(vars(maps).values(), vars(again).values(), strict=True))
+    monkeypatch.setattr(surrogate, "_STEPS", 20)
+    one, again = (vars(surrogate.fit(a[:150], b, z[:150], 16, seed=0)).values() for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(one, again, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["iem", "hybrid"])

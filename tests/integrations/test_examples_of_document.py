@@ -8,10 +8,15 @@ import pytest
 
 pytest.importorskip("mteb")
 
+import numpy as np
+from huggingface_hub import constants
+
 from d2llm import D2LLM, Index
 from d2llm.data.pairs import LabelledPairs
 from d2llm.integrations.pairs import PairScorer
 from d2llm.shipped import STUDENT
+from d2llm.student import hub
+from tests.student.fake_hub import FakeHub
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ecosystem.md").read_text()
 SECTIONS = {
@@ -39,10 +44,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: D2LLM) -> Non
 
 
 def test_each_is_short() -> None:
-    assert all(blocks for name, blocks in SECTIONS.items() if name not in ("Hugging Face hub", "Wheels"))
+    assert all(blocks for name, blocks in SECTIONS.items() if name != "Wheels")
     for block in (block for blocks in SECTIONS.values() for block in blocks):
         lines = [line for line in block.splitlines() if line and "import" not in line]
         assert len(re.findall(r"^class ", block, re.MULTILINE)) * 10 >= len(lines) or len(lines) < 10
+
+
+def test_hub(student: D2LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "HfApi", FakeHub(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    loaded = run("Hugging Face hub", student)["student"]
+    assert loaded is not student and loaded.backbone.config._attn_implementation == "sdpa"
+    np.testing.assert_allclose(loaded.encode([FITS]), student.encode([FITS]), atol=1e-4)
 
 
 def test_sentence_transformers(student: D2LLM) -> None:
@@ -54,6 +67,12 @@ def test_sentence_transformers(student: D2LLM) -> None:
 def test_transformers(student: D2LLM) -> None:
     names = run("transformers", student)
     assert names["loaded"].dtype == names["torch"].bfloat16 and names["loaded"].config.lora_r == 0
+
+
+def test_onnx(student: D2LLM) -> None:
+    pytest.importorskip("onnxruntime")
+    names = run("ONNX", student)
+    assert names["logits"] == pytest.approx(student.score([names["query"]] * 2, names["documents"]), abs=1e-3)
 
 
 def test_vespa(student: D2LLM) -> None:

@@ -148,4 +148,6 @@ def test_the_command(student: D2LLM, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 0.5 < results[2]["main_score"] <= results[1]["main_score"] <= 1 and "ndcg_at_10" in done.output
     wrong = run("NFCorpuss")
     assert wrong.exit_code == 2 and "'NFCorpuss'" in wrong.stderr and "NFCorpus'" in wrong.stderr
+    wrong = run("CIFAR10")
+    assert wrong.exit_code == 2 and "expected tasks of texts, got CIFAR10 of image" in wrong.stderr
     assert run(str(table), "--search", "full").exit_code == 2

@@ -17,19 +17,20 @@ _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16),
 }
 
-# How many threads the backend shares its work out over itself; None leaves it to torch.
+# How many threads the backend shares its work out over itself; None leaves it to torch. Two do what four do.
 _THREADS = {"cpu": (1, 2, 4)}
+_REPEATS = (2,)
 
 
-def _param(*values: object, label: str | None = None) -> object:
+def _param(*values: object, label: str | None = None, full: bool = False) -> object:
     reason = backends.missing(str(values[0]))
     marks = [pytest.mark.skip(reason=reason)] if reason else []
-    return pytest.param(*values, marks=marks, id=label)
+    return pytest.param(*values, marks=[*marks, pytest.mark.full] if full else marks, id=label)
 
 
 def _parity(name: str, dtype: torch.dtype, threads: int | None) -> object:
     label = f"{name}-{str(dtype).removeprefix('torch.')}" + (f"-{threads}threads" if threads else "")
-    return _param(name, dtype, threads, label=label)
+    return _param(name, dtype, threads, label=label, full=threads in _REPEATS)
 
 
 #: Names of the backends.

@@ -4,11 +4,11 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fake_hub import COMMIT, FakeHub
 from huggingface_hub import ModelCard
 
 from d2llm.errors import FormatError, InputError, MissingError
@@ -20,38 +20,11 @@ from d2llm.teacher.templates import Template
 from d2llm.training.config import DataConfig, TrainConfig
 
 TEXTS = ["read the file", "open the socket of x y", "z"]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
 def student(base_model: str) -> D2LLM:
     return D2LLM.create(base_model, lora_r=2, iem_hidden=16)
-
-
-class FakeHub:
-    """A hub in a folder: what is uploaded to a branch lies in the cache as if it had been downloaded."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-        self.asked: list[tuple[str, object]] = []
-
-    def __call__(self, token: bool | str | None = None) -> "FakeHub":
-        self.asked.append(("token", token))
-        return self
-
-    def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> SimpleNamespace:
-        self.asked.append(("private", private))
-        return SimpleNamespace(repo_id=repo_id)
-
-    def create_branch(self, repo_id: str, branch: str, exist_ok: bool) -> None:
-        self.asked.append(("branch", branch))
-
-    def upload_folder(self, *, repo_id: str, folder_path: str, revision: str | None, **_: object) -> str:
-        repository = self.cache / f"models--{repo_id.replace('/', '--')}"
-        shutil.copytree(folder_path, repository / "snapshots" / COMMIT)
-        (repository / "refs").mkdir()
-        (repository / "refs" / (revision or "main")).write_text(COMMIT)
-        return f"https://hub/{repo_id}/commit/{COMMIT}"
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """Embeddings in a file: those of memory, whole or not there, and taken up after a kill."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,25 +14,21 @@ from d2llm import texts as texts_module
 from d2llm.errors import InputError
 from d2llm.student import D2LLM
 from d2llm.student.vector_file import VectorFile
+from tests.processes import started
 
 TEXTS = [f"{verb} the file of {thing}" for verb in ("open", "read", "close") for thing in ("a", "b c", "x y z", "z")]
 
-INTERRUPTED = """
-import sys, time
-from d2llm import texts
-from d2llm.student import D2LLM
 
-texts._TOKENIZE_CHUNK = 2
-whole = D2LLM.embed
+def encode_slowly(base_model: str, out: Path) -> None:
+    """In a process of its own."""
+    texts_module._TOKENIZE_CHUNK, whole = 2, D2LLM.embed
 
-def slow(*arguments):
-    time.sleep(0.2)
-    return whole(*arguments)
+    def slow(*arguments: object) -> torch.Tensor:
+        time.sleep(0.2)
+        return whole(*arguments)
 
-D2LLM.embed = slow
-student = D2LLM.create(sys.argv[1], lora_r=2, iem_hidden=8)
-student.encode(sys.argv[3:], out=sys.argv[2])
-"""
+    D2LLM.embed = slow
+    D2LLM.create(base_model, lora_r=2, iem_hidden=8).encode(TEXTS, out=out)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +78,12 @@ def test_a_killed_run_goes_on_where_it_stopped(
     student: D2LLM, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "vectors.npy"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, base_model, str(out), *TEXTS], env=environment)
-    while not (tmp_path / "vectors.npy.json").exists() and process.poll() is None:
+    process = started(encode_slowly, base_model, out)
+    while not (tmp_path / "vectors.npy.json").exists() and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL and not out.exists()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not out.exists()
     rows = encoded_now(student, monkeypatch)
     found = student.encode(TEXTS, out=out)
     assert 0 < sum(rows) < len(TEXTS)

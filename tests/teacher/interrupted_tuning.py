@@ -1,8 +1,7 @@
-"""A short tuning that can kill itself; as a script, MODEL OUTPUT KILL_AT."""
+"""A short tuning that can kill its process."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -43,7 +42,3 @@ def tune_steps(model: str, output: Path, kill_at: int = -1) -> tuple[Teacher, li
     """Tune 9 steps, 4 an epoch, a checkpoint every 3: the teacher and the steps that were taken."""
     steps = Steps(kill_at)
     return tune(fresh(model), GROUPS, output, CONFIG, callbacks=[steps]), steps.seen
-
-
-if __name__ == "__main__":
-    tune_steps(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

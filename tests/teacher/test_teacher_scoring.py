@@ -1,9 +1,6 @@
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,23 +12,23 @@ from d2llm.errors import FormatError, InputError, MismatchError, MissingError
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.scores import ScoreTable
 from d2llm.teacher.scoring import collect, plan_groups, plan_pairs, score
+from tests.processes import started
 
 EXAMPLES = [Example(f"find {i}", f"def f{i}(): pass", (f"x = {i}", f"class C{i}: ..."), "asym") for i in range(7)]
 PAIRS = [(f"query {i}", f"passage {i * i}") for i in range(40)]
 
-SCORE = """
-import json, sys, time
-from d2llm.teacher.model import Teacher
-from d2llm.teacher.scoring import plan_pairs, score
 
 class Slow(Teacher):
+    """A teacher that takes its time."""
+
     def judge(self, queries, passages, task, **options):
         time.sleep(0.1)
         return super().judge(queries, passages, task, **options)
 
-model, folder, pairs = sys.argv[1:]
-score(Slow.from_pretrained(model), list(plan_pairs(json.loads(pairs), "asym", 2)), folder, show_progress=False)
-"""
+
+def score_slowly(model: str, folder: Path) -> None:
+    """In a process of its own."""
+    score(Slow.from_pretrained(model), list(plan_pairs(PAIRS, "asym", 2)), folder, show_progress=False)
 
 
 class Counting(Teacher):
@@ -71,17 +68,12 @@ def test_finished_shards_are_never_made_again(teacher, tmp_path):
 
 
 def test_sigkill_loses_no_finished_shard(teacher, tiny_lm, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCORE, tiny_lm, str(tmp_path), json.dumps(PAIRS)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while len(list(tmp_path.glob("*.safetensors"))) < 3 and process.poll() is None:
+    process = started(score_slowly, tiny_lm, tmp_path)
+    while len(list(tmp_path.glob("*.safetensors"))) < 3 and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     finished = set(tmp_path.glob("*.safetensors"))
     work = list(plan_pairs(PAIRS, "asym", 2))
     assert 3 <= len(finished) < len(work)

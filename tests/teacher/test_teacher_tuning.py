@@ -1,10 +1,7 @@
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,8 +21,8 @@ from d2llm.teacher.adapter import ADAPTER_WEIGHTS, SETTINGS, save_adapter
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.templates import TEMPLATES, Template
 from d2llm.teacher.tuning import TUNING, TuningConfig, tune, tuning_loss
+from tests.processes import exit_code
 
-HERE = Path(__file__).parent
 QUERIES, PASSAGES = ["the file 3", "the file 3"], ["a socket 3", "server 3"]
 
 
@@ -156,10 +153,7 @@ def test_an_adapter_folder_holds_what_is_needed_and_no_more(tuned, tiny_lm):
     ("kill_at", "left"), [(7, [7, 8, 9]), (9, [])], ids=["between two checkpoints", "before the adapter is saved"]
 )
 def test_a_killed_tuning_goes_on_to_the_same_adapter(tuned, tiny_lm, tmp_path, kill_at, left):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-    command = [sys.executable, str(HERE / "interrupted_tuning.py"), tiny_lm, str(tmp_path), str(kill_at)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert exit_code(tune_steps, tiny_lm, tmp_path, kill_at) == -signal.SIGKILL
     assert not (tmp_path / "adapter").exists()
     # One that was being written when the process was killed.
     shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "checkpoint-99")

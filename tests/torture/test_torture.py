@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from d2llm.index import Index
+from d2llm.index import Index, surrogate
 from d2llm_kernels import backends
 from tests.index.index_fakes import WordEncoder
 from tests.torture import folders, opens, operators, readers, requests, teachers
@@ -18,6 +18,12 @@ from tests.torture.worker import _Worker, judged
 
 #: Inputs of a target: a student or a teacher takes long to load.
 INPUTS = {"students": 5, "indexes": 20, "adapters": 12}
+
+
+@pytest.fixture(autouse=True)
+def brief_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a surrogate finds does not matter here."""
+    monkeypatch.setattr(surrogate, "_STEPS", 3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""One process of two that train together; as a script, BASE OUTPUT."""
+"""One process of two that train together."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,13 +48,9 @@ def gradients(base_model: str, output: Path, batch_size: int, cached: bool, gath
     return {"loss": loss, **found}
 
 
-def main(base_model: str, output: Path) -> None:
+def run_gathered(base_model: str, output: Path) -> None:
     """Gradients of batches that two processes share and of ones that they do not, then a whole run."""
     for name, how in (("plain", (False, True)), ("cached", (True, True)), ("apart", (False, False))):
         found = gradients(base_model, output, 4, *how)
         save_file(found, output / f"{name}-{torch.distributed.get_rank()}.safetensors")
     interrupted_run.run(base_model, output)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

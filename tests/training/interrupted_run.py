@@ -1,8 +1,7 @@
-"""A short run that can kill itself; as a script, BASE OUTPUT KILL_AT."""
+"""A short run that can kill its process."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 from training_setup import make_config, make_examples
@@ -54,7 +53,3 @@ def run(base_model: str, output: Path, kill_at: int = -1, resume: bool = False) 
     # A file each: what processes print to one pipe interleaves.
     (output / f"fingerprint-{trainer.args.process_index}").write_text(student.fingerprint())
     return steps.seen
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

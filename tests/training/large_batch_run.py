@@ -1,10 +1,6 @@
-"""A run with cached gradients and mined negatives that can kill itself; as a script, BASE OUTPUT KILL_AT [CACHED...].
-
-Each CACHED (0 or 1) is a run in a folder of that name; more than one are short.
-"""
+"""A run with cached gradients and mined negatives that can kill its process."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +32,8 @@ def run(
 ) -> None:
     """Train 14 steps, 3 an epoch, with dropout; negatives are mined at steps 5 and 10, checkpoints written every 4."""
     lengths = {"max_steps": steps, "eval_steps": 4, "save_steps": 4, "accumulation_steps": 2, "batch_size": 4}
-    config = make_config(base_model, output, cached_gradients=cached, texts_per_chunk=3, **lengths)
+    # Passages take several chunks.
+    config = make_config(base_model, output, cached_gradients=cached, texts_per_chunk=6, **lengths)
     config = replace(config, mining=MiningConfig(every_steps=5, k=4))
     checkpoint = prepare_folder(config, resume)
     student = D2LLM.create(base_model, **config.student)
@@ -46,7 +43,7 @@ def run(
     trainer.save_model()
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[2])
-    for each in sys.argv[4:]:
-        run(sys.argv[1], folder / each, int(sys.argv[3]), cached=each == "1", steps=14 if len(sys.argv) == 5 else 6)
+def run_both_ways(base_model: str, folder: Path) -> None:
+    """A short run in ``plain``, and one with cached gradients in ``cached``."""
+    for name in ("plain", "cached"):
+        run(base_model, folder / name, cached=name == "cached", steps=6)

@@ -1,6 +1,5 @@
-"""One process of a run whose weights are sharded over several by FSDP; as a script, BASE OUTPUT."""
+"""One process of a run whose weights are sharded over several by FSDP."""
 
-import sys
 from pathlib import Path
 
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
@@ -14,7 +13,7 @@ from d2llm.student.checkpoint import is_own
 from d2llm.training import DistillationTrainer
 
 
-def main(base_model: str, output: Path) -> None:
+def run_sharded(base_model: str, output: Path) -> None:
     """Train two steps, evaluate and save at each; every process leaves its shards beside the written student."""
     config = make_config(
         base_model, output, max_steps=2, save_steps=1, eval_steps=1, gradient_checkpointing=False, fsdp={}
@@ -35,7 +34,3 @@ def main(base_model: str, output: Path) -> None:
         if is_own(name, student.config.train_base) and isinstance(value, DTensor)
     }
     save_file(shards, output / f"shards-{trainer.args.process_index}.safetensors")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

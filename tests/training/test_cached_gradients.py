@@ -36,7 +36,8 @@ def loss(student: D2LLM, batch: dict[str, Tensor], targets: dict[str, Tensor], *
 
 def setting(base_model: str, dtype: torch.dtype = torch.float64, **fields: Any) -> tuple[Any, ...]:
     """A student in training, and a batch of 12 with a teacher's scores and relations."""
-    student = D2LLM.create(base_model, **{"lora_r": 2, "iem_hidden": 8, "init": "xavier", **fields}).to(dtype).train()
+    made = {"num_layers": 2, "lora_r": 2, "iem_hidden": 8, "init": "xavier"}
+    student = D2LLM.create(base_model, **{**made, **fields}).to(dtype).train()
     examples = make_examples()[:12]
     batch = Collator(student.tokenizer, 24, 24, KnownPositives(examples))(examples)
     targets = {name: batch.pop(name) for name in ("s", "log_odds", "valid", "duplicates")}
@@ -140,13 +141,13 @@ def test_memory_is_that_of_a_chunk(base_model: str) -> None:
         student.zero_grad()
         return peak_bytes(step)
 
-    peaks = {size: peak(size, True) for size in (16, 64)}
-    texts = (64 - 16) * 4
+    peaks = {size: peak(size, True) for size in (8, 32)}
+    texts = (32 - 8) * 4
     # Vectors, their gradients and features; the tokens of chunks; the random state of each chunk; the (B, B) logits.
-    vectors, tokens, states, logits = texts * 32 * 4, texts * 16 * 16, texts // 8 * 5056, (64**2 - 16**2) * 4
-    assert peaks[64] - peaks[16] < 4 * vectors + tokens + states + 4 * logits
+    vectors, tokens, states, logits = texts * 32 * 4, texts * 16 * 16, texts // 8 * 5056, (32**2 - 8**2) * 4
+    assert peaks[32] - peaks[8] < 4 * vectors + tokens + states + 4 * logits
     # A plain step holds all activations: a hundred times as much for each further text.
-    assert peak(16, False) > 10 * (peaks[64] - peaks[16])
+    assert peak(8, False) > 10 * (peaks[32] - peaks[8])
 
 
 def test_groups_keep_their_results_only(base_model: str) -> None:
@@ -166,7 +167,7 @@ def test_groups_keep_their_results_only(base_model: str) -> None:
 
 
 def finished(base_model: str, folder: Path, **run: Any) -> dict[str, Tensor]:
-    config = make_config(base_model, folder, texts_per_chunk=3, accumulation_steps=3, max_steps=4, save_steps=4, **run)
+    config = make_config(base_model, folder, texts_per_chunk=6, accumulation_steps=3, max_steps=4, save_steps=4, **run)
     student = D2LLM.create(base_model, **config.student)
     DistillationTrainer(student, config, make_examples()).train()
     return student.trainable_state()

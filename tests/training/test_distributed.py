@@ -1,15 +1,13 @@
 """Two processes share a run: other batches, the same weights."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from gathered_run import gradients
+from gathered_run import gradients, run_gathered
 from safetensors.torch import load_file
+from sharded_run import run_sharded
 from training_setup import make_config, make_examples
 
 from d2llm.data.validation import Validation
@@ -18,25 +16,14 @@ from d2llm.evaluation.systems import student_mrr
 from d2llm.files import read_json
 from d2llm.student import D2LLM
 from d2llm.training import DistillationTrainer, shards
-
-HERE = Path(__file__).parent
-
-
-def launch(script: str, *arguments: str) -> None:
-    """Run a script in two processes."""
-    # The launcher finds a free port and keeps it.
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-    command = [*launcher, str(HERE / script), *arguments]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
+from tests.processes import run_two
 
 
 @pytest.fixture(scope="module")
 def two_processes(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of what two processes found that train together."""
     folder = tmp_path_factory.mktemp("two")
-    launch("gathered_run.py", base_model, str(folder))
+    run_two(run_gathered, base_model, folder)
     return folder
 
 
@@ -64,7 +51,7 @@ def test_two_processes_learn_what_one_does_from_the_joined_batch(
 
 
 def test_what_two_processes_hold_in_shards_is_measured_and_written_whole(base_model: str, tmp_path: Path) -> None:
-    launch("sharded_run.py", base_model, str(tmp_path))
+    run_two(run_sharded, base_model, tmp_path)
     found = {e["step"]: e for e in read_json(tmp_path / "checkpoint-2/trainer_state.json")["log_history"]}
     validation = Validation.by_task(make_examples())
     for step in range(3):

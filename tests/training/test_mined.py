@@ -1,16 +1,13 @@
 """Negatives mined from the student in a run: when, from what, and the same ones after a kill."""
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from large_batch_run import Judge, run
+from large_batch_run import Judge, run, run_both_ways
 from safetensors.torch import load_file
 from training_setup import make_config, make_examples
 
@@ -23,8 +20,7 @@ from d2llm.training.config import MiningConfig, TrainConfig
 from d2llm.training.mined import MinedExamples
 from d2llm.training.plan import BatchKey
 from d2llm.training.run import last_whole
-
-HERE = Path(__file__).parent
+from tests.processes import exit_code, run_two
 
 
 def unscored() -> list[Example]:
@@ -49,11 +45,8 @@ def whole(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_run_goes_on_with_the_same_negatives(
     base_model: str, whole: Path, tmp_path: Path, kill_at: int
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-    command = [sys.executable, str(HERE / "large_batch_run.py"), base_model, str(tmp_path), str(kill_at), "1"]
-    killed = tmp_path / "1"
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    killed = tmp_path / "killed"
+    assert exit_code(run, base_model, killed, kill_at) == -signal.SIGKILL
     checkpoint = last_whole(killed)
     assert checkpoint is not None and checkpoint.name == f"checkpoint-{kill_at // 4 * 4}"
     written = {path.name: path.stat().st_mtime_ns for path in (killed / "negatives").iterdir()}
@@ -122,10 +115,6 @@ def test_settings_that_cannot_be_met_are_named(base_model: str, tmp_path: Path) 
 
 
 def test_two_processes_share_what_is_mined_and_their_gradients(base_model: str, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(HERE / "large_batch_run.py"), base_model, str(tmp_path), "-1", "0", "1"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-    plain, cached = (load_file(tmp_path / name / "model.safetensors") for name in ("0", "1"))
+    run_two(run_both_ways, base_model, tmp_path)
+    plain, cached = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "cached"))
     torch.testing.assert_close(cached, plain, rtol=0, atol=1e-5)

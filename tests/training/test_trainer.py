@@ -1,10 +1,7 @@
 """Training learns, logs its parts, watches the real metric and comes back from a kill with the same bits."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,8 +27,7 @@ from d2llm.training.config import OptimizerConfig
 from d2llm.training.run import last_whole, prepare_folder
 from d2llm.training.trainer import parameter_groups
 from d2llm.training.watching import Outcome
-
-HERE = Path(__file__).parent
+from tests.processes import exit_code
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +46,7 @@ def whole(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_run_resumes_to_the_same_bits(
     base_model: str, whole: Path, tmp_path: Path, kill_at: int, last: str, left: list[int]
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-    command = [sys.executable, str(HERE / "interrupted_run.py"), base_model, str(tmp_path), str(kill_at)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert exit_code(run, base_model, tmp_path, kill_at) == -signal.SIGKILL
     assert last_whole(tmp_path).name == last and not (tmp_path / "model.safetensors").exists()
     assert run(base_model, tmp_path, resume=True) == left
     assert_same_students(whole, tmp_path)

@@ -29,7 +29,7 @@ def make_config(base_model: str, output_dir: Path, **run: Any) -> TrainConfig:
         {
             "base_model": base_model,
             "output_dir": str(output_dir),
-            "student": {"lora_r": 2, "iem_hidden": 8, "lora_dropout": 0.1},
+            "student": {"num_layers": 1, "lora_r": 2, "iem_hidden": 8, "lora_dropout": 0.1},
             "data": {"negatives": 2},
             "optimizer": {"lr": 1e-3, "warmup_steps": 2},
             "run": {**settings, **run},

@@ -1,7 +1,7 @@
 // Kernels for AVX-512.
 #include "kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(D2LLM_WITHOUT_AVX512)
 #include <immintrin.h>
 
 // From here on, and not for the headers above, whose inline functions other files share.

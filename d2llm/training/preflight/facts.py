@@ -1,20 +1,24 @@
 """The facts about a run that can be had without a step of it."""
 
-from collections import Counter
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from d2llm.data.example import Example
-from d2llm.data.positives import KnownPositives, text_key
+from d2llm.data.columns import Columns, columns_of
+from d2llm.data.example import Example, text_key
+from d2llm.data.positives import KnownPositives
 from d2llm.texts import token_lengths
 from d2llm.training.preflight.survey import Survey, place, survey
 
 if TYPE_CHECKING:
     from d2llm.training.trainer import DistillationTrainer
 
+#: Examples of which every text is looked at.
+EXAMPLES = 1 << 15
 #: Texts of a kind whose tokens are counted.
 _TEXTS = 1 << 12
 #: Examples of a kind that are named.
@@ -57,6 +61,8 @@ class Facts:
     """What a run consists of."""
 
     examples: int
+    #: Of many examples some that lie evenly over the data: those whose negatives and whose texts are counted below.
+    looked_at: int
     #: Examples whose query and positive another one has already, and where the first of them stand.
     repeated_examples: int
     repeated_places: tuple[str, ...]
@@ -77,42 +83,43 @@ def gather(trainer: "DistillationTrainer", given: Sequence[Example], cleaned: Se
     """The facts about a run over the examples ``given``, which ``cleaned`` has without false negatives."""
     plan, student = trainer.plan, trainer.student
     unwarmed = trainer.config.optimizer.schedule == _UNWARMED
-    repeated = _repeated(given)
-    passages = [passage for example in given for passage in example.passages]
+    columns = columns_of(given)
+    repeated = _repeated(columns)
+    every = max(1, math.ceil(len(given) / EXAMPLES))
+    some = given[::every]
+    passages = [passage for example in some for passage in example.passages]
     return Facts(
         examples=len(given),
+        looked_at=len(some),
         repeated_examples=len(repeated),
-        repeated_places=tuple(map(place, repeated[:_SHOWN])),
-        tasks=dict(sorted(Counter(example.task for example in given).items())),
+        repeated_places=tuple(place(given[int(row)]) for row in repeated[:_SHOWN]),
+        tasks=columns.count_tasks(),
         batch_size=plan.run.batch_size,
         processes=plan.world_size,
         steps=plan.all_updates,
         warmup_steps=0 if unwarmed else trainer.args.get_warmup_steps(plan.all_updates),
         teacher=trainer.collator.teacher is not None,
-        negatives=_negatives(given, cleaned, trainer.collator.known, trainer.config.data.negatives),
-        queries=_lengths(student.tokenizer, [example.query for example in given], student.config.query_length),
+        negatives=_negatives(some, trainer.collator.known, trainer.config.data.negatives),
+        queries=_lengths(student.tokenizer, [example.query for example in some], student.config.query_length),
         passages=_lengths(student.tokenizer, passages, student.config.passage_length),
         survey=survey(trainer, cleaned),
     )
 
 
-def _repeated(given: Sequence[Example]) -> list[Example]:
-    """Examples whose query and positive stand before."""
-    seen: set[tuple[str, str]] = set()
-    repeated = []
-    for example in given:
-        pair = text_key(example.query), text_key(example.positive)
-        if pair in seen:
-            repeated.append(example)
-        seen.add(pair)
-    return repeated
+def _repeated(columns: Columns) -> NDArray[np.int64]:
+    """Rows of the examples whose query and positive stand before."""
+    # The sort is stable, so that of equal pairs the first one comes first.
+    order = np.lexsort((columns.positives, columns.queries))
+    queries, positives = columns.queries[order], columns.positives[order]
+    same = (queries[1:] == queries[:-1]) & (positives[1:] == positives[:-1])
+    return np.sort(order[1:][same])
 
 
-def _negatives(given: Sequence[Example], cleaned: Sequence[Example], known: KnownPositives, drawn: int) -> Negatives:
+def _negatives(given: Sequence[Example], known: KnownPositives, drawn: int) -> Negatives:
     false = repeated = 0
     places = []
-    for example, clean in zip(given, cleaned, strict=True):
-        left_out = len(example.negatives) - len(clean.negatives)
+    for example in given:
+        left_out = len(example.negatives) - len(known.clean(example).negatives)
         if left_out:
             positives = known.of(example.query)
             of_example = sum(text_key(negative) in positives for negative in example.negatives)

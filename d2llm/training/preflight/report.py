@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d2llm.data.columns import changed
 from d2llm.data.example import Example
 from d2llm.errors import InputError
 from d2llm.files import write_json
@@ -58,7 +59,7 @@ def preflight(trainer: "DistillationTrainer", given: Sequence[Example]) -> Repor
         The report. Steps are tried in the first process, unless the run cannot learn or its weights are sharded.
     """
     # Not what the trainer draws from, which may depend on how far it has trained.
-    cleaned = list(map(trainer.collator.known.clean, given))
+    cleaned = changed(given, trainer.collator.known.clean)
     facts = gather(trainer, given, cleaned)
     wrong = tuple(errors(facts, trainer.config))
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled

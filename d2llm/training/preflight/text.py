@@ -22,13 +22,14 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
     tasks = ", ".join(f"{count} {task}" for task, count in facts.tasks.items())
     processes = f" in each of {facts.processes} processes" if facts.processes > 1 else ""
     found, negatives = facts.survey, facts.negatives
+    looked_at = "" if facts.looked_at == facts.examples else f"; of texts and negatives those of {facts.looked_at}"
     judged = "none: labels alone"
     if facts.teacher or found.groups.judged:
         judged = f"{_share(found.groups)} of queries and their own passages"
     if facts.teacher:
         judged += f", {_share(found.in_batch)} within a batch"
     return [
-        ("examples", f"{facts.examples} ({tasks})"),
+        ("examples", f"{facts.examples} ({tasks}){looked_at}"),
         ("steps", f"{facts.steps} of {facts.batch_size} examples{processes}, the first {facts.warmup_steps} warm up"),
         ("teacher", judged),
         ("negatives", f"{negatives.given}, of which an example brings at most {negatives.drawn} to a batch"),

@@ -7,8 +7,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from d2llm.data.columns import Columns, changed, columns_of
 from d2llm.data.example import Example, text_key
@@ -60,6 +58,10 @@ def split(examples: Sequence[Example], share: float, seed: int) -> Split:
 
 def _connected(columns: Columns) -> tuple[int, NDArray[np.int32]]:
     """The number of groups of examples that share neither query nor positive with another one, and each one's (N,)."""
+    # Training is imported where nothing is split.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     size = len(columns.queries)
     texts = np.concatenate([columns.queries, columns.positives])
     order = np.argsort(texts)

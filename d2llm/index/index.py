@@ -181,7 +181,8 @@ class Index(Reader):
                 promise a recall of 0.99, if they miss nothing; with 1,000 they may miss 0.66 %, which takes far fewer
                 candidates. With vectors "iem" alone is certified, not "hybrid". By default first sentences of passages.
             task: the branch that will be searched.
-            rank: width R; a wider one needs fewer candidates.
+            rank: width R. A wider one needs a longer fit: among a million passages, after the short fit of smaller
+                indexes, 256 needed more candidates than 128.
             engine: what finds candidates of certified searches. "scan" looks at every passage's R bytes. "flat", "ivf"
                 and "hnsw" are faiss's (extra ``faiss``), for corpora whose scan takes too long; what they miss is
                 counted in the certificate.

@@ -1,6 +1,6 @@
 """What a search asks for, checked, and the way that is taken to find it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +75,13 @@ class Asked:
 
     @torch.inference_mode()
     def find(
-        self, snapshot: Snapshot, head: IEM, vectors: Tensor, texts: Sequence[str], weight: float
+        self,
+        snapshot: Snapshot,
+        head: IEM,
+        vectors: Tensor,
+        texts: Sequence[str],
+        weight: float,
+        search: Callable[[Snapshot, IEM, int, Tensor], Searching] = Searching,
     ) -> tuple[list[Found], float | None]:
         """What is found for each query, and the share of the exact best that was promised, None for none.
 
@@ -83,11 +89,12 @@ class Asked:
             vectors: queries (Nq, D), read by every mode but "bm25".
             texts: the same as texts, read by BM25.
             weight: what BM25 weighs in the hybrid mode.
+            search: makes what searches a state by a branch among some positions.
         """
         among = snapshot.live if self.filters is None else passing(snapshot, self.filters)
         if not len(among):
             return [Found(np.zeros(0, np.float32), np.zeros(0, np.int64), {}) for _ in texts or vectors], 1.0
-        searching = Searching(snapshot, head, self.task, among)
+        searching = search(snapshot, head, self.task, among)
         k = min(self.k, len(searching.places))
         if self.mode == "bm25":
             return searching.bm25(texts, k), 1.0
@@ -95,7 +102,7 @@ class Asked:
             return searching.cosine(vectors, k), 1.0
         channels, count, promise = self._way(snapshot, among, k, weight)
         if channels or self.given is not None:
-            return self._staged(searching, snapshot, among, vectors, texts, channels, count, weight), promise
+            return self._staged(searching, snapshot, vectors, texts, channels, count, weight), promise
         if self.mode == "hybrid":
             return searching.hybrid(vectors, texts, k, weight), promise
         return searching.iem(vectors, k), promise
@@ -125,17 +132,18 @@ class Asked:
         self,
         searching: Searching,
         snapshot: Snapshot,
-        among: Tensor,
         vectors: Tensor,
         texts: Sequence[str],
         channels: Sequence[str],
         count: int,
         weight: float,
     ) -> list[Found]:
-        chosen = {"cosine": searching.nearest(vectors, count)} if "cosine" in channels else {}
+        chosen: dict[str, list[NDArray[np.int64]]] = {}
+        if "cosine" in channels:
+            chosen["cosine"] = list(searching.nearest(vectors, count).indices.numpy())
         if "surrogate" in channels and snapshot.surrogate is not None:
             covering, _ = snapshot.surrogate
-            positions = covering.choose(searching.projected(vectors), count, among, not self.channels)
+            positions = searching.chosen(searching.projected(vectors), count, certified=not self.channels)
             chosen["surrogate"] = [searching.rows_at(each) for each in positions]
             # Passages that it does not cover, appended since, are all scored.
             since = np.arange(np.searchsorted(searching.places, covering.end), len(searching.places))

@@ -100,7 +100,7 @@ class Covering:
 
     @classmethod
     def open(
-        cls, folder: Path, segments: Sequence[SegmentRecord], hidden: int, engine: FileRecord | None
+        cls, folder: Path, segments: Sequence[SegmentRecord], hidden: int, engine: FileRecord | None, part: slice
     ) -> tuple["Covering", Certified]:
         """The surrogate in a folder, its rows mapped, and its certificates.
 
@@ -108,6 +108,7 @@ class Covering:
             segments: those that it covers.
             hidden: F.
             engine: the file of its engine, read when it is first asked.
+            part: of the segments, those that are opened.
 
         Raises:
             FormatError: if a file holds other tensors than it should.
@@ -120,8 +121,8 @@ class Covering:
             raise FormatError(f"{path}: expected maps to one width, got several: {sorted(sizes)}")
         expected = [{"rows": (segment.rows, *sizes, torch.int8)} for segment in segments]
         rows = [read_tensors(*each)["rows"] for each in zip(parts, expected, strict=True)]
-        covering = cls(Maps(**found), rows, None if engine is None else (folder, engine))
-        return covering, Certified.read(certificate, covering.end)
+        covering = cls(Maps(**found), rows[part], None if engine is None else (folder, engine))
+        return covering, Certified.read(certificate, sum(map(len, rows)))
 
     def scores(self, a: Tensor) -> Tensor:
         """Products of projected queries (Nq, F) with every passage covered: (Nq, end) float32, whole numbers."""
@@ -147,22 +148,37 @@ class Covering:
         record.check(folder)
         return FaissEngine(folder / record.name, self.end, self.width)
 
-    def choose(self, a: Tensor, count: int, among: Tensor, certified: bool) -> list[NDArray[np.int64]]:
-        """Positions of the ``count`` best of each projected query (Nq, F), best first.
+    def scan(self, a: Tensor, count: int, among: Tensor) -> tuple[Tensor, Tensor]:
+        """The ``count`` best of each projected query (Nq, F), best first: products int32 and positions int64, (Nq, c).
 
         Args:
-            among: ascending positions of those that may be chosen.
-            certified: choose as was certified: by the engine, if there is one, which may miss some and counts among
-                the ``count`` those that may not be chosen.
+            among: ascending positions of those that may be chosen; c is their number where that is less than count.
         """
+        kept = self._kept(among)
+        if kept is not None and not bool(kept.any()):
+            return torch.zeros(len(a), 0, dtype=torch.int32), torch.zeros(len(a), 0, dtype=torch.int64)
+        return inner.topk(self.maps.queries(a), self._rows, min(count, self.end), kept)
+
+    def asked(self, a: Tensor, count: int, among: Tensor) -> list[NDArray[np.int64]] | None:
+        """Positions of the ``count`` best of each projected query (Nq, F) by the engine, best first; None without one.
+
+        The engine may miss some, and those that may not be chosen (see :meth:`scan`) count among the ``count``.
+
+        Raises:
+            FormatError, MissingError, ModuleNotFoundError: as ``engine``.
+        """
+        if self.engine is None:
+            return None
+        kept = self._kept(among)
+        found = self.engine.search(self.maps.queries(a), count)[1]
+        return [row[(row >= 0) & (True if kept is None else kept.numpy()[row])] for row in found]
+
+    def _kept(self, among: Tensor) -> Tensor | None:
+        """Which of the passages covered are at some ascending positions: (end,) bool, None for all."""
         among = among[: int(torch.searchsorted(among, self.end))]
-        if not len(among):
-            return [np.zeros(0, np.int64)] * len(a)
-        kept = None
-        if len(among) < self.end:
-            kept = torch.zeros(self.end, dtype=torch.bool)
-            kept[among] = True
-        if certified and self.engine is not None:
-            found = self.engine.search(self.maps.queries(a), count)[1]
-            return [row[(row >= 0) & (True if kept is None else kept.numpy()[row])] for row in found]
-        return list(inner.topk(self.maps.queries(a), self._rows, min(count, self.end), kept)[1].numpy())
+        # Of a part of an index none may be covered.
+        if len(among) == self.end > 0:
+            return None
+        kept = torch.zeros(self.end, dtype=torch.bool)
+        kept[among] = True
+        return kept

@@ -13,16 +13,15 @@ from d2llm_kernels.rough.rows import Rows, widened
 _BLOCK = 16384
 
 
-def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> Best:
     """The k best passages of each query by cosine.
 
     Args:
         queries: vectors (Nq, D).
-        chunks: vectors of unit length (n, D), at least k passages together.
+        chunks: vectors of unit length (n, D).
 
     Returns:
-        Cosines and numbers of passages, both (Nq, k) on the CPU, the numbers int64; they count on from chunk to chunk,
-        best first, the lower number first among equals.
+        Cosines and numbers of passages, on the CPU; the numbers count on from chunk to chunk.
     """
     directions = torch.nn.functional.normalize(queries, dim=1)
     best, first = Best.of_none(queries.cpu(), k), 0
@@ -34,4 +33,4 @@ def nearest(queries: Tensor, chunks: Iterable[Rows], k: int) -> tuple[Tensor, Te
             rows = torch.stack([torch.from_numpy(top_indices(row, few)) for row in cosines.numpy()])
             best.add(cosines.gather(1, rows), rows + first)
             first += len(unit)
-    return best.values, best.indices
+    return best

@@ -16,7 +16,7 @@ from d2llm.index.model import project
 from d2llm.index.ranking import nearest
 from d2llm.index.snapshot import Snapshot
 from d2llm_kernels import IEM
-from d2llm_kernels.rough.candidates import candidates
+from d2llm_kernels.rough.candidates import Best, candidates
 
 # Scores that lie in memory at a time: 64 MB.
 _SCORES = 1 << 24
@@ -57,19 +57,41 @@ class Searching:
     @torch.inference_mode()
     def iem(self, vectors: Tensor, k: int) -> list[Found]:
         """The k best of each query (Nq, D) by the interaction module."""
-        chunks = self._snapshot.chunks("projected", self._among)
-        return self._ranked("iem", *self._search.topk(self.projected(vectors), chunks, k))
+        a = self.projected(vectors)
+
+        def gather(rows: Tensor) -> Tensor:
+            return self._snapshot.gather(self._among[rows.cpu()])
+
+        return self._ranked("iem", *self._search.ranked(a, self.first_look(a, k), gather, k))
 
     @torch.inference_mode()
     def cosine(self, vectors: Tensor, k: int) -> list[Found]:
         """The k best of each query (Nq, D) by the cosine of the student's vectors."""
-        return self._ranked("cosine", *nearest(vectors, self._snapshot.chunks("unit", self._among), k))
+        best = self.nearest(vectors, k)
+        return self._ranked("cosine", best.values, best.indices)
 
-    def nearest(self, vectors: Tensor, count: int) -> list[NDArray[np.int64]]:
-        """Rows of the ``count`` nearest of each query (Nq, D) by cosine, best first."""
-        return list(
-            nearest(vectors, self._snapshot.chunks("unit", self._among), min(count, len(self.places)))[1].numpy()
-        )
+    def first_look(self, a: Tensor, k: int) -> Best:
+        """Rows among which are the k best of each projected query (Nq, F), by scores that may be rounded."""
+        return self._search.first_look(a, self._snapshot.chunks("projected", self._among), k)
+
+    def nearest(self, vectors: Tensor, count: int) -> Best:
+        """Rows of the ``count`` nearest of each query (Nq, D) by cosine."""
+        return nearest(vectors, self._snapshot.chunks("unit", self._among), min(count, len(self.places)))
+
+    def chosen(self, a: Tensor, count: int, certified: bool) -> list[NDArray[np.int64]]:
+        """Positions of the ``count`` best of each projected query (Nq, F) by the surrogate, of what that covers.
+
+        Args:
+            certified: choose as was certified: by the surrogate's engine, if it has one, which may miss some.
+        """
+        assert self._snapshot.surrogate is not None
+        asked = self._snapshot.surrogate[0].asked(a, count, self._among) if certified else None
+        return list(self.scanned(a, count).indices.numpy()) if asked is None else asked
+
+    def scanned(self, a: Tensor, count: int) -> Best:
+        """What :meth:`chosen` chooses without an engine, with the surrogate's products."""
+        assert self._snapshot.surrogate is not None
+        return Best(count, *self._snapshot.surrogate[0].scan(a, count, self._among))
 
     def bm25(self, texts: Sequence[str], k: int) -> list[Found]:
         """The k best of each query by BM25, those alone that share a term with it."""

@@ -1,6 +1,7 @@
 """One state of an index, opened for reading."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, overload
@@ -51,14 +52,21 @@ class Snapshot:
         root: folder of the index.
         manifest: the state.
         before: an earlier state, whose segments are taken over where this one has them: they never change.
+        part: of the segments, those that are opened; positions count within them.
 
     Raises:
         MissingError, FormatError: for a file that is gone, or not as recorded.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, before: "Snapshot | None" = None) -> None:
-        self.manifest = manifest
+    def __init__(
+        self, root: Path, manifest: Manifest, before: "Snapshot | None" = None, part: slice = slice(None)
+    ) -> None:
         manifest.head.check(root)
+        first = sum(segment.rows for segment in manifest.segments[: part.start or 0])
+        deleted = _load_deleted(root, manifest)
+        #: The surrogate and what it promises.
+        self.surrogate: tuple[Covering, Certified] | None = _load_surrogate(root, manifest, part)
+        self.manifest = manifest = replace(manifest, segments=manifest.segments[part])
         opened = {} if before is None else {segment.record: segment for segment in before.segments}
         self.segments: list[Segment] = [
             opened.get(record)
@@ -77,12 +85,10 @@ class Snapshot:
         rows = torch.tensor([0, *(segment.rows for segment in self.segments)])
         #: Position at which each segment starts, then the end.
         self.starts: Tensor = rows.cumsum(0)
-        self.deleted: Tensor = _load_deleted(root, manifest)
+        self.deleted: Tensor = deleted[first : first + manifest.rows]
         self.size = manifest.rows - int(self.deleted.sum())
         self._prepared: dict[int, Search] = {}
         self._candidates: dict[tuple[str, int, float], int | None] = {}
-        #: The surrogate and what it promises.
-        self.surrogate: tuple[Covering, Certified] | None = _load_surrogate(root, manifest)
 
     @classmethod
     def open(cls, root: Path) -> "Snapshot":
@@ -205,7 +211,7 @@ def save_deleted(root: Path, deleted: Tensor, generation: int) -> FileRecord:
     return FileRecord.of(path)
 
 
-def _load_surrogate(root: Path, manifest: Manifest) -> tuple[Covering, Certified] | None:
+def _load_surrogate(root: Path, manifest: Manifest, part: slice) -> tuple[Covering, Certified] | None:
     """The surrogate, its small files compared by SHA-256 and the others by size."""
     record = manifest.surrogate
     if record is None:
@@ -217,7 +223,8 @@ def _load_surrogate(root: Path, manifest: Manifest) -> tuple[Covering, Certified
         file.check_size(folder)
     if record.engine is not None:
         record.engine.check_size(folder)
-    return Covering.open(folder, manifest.segments[: len(record.files) - 2], manifest.hidden, record.engine)
+    covered = manifest.segments[: len(record.files) - 2]
+    return Covering.open(folder, covered, manifest.hidden, record.engine, part)
 
 
 def _load_deleted(root: Path, manifest: Manifest) -> Tensor:

@@ -35,7 +35,8 @@ WHOLE: Share = (0, 1)
 _SCRATCH = (".head-*", ".deleted-*", ".surrogate-*", ".exact-*", ".manifest.json.*")
 #: Seconds in which all processes that begin a share at once have taken their locks.
 _PATIENCE = 10
-#: Texts handed to the model at a time: enough to sort by length, few enough to see progress.
+#: Texts handed to the model at a time, unless it has ``texts_at_once``: enough to sort by length, few enough to see
+#: progress.
 _ENCODE = 1024
 
 
@@ -161,8 +162,9 @@ def _vectors(part: Corpus, model: Model, manifest: Manifest, batch_size: int | N
         bar.update(len(part))
         return check_vectors("vectors", part.vectors, manifest.dim)
     pieces = []
-    for start in range(0, len(part), _ENCODE):
-        texts = part.texts[start : start + _ENCODE]
+    step = getattr(model, "texts_at_once", _ENCODE)
+    for start in range(0, len(part), step):
+        texts = part.texts[start : start + step]
         encoded = encode(model, texts, "passage", batch_size, manifest.windows)
         pieces.append(check_vectors("encoded passages", encoded, manifest.dim))
         bar.update(len(texts))

@@ -43,9 +43,9 @@ class Search:
         self._branch = Branch(*(tensor.detach().to(wide, copy=True) for tensor in branch))
         self._dtype, self._backend = dtype, backend
         self._exact = _Scorer(self._branch, wide, backend)
-        self._rough = self._first_look()
+        self._rough = self._rounded()
 
-    def _first_look(self) -> "_Scorer | None":
+    def _rounded(self) -> "_Scorer | None":
         """Scores by what passages are rounded to, where that is less than the branch and a kernel multiplies it."""
         weight = self._branch.weight
         if self._dtype == torch.int8:
@@ -78,15 +78,36 @@ class Search:
         """
         self._check(a)
         require(k > 0, "k", "between 1 and the number of passages", k)
-        sizes: list[int] = []
-        if self._rough is None:
-            best = self._best(chunks, sizes, a, self._exact, k)
-        else:
-            best = self._best(chunks, sizes, a, self._rough, candidates(k))
+        sizes = [len(rows) for rows in chunks]
         require(k <= sum(sizes), "k", f"between 1 and the number of passages, {sum(sizes)}", k)
-        if self._rough is None:
-            return best.values, best.indices
-        return self.rerank(a, best.indices, lambda indices: _gather(chunks, sizes, indices), k)
+        return self.ranked(a, self.first_look(a, chunks, k), lambda indices: _gather(chunks, sizes, indices), k)
+
+    @torch.no_grad()
+    def first_look(self, a: Tensor, chunks: Iterable[Rows], k: int) -> Best:
+        """What ``topk`` keeps before it ranks anything in full: by rounded scores more than k, where it rounds.
+
+        Of several lots of chunks, what each keeps makes what all together keep, by ``Best.add`` lot after lot.
+
+        Raises:
+            ArgumentError: on shapes or dtypes that do not fit.
+        """
+        self._check(a)
+        scorer, count = (self._exact, k) if self._rough is None else (self._rough, candidates(k))
+        best, first = Best.of_none(a := a.detach().to(scorer.branch.weight.dtype), count), 0
+        for rows in self._checked(chunks):
+            for block in scorer.blocks(rows):
+                scorer.add(best, a, block, first)
+                first += len(block)
+        return best
+
+    @torch.no_grad()
+    def ranked(self, a: Tensor, best: Best, gather: Callable[[Tensor], Tensor], k: int) -> tuple[Tensor, Tensor]:
+        """The k best of a first look, as ``topk`` returns them; ``gather`` as in ``candidates.rerank``.
+
+        Raises:
+            ArgumentError: on a shape of ``a`` that does not fit.
+        """
+        return (best.values, best.indices) if self._rough is None else self.rerank(a, best.indices, gather, k)
 
     @torch.no_grad()
     def scores(self, a: Tensor, chunks: Iterable[Rows]) -> Tensor:
@@ -145,18 +166,6 @@ class Search:
     def _check(self, a: Tensor) -> None:
         width = self._branch.weight.shape[1]
         require(a.dim() == 2 and a.shape[1] == width, "a", f"shape (Nq, {width})", shape(a))
-
-    def _best(self, chunks: Iterable[Rows], sizes: list[int], a: Tensor, scorer: "_Scorer", k: int) -> Best:
-        """The best over all chunks, whose sizes are noted."""
-        first = 0
-        a = a.detach().to(scorer.branch.weight.dtype)
-        best = Best.of_none(a, k)
-        for rows in self._checked(chunks):
-            for block in scorer.blocks(rows):
-                scorer.add(best, a, block, first)
-                first += len(block)
-            sizes.append(len(rows))
-        return best
 
     def _checked(self, chunks: Iterable[Rows]) -> Iterator[Rows]:
         width = self._branch.weight.shape[1]

@@ -22,6 +22,7 @@ EXTRAS = {
     "mteb": ["d2llm.integrations.mteb"],
     "onnx": ["d2llm.export.onnx", "onnx", "onnxscript"],
     "parquet": ["d2llm.data.rows", "pyarrow.parquet"],
+    "ray": ["d2llm.cluster"],
     "serve": ["d2llm.serve.app", "prometheus_client", "uvicorn"],
     "st": ["d2llm.integrations.sentence_transformers"],
     "train": ["torch.utils.tensorboard"],

@@ -88,11 +88,18 @@ def test_a_module_that_nothing_asks_for_is_a_fault() -> None:
     assert explain(ModuleNotFoundError("No module named 'd2llm.nowhere'", name="d2llm.nowhere")) is None
 
 
-@pytest.mark.parametrize(("module", "extra"), [("sentence_transformers", "st"), ("mteb", "mteb")])
+@pytest.mark.parametrize(
+    ("own", "module", "extra"),
+    [
+        ("integrations.sentence_transformers", "sentence_transformers", "st"),
+        ("integrations.mteb", "mteb", "mteb"),
+        ("cluster", "ray", "ray"),
+    ],
+)
 def test_what_is_for_another_library_names_the_extra_that_brings_it(
-    module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    own: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, f"d2llm.integrations.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"d2llm.{own}", raising=False)
     with pytest.raises(ModuleNotFoundError, match=rf"{module} is not installed .*\"d2llm\[{extra}\]\""):
-        importlib.import_module(f"d2llm.integrations.{module}")
+        importlib.import_module(f"d2llm.{own}")

@@ -24,11 +24,12 @@ from d2llm.data.docstrings import hold_out, standard_library_pairs
 from d2llm.data.example import Example
 from d2llm.data.validation import Validation
 from d2llm.demo.library import library_vectors
-from d2llm.evaluation.scorers import Vectors, iem_scorer
+from d2llm.evaluation.scorers import Vectors
 from d2llm.files import atomic_path
 from d2llm.shipped import STUDENT, TEACHER
 from d2llm.student import D2LLM
 from d2llm.teacher.calibration import Calibrated, Calibration, Labelled
+from d2llm.teacher.joint import StudentJudge, joint
 from d2llm.teacher.labelling import Cuts, find_candidates, known, label, pairs_of
 from d2llm.teacher.scores import ScoreTable
 from d2llm.teacher.scoring import collect, plan_pairs, score
@@ -67,8 +68,13 @@ class Recovered:
         """Cells: queries with a positive, positives, precision and recall, their intervals by bootstrap of queries."""
         cells = [f"{(self.called > 0).sum()} of {len(self.called)}", f"{self.called.sum()}"]
         for below in (self.called, self.relevant):
+            if not below.any():
+                cells.append("")
+                continue
             draw = np.random.default_rng(0).integers(len(below), size=(_DRAWS, len(below)))
-            low, high = np.percentile(self.right[draw].sum(axis=1) / below[draw].sum(axis=1), [2.5, 97.5])
+            right, of = self.right[draw].sum(axis=1), below[draw].sum(axis=1)
+            # A draw without a positive has no precision.
+            low, high = np.percentile(right[of > 0] / of[of > 0], [2.5, 97.5])
             cells.append(f"{self.right.sum() / below.sum():.3f} ({low:.3f} to {high:.3f})")
         return " | ".join(cells)
 
@@ -82,7 +88,8 @@ class Judged:
     scores: np.ndarray
     candidates: list[list[str]]
     table: ScoreTable
-    calibration: Calibration
+    #: Who decides: the teacher alone, or with the student, as the command has it.
+    judges: dict[str, tuple[ScoreTable, Calibration]]
 
     @classmethod
     def of(cls, truth: Validation, few: Sequence[Example], work: Path) -> "Judged":
@@ -92,23 +99,30 @@ class Judged:
         # As the command would embed them, had they not been shipped.
         embedded = torch.from_numpy(library_vectors(student, passages))
         vectors = Vectors(student.encode(every, "query", convert_to="torch"), embedded)
-        finder = iem_scorer("student", student.iem, vectors, truth.task)
-        found = find_candidates(every, passages, CANDIDATES, [finder])
+        second = StudentJudge(student.iem, vectors, every, passages, truth.task)
+        found = find_candidates(every, passages, CANDIDATES, [second.scorer])
         pairs = pairs_of(every, found)
         begun = time.process_time()
         scored = collect(score(load_teacher(None, TEACHER, None), list(plan_pairs(pairs, truth.task)), work))
         print(f"{len(pairs)} pairs judged in {time.process_time() - begun:.0f} CPU seconds")
         asked = len(truth.queries)
-        calibrated = Calibrated.of(Labelled.of(known(few, found[asked:]), scored))
-        print(calibrated)
-        return cls(truth, finder.rows(slice(0, asked), {}), found[:asked], scored, calibrated.calibration)
+        told = known(few, found[asked:])
+        judges = {}
+        for name, judge in (
+            ("teacher alone", scored),
+            ("teacher and student", joint(scored, second.leads(found), told)),
+        ):
+            calibrated = Calibrated.of(Labelled.of(told, judge))
+            print(f"\n{name}\n{calibrated}")
+            judges[name] = judge, calibrated.calibration
+        return cls(truth, second.scorer.rows(slice(0, asked), {}), found[:asked], scored, judges)
 
-    def positives(self, cut: float) -> Labels:
-        """What the command labels so."""
+    def positives(self, who: str, cut: float) -> Labels:
+        """What is labelled so."""
         cuts = Cuts(cut, min(Cuts.negative, cut / 2))
         queries, task = self.truth.queries, self.truth.task
-        examples, report = label(queries, self.candidates, self.table, self.calibration, cuts, 0, task)
-        print(f"\ncut {cut}\n{report}")
+        examples, report = label(queries, self.candidates, self.table, *self.judges[who], cuts, 0, task)
+        print(f"\n{who}, cut {cut}\n{report}")
         return [(example.query, example.positive) for example in examples]
 
     def nearest(self) -> Labels:
@@ -120,7 +134,7 @@ class Judged:
 def table(judged: Judged) -> list[str]:
     """Markdown lines."""
     rows = {
-        **{f"`--positive {cut}`": judged.positives(cut) for cut in CUTS},
+        **{f"{who}, `--positive {cut}`": judged.positives(who, cut) for who in judged.judges for cut in CUTS},
         "the student's best": judged.nearest(),
         "every candidate": pairs_of(judged.truth.queries, judged.candidates),
     }

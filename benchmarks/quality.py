@@ -4,7 +4,8 @@ python -m benchmarks.quality --student new=runs/student old=shipped --cosqa DATA
 
 What has been measured is kept in --work and not measured again, so that a run may be stopped and gone on with, or made
 of several with --only. Validation sets, by which settings are chosen, are everything but ``test``, which is what the
-demonstration holds out and is read for a final table alone. All are searched over every passage there is.
+demonstration holds out and is read for a final table alone. All are searched over every passage there is. With
+--teacher the tables are of what a teacher makes of the best passages of the first student.
 """
 
 import argparse
@@ -29,18 +30,25 @@ from d2llm.data.example import Example, text_id
 from d2llm.data.questions import read_questions
 from d2llm.data.validation import Validation
 from d2llm.demo.corpus import EVERYDAY, validation_pairs
+from d2llm.demo.judgements import rerank_pairs
+from d2llm.evaluation.retrieval import reranked_scores
 from d2llm.evaluation.significance import Means, difference
 from d2llm.evaluation.systems import bm25, iem_scores
 from d2llm.files import atomic_path
 from d2llm.fusion import fuse
-from d2llm.shipped import STUDENT
+from d2llm.shipped import BASE_MODEL, STUDENT
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
+from d2llm.teacher.model import NO, YES, Teacher
+from d2llm.teacher.scoring import collect, plan_pairs, score
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "quality.md"
 #: What no setting is chosen by.
 TESTS = ("test", "test-named")
 _LEXICAL, _COSINE, _IEM, _HYBRID = "BM25", "cosine", "IEM", "hybrid"
+#: Of the passages that IEM finds best, those that a teacher orders anew, and how.
+_RERANKED = 10
+_TEACHER, _BOTH = (f"{each} on the best {_RERANKED}" for each in ("teacher", "teacher + IEM"))
 
 
 def over_library(held_out: Iterable[Example]) -> Validation:
@@ -119,6 +127,20 @@ class Measured:
             for system, scores in ((_COSINE, cosine), (_IEM, logits), (_HYBRID, hybrid)):
                 self.keep(name, f"{each}, {system}", data.reciprocal_ranks(scores))
 
+    def rerank(self, name: str, data: Validation, label: str, student: D2LLM, teacher: Teacher) -> None:
+        """The same where a teacher orders a student's best passages, by itself or with IEM: both as z-scores."""
+        if self.ranks(name, f"{label}, {_BOTH}") is not None:
+            return
+        _, logits = self._student(student, data)
+        chosen, pairs = rerank_pairs(data, logits, _RERANKED)
+        folder = self.work / "judged" / f"{name}-{student.fingerprint()}"
+        table = collect(score(teacher, list(plan_pairs(pairs, data.task, _RERANKED * 16)), folder))
+        judged = [table.logits(text_id(query), text_id(passage)) for query, passage in pairs]
+        margins = np.array([each[YES] - each[NO] for each in judged if each]).reshape(chosen.shape)
+        both = fuse(margins, np.take_along_axis(logits, chosen, 1), 1.0)
+        for system, scores in ((_TEACHER, margins), (_BOTH, both)):
+            self.keep(name, f"{label}, {system}", data.reciprocal_ranks(reranked_scores(logits, chosen, scores)))
+
     def _student(self, student: D2LLM, data: Validation) -> tuple[np.ndarray, np.ndarray]:
         """Cosine and logits; embeddings are kept too, since most of the time is theirs."""
         folder = self.work / "vectors" / student.fingerprint()
@@ -153,15 +175,28 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--cosqa", type=Path, help="folder of CoSQA's codes.json and dev.json, which is not shipped")
     parser.add_argument("--only", nargs="*", help="sets to measure now; all but test by default")
+    parser.add_argument(
+        "--teacher",
+        metavar="FOLDER",
+        help="order the first student's best passages anew by this teacher, and tell of that alone",
+    )
     parser.add_argument("--write", action="store_true", help="bring docs/quality.md up to it")
     asked = parser.parse_args(arguments)
     students = dict(each.split("=", 1) for each in asked.student)
     measured, known = Measured(asked.work), sets(asked.cosqa)
-    for name in known if asked.only is None else asked.only:
-        if asked.only is not None or name not in TESTS:
-            measured.measure(name, known[name](), students)
-    systems = [*(f"{each}, {how}" for each in students for how in (_COSINE, _IEM, _HYBRID)), _LEXICAL]
-    blocks = {name: table(measured, name, systems) for name in known if measured.ranks(name, _LEXICAL) is not None}
+    chosen = [name for name in known if name not in TESTS] if asked.only is None else asked.only
+    for name in chosen:
+        measured.measure(name, known[name](), students)
+    if asked.teacher is None:
+        systems = [*(f"{each}, {how}" for each in students for how in (_COSINE, _IEM, _HYBRID)), _LEXICAL]
+        blocks = {name: table(measured, name, systems) for name in known if measured.ranks(name, _LEXICAL) is not None}
+    else:
+        label, folder = next(iter(students.items()))
+        teacher = Teacher.from_pretrained(BASE_MODEL, asked.teacher, dtype=torch.float32)
+        for name in chosen:
+            measured.rerank(name, known[name](), label, D2LLM.from_pretrained(folder), teacher)
+        systems = [f"{label}, {how}" for how in (_IEM, _TEACHER, _BOTH)]
+        blocks = {f"{name}-teacher": table(measured, name, systems) for name in chosen}
     for name, lines in blocks.items():
         print(f"\n{name}", *lines, sep="\n")
     if asked.write:

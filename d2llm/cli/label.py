@@ -23,7 +23,10 @@ def label(
         typer.Option(help="A few labelled queries with passages of CORPUS, which the teacher is calibrated on."),
     ],
     student: Annotated[
-        Path | None, typer.Option(help="Student that finds candidates beside BM25: a folder, or shipped.")
+        Path | None,
+        typer.Option(
+            help="Student that finds candidates beside BM25, and judges beside the teacher: a folder, or shipped."
+        ),
     ] = None,
     candidates: Annotated[int, typer.Option(help="Passages of a query that the teacher judges.")] = 10,
     positive: Annotated[float, typer.Option(help="Least probability of a positive.")] = 0.5,
@@ -47,9 +50,10 @@ def label(
 ) -> None:
     """Label queries that have no labels: a search finds candidates, the teacher judges them.
 
-    The teacher's probabilities are calibrated on the labelled queries, whose candidates are found and judged
-    likewise; what no label calls a positive counts as none there. Queries without a positive make no
-    example. What is judged is kept: a call that was stopped goes on where it was.
+    A student adds to the teacher's judgement by how much it puts a candidate above the query's others. Probabilities
+    are calibrated on the labelled queries, whose candidates are found and judged likewise; what no label calls a
+    positive counts as none there. Queries without a positive make no example. What is judged is kept: a call that was
+    stopped goes on where it was.
 
     \b
     Examples:
@@ -61,7 +65,8 @@ def label(
     from d2llm.data.importers import read_any
     from d2llm.data.jsonl import write_examples
     from d2llm.teacher.calibration import Calibrated, Labelled
-    from d2llm.teacher.labelling import Cuts, find_candidates, known, pairs_of, student_scorer
+    from d2llm.teacher.joint import StudentJudge, joint
+    from d2llm.teacher.labelling import Cuts, find_candidates, known, pairs_of
     from d2llm.teacher.labelling import label as run
     from d2llm.teacher.scoring import collect, plan_pairs, score
 
@@ -72,8 +77,8 @@ def label(
     every = [*asked, *(example.query for example in few)]
     passages = list(dict.fromkeys(read_passages(corpus, ())))
     finder = None if student is None else load_student(or_shipped(student, "student"))
-    further = [] if finder is None else [student_scorer(finder, every, passages, task)]
-    found = find_candidates(every, passages, candidates, further)
+    second = None if finder is None else StudentJudge.of(finder, every, passages, task)
+    found = find_candidates(every, passages, candidates, [] if second is None else [second.scorer])
     judge: Judge
     if endpoint is None:
         adapter = or_shipped(adapter, "teacher")
@@ -85,9 +90,11 @@ def label(
             endpoint, model, tokenizer, template, folder, concurrency=concurrency, token_file=token_file
         )
     table = collect(score(judge, list(plan_pairs(pairs_of(every, found), task)), folder))
-    calibrated = Calibrated.of(Labelled.of(known(few, found[len(asked) :]), table))
+    told = known(few, found[len(asked) :])
+    decisive = table if second is None else joint(table, second.leads(found), told)
+    calibrated = Calibrated.of(Labelled.of(told, decisive))
     typer.echo(calibrated)
-    examples, report = run(asked, found[: len(asked)], table, calibrated.calibration, cuts, negatives, task)
+    examples, report = run(asked, found[: len(asked)], table, decisive, calibrated.calibration, cuts, negatives, task)
     typer.echo(report)
     if not examples:
         raise InputError(f"--positive: expected a candidate with a probability of at least {positive}, found none")

@@ -27,7 +27,7 @@ def validation_pairs() -> list[Example]:
 def training_examples() -> list[Example]:
     """An example for every query of every function, none with a text of validation or test."""
     library = standard_library_functions()
-    unseen = _unseen(library)
+    unseen = unseen_texts(library)
     folders, absent = fetch_packages(PACKAGES, cache_folder() / "packages")
     print(f"packages: {len(folders)} of {len(PACKAGES)}" + (f", without {', '.join(absent)}" if absent else ""))
     chosen = [list(library), *(_some(list(functions(folder)), folder.name) for folder in folders)]
@@ -36,8 +36,8 @@ def training_examples() -> list[Example]:
     return examples
 
 
-def _unseen(library: list[Function]) -> set[int]:
-    """Texts of validation and test; the functions that answer everyday questions are among them."""
+def unseen_texts(library: list[Function]) -> set[int]:
+    """Keys of the texts of validation and test; the functions that answer everyday questions are among them."""
     _, test = hold_out(standard_library_pairs())
     questions = read_questions(EVERYDAY, library)
     answers = [questions.passages[row] for rows in questions.relevant for row in rows]

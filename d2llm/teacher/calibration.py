@@ -96,23 +96,30 @@ class Calibration:
         Raises:
             InputError: for a teacher that puts the others above the relevant ones.
         """
-        positive, negative = int(labelled.relevant.sum()), int((~labelled.relevant).sum())
-        targets = np.where(labelled.relevant, (positive + 1) / (positive + 2), 1 / (negative + 2))
-        centre, spread = labelled.odds.mean(), labelled.odds.std() or 1.0
-        x = (labelled.odds - centre) / spread
-
-        def loss(weights: Floats) -> tuple[float, Floats]:
-            z = weights[0] * x + weights[1]
-            residual = expit(z) - targets
-            return float((np.logaddexp(0, z) - targets * z).mean()), np.array([(residual * x).mean(), residual.mean()])
-
-        slope, bias = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+        (slope,), bias = slopes(labelled.odds[:, None], labelled.relevant)
         if slope <= 0:
             raise InputError(
                 "labelled pairs: expected higher log-odds for relevant pairs, got lower ones: the teacher judges "
                 "against the labels"
             )
-        return cls(float(spread / slope), float(centre - bias * spread / slope))
+        return cls(float(1 / slope), float(-bias / slope))
+
+
+def slopes(odds: Floats, relevant: Bools) -> tuple[Floats, float]:
+    """Weights (J,) and bias by logistic regression of labels (N,), smoothed as Platt does, on log-odds (N, J)."""
+    positive, negative = int(relevant.sum()), int((~relevant).sum())
+    targets = np.where(relevant, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    spread = odds.std(0)
+    centre, spread = odds.mean(0), np.where(spread > 0, spread, 1.0)
+    x = np.column_stack([(odds - centre) / spread, np.ones(len(odds))])
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        z = x @ weights
+        return float((np.logaddexp(0, z) - targets * z).mean()), x.T @ (expit(z) - targets) / len(z)
+
+    *found, bias = minimize(loss, np.r_[np.ones(odds.shape[1]), 0.0], jac=True, method="BFGS").x
+    weights = np.array(found) / spread
+    return weights, float(bias - weights @ centre)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from tqdm import tqdm
 from d2llm.data.example import Example, text_id, text_key
 from d2llm.errors import InputError
 from d2llm.evaluation.run import NOTHING
-from d2llm.evaluation.scorers import Scorer, StudentEncoder, Vectors, bm25_scorer, iem_scorer, search
-from d2llm.student import D2LLM
+from d2llm.evaluation.scorers import Scorer, bm25_scorer, search
 from d2llm.teacher.calibration import BINS, Calibration
 from d2llm.teacher.model import NO, YES
 from d2llm.teacher.scores import ScoreTable
@@ -77,11 +76,6 @@ class LabelReport:
         )
 
 
-def student_scorer(student: D2LLM, queries: Sequence[str], passages: Sequence[str], task: str) -> Scorer:
-    """A student's interaction module over all passages."""
-    return iem_scorer("student", student.iem, Vectors.of(StudentEncoder(student), queries, passages), task)
-
-
 def find_candidates(
     queries: Sequence[str], passages: Sequence[str], count: int, further: Sequence[Scorer] = ()
 ) -> list[list[str]]:
@@ -94,7 +88,7 @@ def find_candidates(
         queries: Nq texts.
         passages: Np distinct texts.
         count: at most so many of each query.
-        further: systems over the same queries and passages, such as :func:`student_scorer`.
+        further: systems over the same queries and passages, such as a student's.
 
     Returns:
         Nq lists of distinct texts.
@@ -151,6 +145,7 @@ def label(
     queries: Sequence[str],
     candidates: Sequence[Sequence[str]],
     table: ScoreTable,
+    judge: ScoreTable,
     calibration: Calibration,
     cuts: Cuts,
     negatives: int,
@@ -162,21 +157,22 @@ def label(
         queries: Nq distinct texts.
         candidates: Nq lists of texts, whose pairs the table holds.
         table: the teacher's scores; examples carry them.
-        calibration: what makes probabilities of them.
-        cuts: what makes labels of these.
+        judge: the scores that decide: the same, or those of teacher and student (:func:`d2llm.teacher.joint.joint`).
+        calibration: what makes probabilities of these.
+        cuts: what makes labels of the probabilities.
         negatives: hard negatives of an example at most, the most probable first.
         task: "sym" or "asym".
 
     Raises:
-        InputError: for a pair that the table does not hold.
+        InputError: for a pair that a table does not hold.
     """
     examples: list[Example] = []
     every: list[NDArray[np.float64]] = []
     high: list[NDArray[np.float64]] = []
     answered = low = 0
     for query, texts in zip(tqdm(queries, desc="labels", disable=len(queries) < 20_000), candidates, strict=True):
-        logits = _judged(table, query, texts)
-        found = calibration.probability(logits[:, YES] - logits[:, NO])
+        logits, decisive = (_judged(each, query, texts) for each in (table, judge))
+        found = calibration.probability(decisive[:, YES] - decisive[:, NO])
         order = np.argsort(-found, kind="stable")
         positive = [i for i in order if found[i] >= cuts.positive]
         negative = [i for i in order if found[i] <= cuts.negative]

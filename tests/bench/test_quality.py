@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import quality
+from benchmarks import labels, quality, rank_losses
 from d2llm.data.example import Example
 from d2llm.data.validation import Validation
 from d2llm.files import write_json
@@ -68,3 +68,23 @@ def test_functions_stand_below_their_names(monkeypatch: pytest.MonkeyPatch) -> N
     data = quality.named(Validation(("read json?",), tuple(reversed(names)), (frozenset({1}),)))
     assert data.passages == ("json.load\ndef load(fp): 2", "json.load\ndef load(fp): 1")
     assert data.relevant == (frozenset({1}),)
+
+
+def test_labels_are_held_against_the_hidden_ones() -> None:
+    truth = Validation(("a?", "b?"), ("a", "b", "c"), (frozenset({0}), frozenset({1, 2})))
+    found = labels.Recovered.of([("a?", "a"), ("a?", "b"), ("b?", "c")], truth)
+    assert (found.called.tolist(), found.right.tolist(), found.relevant.tolist()) == ([2, 1], [1, 1], [1, 2])
+    # Of three labels two are right, and of three right ones two are found.
+    assert found.row == "2 of 2 | 3 | 0.667 (0.500 to 1.000) | 0.667 (0.500 to 1.000)"
+
+
+def test_losses_are_held_against_labels_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = quality.Measured(tmp_path)
+    for number, loss in enumerate(("start", *rank_losses.LOSSES)):
+        for seed in range(3):
+            measured.keep("rank-losses", f"{loss}, {seed}", np.full(4, (number + seed) / 10))
+    monkeypatch.setattr(rank_losses, "setting", lambda: pytest.fail("measured again"))
+    rank_losses.measure(measured, 3)
+    start, alone, *others = rank_losses.table(measured, 3)[2:]
+    assert start == "| start | 0.100 ± 0.100 | 0.000 to 0.200 | -0.100 to -0.100 |"
+    assert alone.endswith("| 0.100 to 0.300 |  |") and len(others) == 5

@@ -6,15 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from d2llm.bm25 import tokenize
 from d2llm.cli import app
-from d2llm.data.example import Example
+from d2llm.data.example import Example, text_id
 from d2llm.data.jsonl import read_examples, write_examples
 from d2llm.errors import InputError
-from d2llm.evaluation.scorers import Scorer
+from d2llm.evaluation.scorers import Scorer, Vectors
+from d2llm.teacher.calibration import Labelled
+from d2llm.teacher.joint import StudentJudge, joint
 from d2llm.teacher.labelling import Cuts, find_candidates
+from d2llm.teacher.scores import ScoreTable
+from d2llm_kernels import IEM
 
 VERBS, NOUNS = ("open", "close", "read", "send", "bind"), ("file", "socket", "folder", "thread")
 PASSAGES = [f"def {verb}_{noun}(x): {verb} the {noun}" for verb in VERBS for noun in NOUNS]
@@ -85,3 +90,30 @@ def test_candidates_come_in_turn_and_are_no_query() -> None:
         find_candidates(["q"], PASSAGES, 0)
     with pytest.raises(InputError, match="0 <= negative < positive <= 1, got 0.5 and 0.5"):
         Cuts(0.5, 0.5)
+
+
+def test_a_student_leads_by_what_it_puts_a_candidate_above_the_best_other() -> None:
+    iem, vectors = IEM(8), Vectors(torch.randn(2, 8), torch.randn(len(PASSAGES), 8))
+    judge = StudentJudge(iem, vectors, QUERIES[:2], PASSAGES, "asym")
+    leads = judge.leads([PASSAGES[3:7], PASSAGES[:1]])
+    scores = judge.scorer.rows(slice(0, 1), {})[0, 3:7]
+    expected = [score - max(np.delete(scores, place)) for place, score in enumerate(scores)]
+    found = [leads[text_id(QUERIES[0]), text_id(text)] for text in PASSAGES[3:7]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert leads[text_id(QUERIES[1]), text_id(PASSAGES[0])] == 0 and len(leads) == 5
+
+
+def test_teacher_and_student_together_part_what_neither_does() -> None:
+    """Labels say whether the sum of two numbers is above 0, of which each judge knows one."""
+    known = np.random.default_rng(0).standard_normal((200, 2))
+    pairs = [(text_id(f"query {row}"), text_id(f"passage {row}")) for row in range(len(known))]
+    examples = [
+        Example(f"query {row}", *(("right", (f"passage {row}",)) if sum(two) < 0 else (f"passage {row}", ("wrong",))))
+        for row, two in enumerate(known)
+    ]
+    table = ScoreTable({"model": "words"}, {pair: (one, 0.0) for pair, (one, _) in zip(pairs, known, strict=True)})
+    leads = {pair: float(two) for pair, (_, two) in zip(pairs, known, strict=True)}
+    found = Labelled.of(examples, joint(table, leads, examples))
+    assert found.odds[found.relevant].min() > found.odds[~found.relevant].max()
+    alone = Labelled.of(examples, table)
+    assert alone.odds[alone.relevant].min() < alone.odds[~alone.relevant].max()

@@ -13,8 +13,8 @@ from d2llm.index.surrogate import Maps, Near
 from d2llm_kernels import IEM
 from d2llm_kernels.rough import inner
 
-# Passages that maps put first of a query.
-_NEAR = 512
+# Passages that maps put first of a query, to learn from and to choose by.
+_NEAR, _DEEPER = 512, 4096
 # Maps are chosen by how deep so many best passages of each query lie, all but a hundredth of them.
 _BEST, _DEEP = 10, 0.99
 # Passages mapped at a time: 64 MB.
@@ -35,9 +35,9 @@ class NearTop:
         self._snapshot, self._places = snapshot, places
         self._searching = Searching(snapshot, head, task, places)
 
-    def of(self, maps: Maps, a: Tensor) -> Near:
-        """What maps put first of projected queries (Nq, F), with the module's scores."""
-        found = inner.topk(maps.queries(a), self._rows(maps), min(_NEAR, len(self._places)))[1]
+    def of(self, maps: Maps, a: Tensor, count: int = _NEAR) -> Near:
+        """What maps put first of projected queries (Nq, F), so many of each, with the module's scores."""
+        found = inner.topk(maps.queries(a), self._rows(maps), min(count, len(self._places)))[1]
         scores = [torch.from_numpy(self._searching.rough_at(*each)) for each in zip(a, found.numpy(), strict=True)]
         return Near(self._places[found], torch.stack(scores), self._snapshot.gather)
 
@@ -46,7 +46,7 @@ class NearTop:
 
         The best are those of what any of the maps put first.
         """
-        found = [self.of(maps, a) for maps in made]
+        found = [self.of(maps, a, _DEEPER) for maps in made]
         places, scores = (
             torch.cat(each, 1) for each in zip(*((near.places, near.scores) for near in found), strict=True)
         )

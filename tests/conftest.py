@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,13 @@ import torch
 from d2llm.data.docstrings import Function, standard_library_functions
 from d2llm.data.example import Example
 from tests import unsynced as unsynced
+
+# A busy machine is no fault of what is tested.
+with suppress(ImportError):  # Where kernels alone are tested, on a GPU's machine.
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("unhurried")
 
 TEXTS = [
     f"{verb} the {noun} of {thing}"

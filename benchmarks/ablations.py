@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.defaults import Labels
-from benchmarks.document import replaced
+from benchmarks.document import put
 from benchmarks.quality import DOCUMENT, sets
 from d2llm.data.docstrings import standard_library_functions
 from d2llm.data.example import Example, text_id, text_key
@@ -219,9 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines = table(found)
     print(*lines, sep="\n")
     if asked.write:
-        text = replaced(DOCUMENT.read_text(encoding="utf-8"), {"ablations": lines}, DOCUMENT.name)
-        with atomic_path(DOCUMENT) as path:
-            path.write_text(text, encoding="utf-8")
+        put(DOCUMENT, {"ablations": lines})
     return 0
 
 

@@ -40,11 +40,6 @@ def blocks(report: dict[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def filled(text: str, report: dict[str, Any]) -> str:
-    """The document with the report's figures in place of those that it has."""
-    return replaced(text, blocks(report), DOCUMENT.name)
-
-
 def replaced(text: str, found: dict[str, list[str]], document: str) -> str:
     """A document with other lines between the marks of each name.
 
@@ -60,13 +55,21 @@ def replaced(text: str, found: dict[str, list[str]], document: str) -> str:
     return text
 
 
+def put(document: Path, found: dict[str, list[str]]) -> None:
+    """Write a document anew with other lines between the marks of each name.
+
+    Raises:
+        ValueError: as :func:`replaced`.
+    """
+    text = replaced(document.read_text(encoding="utf-8"), found, document.name)
+    with atomic_path(document) as path:
+        path.write_text(text, encoding="utf-8")
+
+
 def write_table(name: str, cells: list[list[str]], document: Path = DOCUMENT) -> None:
     """Put a table of a run that ends now, below the machine it ran on, between the marks of its name."""
     run = {"machine": facts(torch.device("cpu")), "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
-    lines = [writing.machine_line(run), "", *writing.markdown(cells)]
-    text = replaced(document.read_text(encoding="utf-8"), {name: lines}, document.name)
-    with atomic_path(document) as path:
-        path.write_text(text, encoding="utf-8")
+    put(document, {name: [writing.machine_line(run), "", *writing.markdown(cells)]})
 
 
 def _kernels_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -78,9 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.document", description=__doc__.splitlines()[0])
     parser.add_argument("report", type=Path, help="report.json")
     report = read_json(parser.parse_args(arguments).report)
-    text = filled(DOCUMENT.read_text(encoding="utf-8"), report)
-    with atomic_path(DOCUMENT) as path:
-        path.write_text(text, encoding="utf-8")
+    put(DOCUMENT, blocks(report))
     for path in (DOCUMENT, *draw(report, DOCUMENT.with_suffix(""))):
         print(path)
     return 0

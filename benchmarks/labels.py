@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.document import replaced
+from benchmarks.document import put
 from benchmarks.quality import DOCUMENT, over_library
 from d2llm.cli.options import load_teacher
 from d2llm.data.docstrings import hold_out, standard_library_pairs
@@ -25,7 +25,6 @@ from d2llm.data.example import Example
 from d2llm.data.validation import Validation
 from d2llm.demo.library import library_vectors
 from d2llm.evaluation.scorers import Vectors
-from d2llm.files import atomic_path
 from d2llm.shipped import STUDENT, TEACHER
 from d2llm.student import D2LLM
 from d2llm.teacher.calibration import Calibrated, Calibration, Labelled
@@ -164,9 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = table(Judged.of(truth, few, asked.work))
     print(*lines, sep="\n")
     if asked.write:
-        text = replaced(DOCUMENT.read_text(encoding="utf-8"), {"labels": lines}, DOCUMENT.name)
-        with atomic_path(DOCUMENT) as path:
-            path.write_text(text, encoding="utf-8")
+        put(DOCUMENT, {"labels": lines})
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.document import replaced
+from benchmarks.document import put
 from d2llm.data.cosqa import read_cosqa
 from d2llm.data.docstrings import (
     below_names,
@@ -200,9 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, lines in blocks.items():
         print(f"\n{name}", *lines, sep="\n")
     if asked.write:
-        text = replaced(DOCUMENT.read_text(encoding="utf-8"), blocks, DOCUMENT.name)
-        with atomic_path(DOCUMENT) as path:
-            path.write_text(text, encoding="utf-8")
+        put(DOCUMENT, blocks)
     return 0
 
 

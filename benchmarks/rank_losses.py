@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.defaults import Setting
-from benchmarks.document import replaced
+from benchmarks.document import put
 from benchmarks.quality import DOCUMENT, Measured, over_library
 from d2llm.data.docstrings import without
 from d2llm.data.example import Example
@@ -29,7 +29,6 @@ from d2llm.demo.data import load_data
 from d2llm.demo.library import library_vectors
 from d2llm.demo.recipe import SCORED_EXAMPLES
 from d2llm.evaluation.significance import Means, difference
-from d2llm.files import atomic_path
 from d2llm.loss_weights import RANKS, LossWeights
 from d2llm.shipped import BASE_MODEL, SCORES, STUDENT
 from d2llm.student import D2LLM
@@ -116,9 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = table(measured, asked.seeds)
     print(*lines, sep="\n")
     if asked.write:
-        text = replaced(DOCUMENT.read_text(encoding="utf-8"), {_SET: lines}, DOCUMENT.name)
-        with atomic_path(DOCUMENT) as path:
-            path.write_text(text, encoding="utf-8")
+        put(DOCUMENT, {_SET: lines})
     return 0
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.document import replaced
-from d2llm.files import atomic_path, read_json
+from benchmarks.document import put
+from d2llm.files import read_json
 from d2llm_kernels.measure import writing
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -117,8 +117,7 @@ def main() -> None:
     if not given.write:
         print("\n".join(made))
         return
-    with atomic_path(DOCUMENT) as path:
-        path.write_text(replaced(DOCUMENT.read_text("utf-8"), {"model": made}, DOCUMENT.name), encoding="utf-8")
+    put(DOCUMENT, {"model": made})
 
 
 if __name__ == "__main__":

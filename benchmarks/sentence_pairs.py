@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PrinterCallback, ProgressCallback
 
-from benchmarks.document import replaced
+from benchmarks.document import put
 from benchmarks.quality import DOCUMENT
 from d2llm.data.example import Example, text_id
 from d2llm.data.pairs import THRESHOLDS, LabelledPairs, pairs_to_examples, read_pairs
@@ -281,9 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, lines in found.items():
         print(f"\n{name}", *lines, sep="\n")
     if asked.write:
-        text = replaced(DOCUMENT.read_text(encoding="utf-8"), found, DOCUMENT.name)
-        with atomic_path(DOCUMENT) as path:
-            path.write_text(text, encoding="utf-8")
+        put(DOCUMENT, found)
     return 0
 
 

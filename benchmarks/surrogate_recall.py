@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.document import replaced
+from benchmarks.document import put
 from benchmarks.quality import sets
 from d2llm.data.docstrings import hold_out, standard_library_pairs, without
 from d2llm.data.example import text_id
@@ -120,9 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         blocks[f"surrogate-{name}"] = table(measured.measure(name, known[name]()))
         print(f"\n{name}", *blocks[f"surrogate-{name}"], sep="\n")
     if asked.write:
-        text = replaced(DOCUMENT.read_text(encoding="utf-8"), blocks, DOCUMENT.name)
-        with atomic_path(DOCUMENT) as path:
-            path.write_text(text, encoding="utf-8")
+        put(DOCUMENT, blocks)
     return 0
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.document import DOCUMENT, filled
+from benchmarks.document import DOCUMENT, blocks, replaced
 from benchmarks.plots import draw
 from d2llm.files import read_json
 
@@ -13,12 +13,12 @@ REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu-amd-epyc-2-
 
 def test_the_tables_are_those_of_the_report():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert filled(text, read_json(REPORT)) == text
+    assert replaced(text, blocks(read_json(REPORT)), DOCUMENT.name) == text
 
 
 def test_a_document_without_the_marks_is_refused():
     with pytest.raises(ValueError, match="expected the marks of 'machine' once, found them 0 times"):
-        filled("# Benchmarks\n", read_json(REPORT))
+        replaced("# Benchmarks\n", blocks(read_json(REPORT)), DOCUMENT.name)
 
 
 def test_pictures(tmp_path):

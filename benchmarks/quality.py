@@ -21,6 +21,7 @@ from benchmarks.document import put
 from d2llm.data.cosqa import read_cosqa
 from d2llm.data.docstrings import (
     below_names,
+    by_name,
     hold_out,
     standard_library_functions,
     standard_library_names,
@@ -62,10 +63,16 @@ def over_library(held_out: Iterable[Example]) -> Validation:
 
 
 def named(data: Validation) -> Validation:
-    """The same search where functions stand below their names, as in the library that ``d2llm search`` opens."""
+    """The same search where functions stand below their names."""
     names = standard_library_names()
     below = dict(zip(names, below_names(names), strict=True))
     return replace(data, passages=tuple(below[passage] for passage in data.passages))
+
+
+def documented(data: Validation) -> Validation:
+    """The same search where functions come with names and docstrings, as in the library that ``d2llm search`` opens."""
+    told = {function.code: function.documented for function in by_name(standard_library_functions()).values()}
+    return replace(data, passages=tuple(told[passage] for passage in data.passages))
 
 
 def cosqa(folder: Path) -> Validation:
@@ -84,6 +91,8 @@ def sets(cosqa_folder: Path | None) -> dict[str, Callable[[], Validation]]:
         "test": lambda: over_library(hold_out(standard_library_pairs())[1]),
     }
     known |= {f"{name}-named": lambda make=make: named(make()) for name, make in known.items()}
+    # Of the other sets the queries are docstrings.
+    known["everyday-documented"] = lambda: documented(known["everyday"]())
     if cosqa_folder is not None:
         known["cosqa"] = lambda: cosqa(cosqa_folder)
     return known

@@ -29,7 +29,7 @@ _SHIPPED = {
     "scores": shipped.SCORES,
     "student": shipped.STUDENT,
     "library": shipped.VECTORS,
-    "library below its names": shipped.NAMED_VECTORS,
+    "library as documented": shipped.DOCUMENTED_VECTORS,
 }
 _GB = 1 << 30
 #: Free disk from which on nothing is said: a converted model and an index fit several times.

@@ -17,6 +17,6 @@ TEACHER = _ASSETS / "teacher"
 SCORES = _ASSETS / "scores.safetensors"
 #: A student: LoRA and heads, on the encoder.
 STUDENT = _ASSETS / "student"
-#: The standard library's passages as that student embeds them, by passage id: code alone, and below its names.
+#: The standard library's passages as that student embeds them, by passage id: code alone, and as it is documented.
 VECTORS = _ASSETS / "library.safetensors"
-NAMED_VECTORS = _ASSETS / "named.safetensors"
+DOCUMENTED_VECTORS = _ASSETS / "documented.safetensors"

@@ -55,6 +55,11 @@ class Function:
         return Example(self.query, self.code, task=ASYM)
 
     @property
+    def documented(self) -> str:
+        """What people search for it by: its name, its docstring, cut as its code is, and its code."""
+        return f"{self.name}\n{_SURROGATE.sub('?', self.docstring[:PASSAGE_CHARACTERS].rstrip())}\n{self.code}"
+
+    @property
     def words(self) -> str:
         """Its own name, behind that of its class, in words."""
         own = [part for part in self.name.split(".")[-2:] if part[:1].isupper() or part == self.name.split(".")[-1]]
@@ -86,15 +91,22 @@ def standard_library_names() -> dict[str, str]:
 
 def docstring_names(root: Path) -> dict[str, str]:
     """The name of every passage of ``docstring_pairs``, such as "shutil.rmtree", in their order; all differ."""
-    names: dict[str, str] = {}
+    return {function.code: name for name, function in by_name(functions(root)).items()}
+
+
+def by_name(found: Iterable[Function]) -> dict[str, Function]:
+    """The first function of every code, in their order, by a name such as "shutil.rmtree"; all names differ."""
+    named: dict[str, Function] = {}
+    seen: set[str] = set()
     used: Counter[str] = Counter()
-    for function in functions(root):
-        if function.code not in names:
+    for function in found:
+        if function.code not in seen:
+            seen.add(function.code)
             used[function.name] += 1
             # A property and its setter have one name, and so have versions for several systems.
             count = used[function.name]
-            names[function.code] = function.name if count == 1 else f"{function.name}#{count}"
-    return names
+            named[function.name if count == 1 else f"{function.name}#{count}"] = function
+    return named
 
 
 def below_names(names: Mapping[str, str]) -> list[str]:

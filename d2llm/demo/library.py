@@ -8,21 +8,20 @@ from safetensors.torch import load_file
 
 from d2llm.cache import cache_folder
 from d2llm.compact import restore
-from d2llm.data.docstrings import below_names, standard_library_names
+from d2llm.data.docstrings import by_name, standard_library_functions
 from d2llm.data.example import text_id
 from d2llm.errors import MissingError
 from d2llm.index import Index
 from d2llm.index.manifest import VERSION
-from d2llm.shipped import NAMED_VECTORS, STUDENT, VECTORS
+from d2llm.shipped import DOCUMENTED_VECTORS, STUDENT, VECTORS
 from d2llm.student import D2LLM
 
 
 def open_library() -> Index:
     """The index of the running Python's standard library, with the shipped student to search it; ids name functions.
 
-    A passage is a function's source below its name, without its docstring. The index is built in the cache folder at
-    first use. Passages that the shipped vectors hold are not encoded again; those that only this version of Python has
-    are.
+    A passage is a function's name, its docstring and its source. The index is built in the cache folder at first use.
+    Passages that the shipped vectors hold are not encoded again; those that only this version of Python has are.
 
     Raises:
         MissingError: if the package was installed without its shipped student.
@@ -30,13 +29,13 @@ def open_library() -> Index:
     if not STUDENT.is_dir():
         raise MissingError(f"shipped student: {STUDENT} not found; this installation lacks the package's data")
     student = D2LLM.from_pretrained(STUDENT)
-    path = cache_folder() / f"library-named-{VERSION}-{sysconfig.get_python_version()}-{student.fingerprint()}"
+    path = cache_folder() / f"library-documented-{VERSION}-{sysconfig.get_python_version()}-{student.fingerprint()}"
     if (path / "manifest.json").is_file():
         return Index.open(path, student)
-    names = standard_library_names()
-    passages = below_names(names)
-    vectors = library_vectors(student, passages, NAMED_VECTORS)
-    return Index.build(student, passages, path, ids=list(names.values()), vectors=vectors, overwrite=True)
+    found = by_name(standard_library_functions())
+    passages = [function.documented for function in found.values()]
+    vectors = library_vectors(student, passages, DOCUMENTED_VECTORS)
+    return Index.build(student, passages, path, ids=list(found), vectors=vectors, overwrite=True)
 
 
 def library_vectors(student: D2LLM, passages: list[str], file: Path = VECTORS) -> np.ndarray:

@@ -16,10 +16,10 @@ from sklearn.metrics import roc_auc_score
 
 from d2llm.compact import shrink
 from d2llm.data.docstrings import (
-    below_names,
+    by_name,
     hold_out,
     package_pairs,
-    standard_library_names,
+    standard_library_functions,
     standard_library_pairs,
     without,
 )
@@ -30,7 +30,7 @@ from d2llm.demo.judgements import rerank_pairs
 from d2llm.demo.recipe import RERANKED, SCORED_EXAMPLES, TEACHER
 from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
-from d2llm.shipped import BASE_MODEL, NAMED_VECTORS, SCORES, STUDENT, VECTORS
+from d2llm.shipped import BASE_MODEL, DOCUMENTED_VECTORS, SCORES, STUDENT, VECTORS
 from d2llm.shipped import TEACHER as TEACHER_FOLDER
 from d2llm.student import D2LLM
 from d2llm.teacher.adapter import save_adapter
@@ -122,8 +122,9 @@ def make_student(work: Path) -> None:
 
 
 def make_vectors() -> None:
-    """Ship the library's passages as the shipped student embeds them, in eight bits: code alone, and below names."""
-    for file, passages in ((VECTORS, load_data().library), (NAMED_VECTORS, below_names(standard_library_names()))):
+    """Ship the library's passages as the shipped student embeds them, in eight bits: code alone, and as documented."""
+    documented = [function.documented for function in by_name(standard_library_functions()).values()]
+    for file, passages in ((VECTORS, load_data().library), (DOCUMENTED_VECTORS, documented)):
         if file.exists():
             continue
         vectors = D2LLM.from_pretrained(STUDENT).encode(passages, "passage", convert_to="torch")

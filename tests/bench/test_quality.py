@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import labels, quality, rank_losses
+from d2llm.data.docstrings import Function
 from d2llm.data.example import Example
 from d2llm.data.validation import Validation
 from d2llm.files import write_json
@@ -68,6 +69,17 @@ def test_functions_stand_below_their_names(monkeypatch: pytest.MonkeyPatch) -> N
     data = quality.named(Validation(("read json?",), tuple(reversed(names)), (frozenset({1}),)))
     assert data.passages == ("json.load\ndef load(fp): 2", "json.load\ndef load(fp): 1")
     assert data.relevant == (frozenset({1}),)
+
+
+def test_functions_stand_below_their_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    load, dump = (
+        Function("json.load", "Read it.", "def load(fp): 1"),
+        Function("json.dump", "Write.", "def dump(fp): 2"),
+    )
+    monkeypatch.setattr(quality, "standard_library_functions", lambda: [load, dump])
+    data = quality.documented(Validation(("write?",), (dump.code, load.code), (frozenset({0}),)))
+    assert data.passages == ("json.dump\nWrite.\ndef dump(fp): 2", "json.load\nRead it.\ndef load(fp): 1")
+    assert data.relevant == (frozenset({0}),)
 
 
 def test_labels_are_held_against_the_hidden_ones() -> None:

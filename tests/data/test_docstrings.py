@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from d2llm.data.docstrings import (
     PASSAGE_CHARACTERS,
     QUERY_CHARACTERS,
+    Function,
     docstring_names,
     docstring_pairs,
     first_sentence,
@@ -291,3 +292,11 @@ def outer():
         "package.outer#2",
         "package.outer.Inner.method",
     ]
+
+
+def test_what_documents_a_function_is_cut_and_can_be_written():
+    function = Function("json.load", "Half of a pair: \ud800. " + "x" * PASSAGE_CHARACTERS, "def load(fp): ...")
+    name, docstring, code = function.documented.split("\n")
+    assert (name, code) == (function.name, function.code)
+    assert docstring.startswith("Half of a pair: ?. xxx") and len(docstring) == PASSAGE_CHARACTERS
+    assert function.documented.encode()

@@ -99,6 +99,8 @@ import pytest
 import benchmarks.gpu_report.__main__
 from benchmarks.gpu_report import end_to_end
 from d2llm_kernels.measure.timing import Timer
+from tests.gpu.interpreter import patch_once_a_module
+patch_once_a_module()
 assert len(end_to_end.measure(Timer(fewest=1, most=1), end_to_end.SMOKE)) == 2
 sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/gpu"]))
 """

@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from d2llm.compact import restore
-from d2llm.data.docstrings import below_names, hold_out, standard_library_names
+from d2llm.data import docstrings
+from d2llm.data.docstrings import Function, below_names, hold_out, standard_library_names
 from d2llm.data.example import Example, text_id
 from d2llm.data.jsonl import write_examples
 from d2llm.demo.library import open_library
@@ -96,7 +97,14 @@ def test_shipped_student_answers_over_the_standard_library() -> None:
 
 
 @pytest.mark.parametrize("file", [VECTORS, NAMED_VECTORS], ids=lambda file: file.stem)
-def test_shipped_vectors_are_those_of_the_shipped_student(library_pairs: tuple[Example, ...], file: Path) -> None:
+def test_shipped_vectors_are_those_of_the_shipped_student(
+    library_functions: tuple[Function, ...],
+    library_pairs: tuple[Example, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    file: Path,
+) -> None:
+    # The library is read once for all tests.
+    monkeypatch.setattr(docstrings, "functions", lambda root: library_functions)
     student = D2LLM.from_pretrained(STUDENT)
     shipped = {name: value.numpy() for name, value in restore(load_file(file)).items()}
     rows = {row.tobytes().hex(): i for i, row in enumerate(shipped["ids"])}

@@ -80,7 +80,7 @@ def test_training_stopped_by_ctrl_c_goes_on(
     config.write_text(
         f"base_model: {base_model}\noutput_dir: {tmp_path / 'out'}\ndata: {{train: {examples_file}, negatives: 1}}\n"
         "student: {iem_hidden: 8, lora_r: 1}\noptimizer: {warmup_steps: 1}\n"
-        "run: {batch_size: 4, max_steps: 1000, save_steps: 2, eval_steps: 2, bf16: false}\n"
+        "run: {batch_size: 4, max_steps: 100000, save_steps: 2, eval_steps: 2, bf16: false}\n"
     )
     process = command("train", config)
     deadline = time.monotonic() + 180

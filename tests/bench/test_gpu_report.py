@@ -91,6 +91,8 @@ def test_a_report_of_another_device_is_not_gone_on_with(tmp_path):
     assert not load(tmp_path, Timer.device.type, smoke=True, again=True)["steps"]
 
 
+# It imports everything once more, and concerns a machine that has a GPU and little else.
+@pytest.mark.rest
 def test_the_report_and_its_tests_ask_for_nothing_that_may_be_missing():
     code = f"""
 import sys

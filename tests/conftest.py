@@ -1,8 +1,10 @@
 """A tiny random Llama with its own tokenizer, saved as a transformers folder."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -65,9 +67,18 @@ def save_base(folder: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def library_functions() -> tuple[Function, ...]:
-    """The functions of the standard library, whose files take seconds to read."""
-    return tuple(standard_library_functions())
+def library_functions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Function, ...]:
+    """The functions of the standard library, whose files take seconds to read: one worker does it for all."""
+    from filelock import FileLock
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    kept = folder / "library.json"
+    with FileLock(folder / "library.lock"):
+        if not kept.exists():
+            kept.write_text(json.dumps([asdict(function) for function in standard_library_functions()]))
+    return tuple(Function(**function) for function in json.loads(kept.read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,9 @@ def tests(paths: list[str], seconds: float, on_gpu: bool, log: Path) -> dict[str
     absent = [name for name in ("pytest", "tokenizers", "transformers") if installed(name) is None]
     if absent:
         return {"outcome": "skipped", "summary": f"not installed: {', '.join(absent)}", "failures": []}
-    command = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider", *paths]
+    command = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+    # What a CPU takes minutes for is done here, too.
+    command += ["-m", "not full", *paths]
     if on_gpu and installed("pytest-xdist"):
         command += ["-n", str(min(_PROCESSES, os.cpu_count() or 1))]
     return _verdict(children.run(command, seconds, log), seconds, log)

@@ -91,6 +91,8 @@ def test_a_report_of_another_device_is_not_gone_on_with(tmp_path):
     assert not load(tmp_path, Timer.device.type, smoke=True, again=True)["steps"]
 
 
+# It imports everything once more, and concerns a machine that has a GPU and little else.
+@pytest.mark.rest
 def test_the_report_and_its_tests_ask_for_nothing_that_may_be_missing():
     code = f"""
 import sys
@@ -99,6 +101,8 @@ import pytest
 import benchmarks.gpu_report.__main__
 from benchmarks.gpu_report import end_to_end
 from d2llm_kernels.measure.timing import Timer
+from tests.gpu.interpreter import patch_once_a_module
+patch_once_a_module()
 assert len(end_to_end.measure(Timer(fewest=1, most=1), end_to_end.SMOKE)) == 2
 sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/gpu"]))
 """

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from d2llm.compact import restore
-from d2llm.data.docstrings import by_name, hold_out, standard_library_functions
+from d2llm.data.docstrings import Function, by_name, hold_out
 from d2llm.data.example import Example, text_id
 from d2llm.data.jsonl import write_examples
 from d2llm.demo.library import open_library
@@ -100,11 +100,13 @@ def test_shipped_student_answers_over_the_standard_library() -> None:
 
 
 @pytest.mark.parametrize("file", [VECTORS, DOCUMENTED_VECTORS], ids=lambda file: file.stem)
-def test_shipped_vectors_are_those_of_the_shipped_student(library_pairs: tuple[Example, ...], file: Path) -> None:
+def test_shipped_vectors_are_those_of_the_shipped_student(
+    library_functions: tuple[Function, ...], library_pairs: tuple[Example, ...], file: Path
+) -> None:
     student = D2LLM.from_pretrained(STUDENT)
     shipped = {name: value.numpy() for name, value in restore(load_file(file)).items()}
     rows = {row.tobytes().hex(): i for i, row in enumerate(shipped["ids"])}
-    documented = [function.documented for function in by_name(standard_library_functions()).values()]
+    documented = [function.documented for function in by_name(library_functions).values()]
     given = [pair.positive for pair in library_pairs] if file == VECTORS else documented
     passages = [passage for passage in given if text_id(passage) in rows][::400]
     assert passages

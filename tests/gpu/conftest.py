@@ -20,7 +20,8 @@ INTERPRETED = interpreted()
 EMULATED = library.missing() is None and library.emulated()
 ON_GPU = torch.cuda.is_available() and not interpreted() and not EMULATED
 BACKENDS = [name for name in ("triton", "cuda") if backends.missing(name) is None]
-#: For tests over several shapes, where a GPU is not there to be fast: each kernel has another test in float16.
+#: For tests over several shapes, where a GPU is not there to be fast: each kernel has another test in both.
+BFLOAT16 = torch.bfloat16 if ON_GPU else pytest.param(torch.bfloat16, marks=pytest.mark.rest)
 FLOAT16 = torch.float16 if ON_GPU else pytest.param(torch.float16, marks=pytest.mark.full)
 
 collect_ignore_glob: list[str] = []

@@ -9,7 +9,7 @@ import torch
 import d2llm_kernels as dk
 from d2llm_kernels import reference
 from tests.contract import assert_parity, guarded, run
-from tests.gpu.conftest import FLOAT16, INTERPRETED
+from tests.gpu.conftest import BFLOAT16, FLOAT16, INTERPRETED
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -30,7 +30,7 @@ def assert_equal(one, two):
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, FLOAT16, torch.bfloat16))
+@pytest.mark.parametrize("dtype", (torch.float32, FLOAT16, BFLOAT16))
 @pytest.mark.parametrize("batch,length,dim,heads", SIZES)
 def test_parity(make_tokens, batch, length, dim, heads, dtype):
     x, u, mask = make_tokens(batch, length, dim, heads)

@@ -17,6 +17,8 @@ def test_every_backend_that_is_here_is_launched():
     )
 
 
+# The kernels are those of the other tests, at the sizes of the report.
+@pytest.mark.rest
 @pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: launch.name)
 def test_a_launch_is_right(launch):
     right, line = launches.say(launch)

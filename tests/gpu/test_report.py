@@ -65,6 +65,7 @@ def outcomes(report):
     return {note["outcome"] for note in report["steps"].values()}
 
 
+@pytest.mark.rest
 def test_three_calls_make_a_whole_report(tmp_path, capsys, toolkit):
     made, folder = toolkit(broken=False), tmp_path / "out"
     status, report = run(folder, "--stage", "1")

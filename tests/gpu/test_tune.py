@@ -18,7 +18,13 @@ SCORES = tune.Row("scores", {"F": 64}, *tune.SINGLE)
 ARCH, SOURCE = "interpreter", "timed on the interpreter"
 
 
-@pytest.mark.parametrize("kernel,widths", [("pool_softmax", "D=64,H=4"), ("inputs", "F=64"), ("features", "F=64")])
+@pytest.mark.parametrize(
+    "kernel,widths",
+    [
+        ("pool_softmax", "D=64,H=4"),
+        *(pytest.param(kernel, "F=64", marks=pytest.mark.rest) for kernel in ("inputs", "features")),
+    ],
+)
 def test_a_row_is_added_once_and_not_made_again(tmp_path, capsys, monkeypatch, kernel, widths):
     monkeypatch.setattr(tune, "POOLING", ({"D": 64, "H": 4},))
     monkeypatch.setattr(tune, "INTERACTION", ({"F": 64},))

@@ -47,7 +47,7 @@ class Parted(Reader):
         return asked.find(state, self._head, vectors, texts, weight, search)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float32"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.rest), "int8", "float32"])
 def test_a_search_in_parts_is_one_of_the_whole(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(surrogate, "_STEPS", 20)
     monkeypatch.setattr(asking, "_WORTH", 1)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(cuda_figures.missing() is not None, reason=str(c
 
 # Sums along rows of scores: no matrices, nothing worth staging.
 PLAIN = ("pool_softmax_kernel",)
+FIRST = ("cuda-iem_scores", "hopper-pool_forward")
 MATRIX = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "float": "HMMA.1688.F32.TF32"}
 
 
@@ -42,11 +43,15 @@ def hopper(row: dict) -> None:
 
 
 def kernels() -> Iterator[object]:
-    """Every file for every architecture; but for the oldest, or Hopper's own, without float16, all are ``full``."""
+    """Every file for every architecture; but for the oldest, or Hopper's own, without float16, all are ``full``.
+
+    Of those, a file of each kind is compiled by ``make test``: the compiler takes seconds for every one.
+    """
     for source in cuda_figures.sources():
         first = "90a" if source.parent.name == "hopper" else "80"
         label = f"{source.parent.name}-{source.stem}"
-        yield pytest.param(source, first, False, id=f"{label}-{first}-some")
+        marks = () if label in FIRST else pytest.mark.rest
+        yield pytest.param(source, first, False, marks=marks, id=f"{label}-{first}-some")
         for arch in cuda_figures.ARCHS:
             yield pytest.param(source, arch, True, marks=pytest.mark.full, id=f"{label}-{arch}")
 
@@ -80,6 +85,7 @@ def test_what_is_known_of_a_device_is_asked_once_for_each(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.rest
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_the_binding_compiles_against_the_headers_of_cuda(tmp_path):
     # What a torch with CUDA generates when it is built.

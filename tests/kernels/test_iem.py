@@ -74,7 +74,7 @@ def test_nothing_of_a_device_tensor_is_read_from_the_host():
         iem.topk(iem.project_queries(q), iem.project_passages(p), 2, task)
 
 
-@pytest.mark.parametrize("backend", ("auto", "reference"))
+@pytest.mark.parametrize("backend", ("auto", pytest.param("reference", marks=pytest.mark.rest)))
 def test_compiles_without_graph_breaks_for_any_size(backend):
     torch.manual_seed(0)
     iem = dk.IEM(16, 8, init="xavier", backend=backend)

@@ -23,12 +23,13 @@ TESTS = (
 
 
 def others() -> list[object]:
-    """Every other set that runs here; those between the oldest and the newest, of the same templates, are ``full``."""
+    """Every other set that runs here, of the same templates: the oldest and the newest ``rest``, others ``full``."""
     if library.missing() is not None:
         return []
     built = library.module().build_info()
     names = [name for name in built["available"] if name != built["instruction_set"]]
-    return [name if name in (names[0], names[-1]) else pytest.param(name, marks=pytest.mark.full) for name in names]
+    ends = (names[0], names[-1])
+    return [pytest.param(name, marks=pytest.mark.rest if name in ends else pytest.mark.full) for name in names]
 
 
 @pytest.mark.cpu

@@ -1,7 +1,7 @@
 """Every Triton kernel with every row of the table, compiled for GPUs that are not here, and what becomes of it.
 
-A kernel takes seconds to compile: ``make test`` compiles each once a number type for one GPU, and once in a number type
-for two others and by an older Triton, with the largest tiles; all rows wait for ``make test-full``.
+A kernel takes seconds to compile: ``make test`` compiles each once a number type for one GPU, ``make test-rest`` once
+in a number type for two others and by an older Triton, with the largest tiles; all rows wait for ``make test-full``.
 """
 
 import json
@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 TABLE = json.loads((ROOT / "d2llm_kernels/backends/triton/table.json").read_text())
-# Which number types of each kernel make test compiles: of each maker the oldest GPU that has its matrix instructions
+# Which number types of each kernel are compiled once: of each maker the oldest GPU that has its matrix instructions
 # here besides. What comes between and behind waits.
 ONCE = {"sm_90": (), "sm_80": ("--case", "float32"), "gfx942": ("--case", "bfloat16")}
 RELATIVES = ("sm_89", "sm_100", "sm_120")
@@ -65,7 +65,9 @@ def check_float32_sums(arch: str, row: dict, label: str) -> None:
         assert row["products"] == 3 * row["from_zero"] > 0, f"{label}: {row['products']}, {row['from_zero']} from zero"
 
 
-@pytest.mark.parametrize("arch", ONCE)
+@pytest.mark.parametrize(
+    "arch", ("sm_90", *(pytest.param(arch, marks=pytest.mark.rest) for arch in ("sm_80", "gfx942")))
+)
 def test_every_kernel_fits(arch, tmp_path):
     rows = figures(arch, tmp_path, "--once", *ONCE[arch])
     check(arch, rows)
@@ -88,7 +90,10 @@ def test_no_spills_enough_shared_memory_and_matrix_instructions(arch, tmp_path):
 @pytest.mark.skipif(not OLDER.exists(), reason="no older Triton beside the installed one")
 @pytest.mark.parametrize(
     ("arch", "options"),
-    [("sm_90", ("--once", "--case", "float32")), *(pytest.param(arch, (), marks=pytest.mark.full) for arch in ONCE)],
+    [
+        pytest.param("sm_90", ("--once", "--case", "float32"), marks=pytest.mark.rest),
+        *(pytest.param(arch, (), marks=pytest.mark.full) for arch in ONCE),
+    ],
     ids=lambda value: value if isinstance(value, str) else "once" if value else "all",
 )
 def test_the_oldest_triton_compiles_them_too(arch, options, tmp_path):

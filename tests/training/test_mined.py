@@ -41,7 +41,7 @@ def whole(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kill_at", [5, 8])
+@pytest.mark.parametrize("kill_at", [5, pytest.param(8, marks=pytest.mark.rest)])
 def test_a_killed_run_goes_on_with_the_same_negatives(
     base_model: str, whole: Path, tmp_path: Path, kill_at: int
 ) -> None:
@@ -114,6 +114,8 @@ def test_settings_that_cannot_be_met_are_named(base_model: str, tmp_path: Path) 
         trainer_of(base_model, tmp_path, make_examples(), every_steps=4)
 
 
+# Two processes, rounds and cached gradients have tests of their own; here they meet.
+@pytest.mark.rest
 def test_two_processes_share_what_is_mined_and_their_gradients(base_model: str, tmp_path: Path) -> None:
     run_two(run_both_ways, base_model, tmp_path)
     plain, cached = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "cached"))

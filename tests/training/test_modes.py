@@ -42,7 +42,10 @@ def mode_config(mode: str, base_model: str, examples_file: Path, output: Path, *
     return build_config(values)
 
 
-@pytest.mark.parametrize("mode", MODES)
+# LoRA is what other tests train, and of the heads alone the interaction module is one.
+@pytest.mark.parametrize(
+    "mode", ("full", "interaction", *(pytest.param(m, marks=pytest.mark.rest) for m in ("lora", "heads")))
+)
 def test_a_mode_learns_saves_loads_and_goes_on(mode: str, base_model: str, examples_file: Path, tmp_path: Path) -> None:
     long = mode_config(mode, base_model, examples_file, tmp_path / "whole", max_steps=4)
     train(long)

@@ -12,6 +12,8 @@ from d2llm.student import D2LLM, modeling
 from d2llm.training import DistillationTrainer, trainer
 
 
+# That the compiled LLM computes the same has a test of its own.
+@pytest.mark.rest
 def test_it_takes_the_same_steps(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 

@@ -11,7 +11,7 @@ A model is named by one string:
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,13 +174,24 @@ def empty_encoder(folder: str | os.PathLike[str], dtype: torch.dtype = torch.flo
     return model
 
 
+def held_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and persistent buffers of a model, by name, in the order of the names.
+
+    What a module adds to its state beside them is left out: bitsandbytes' layers of eight bits add the scales of their
+    weights after the first call.
+    """
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    own.update(name for name, _ in model.named_buffers(remove_duplicate=False))
+    return ((name, value) for name, value in sorted(model.state_dict().items()) if name in own)
+
+
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """16 hex digits of SHA-256 over the names of a model's weights and a sample of each.
 
     The same for a float32 and a bfloat16 copy, wherever they lie; float16 rounds otherwise.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in held_weights(model):
         digest.update(name.encode())
         digest.update(value.flatten()[:_SAMPLE].bfloat16().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

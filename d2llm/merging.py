@@ -53,6 +53,14 @@ def is_sharded(module: nn.Module) -> bool:
     return managed or any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
+def takes_turns(module: nn.Module) -> bool:
+    """Whether a module is for one thread at a time.
+
+    Processes that share weights meet in every call; bitsandbytes' layers of eight bits move their scales in the first.
+    """
+    return is_sharded(module) or not all(weight.is_floating_point() for weight in module.parameters())
+
+
 def is_quantised(module: nn.Module) -> bool:
     """Whether some weights are held in fewer bits, by bitsandbytes or torchao, so that nothing is merged into them."""
     return any(map(in_few_bits, module.parameters()))
@@ -104,12 +112,15 @@ def merged(module: Any, dtype: torch.dtype) -> Any:
     """A copy of a module in evaluation mode with LoRA merged and all floating weights in ``dtype``.
 
     The sum of a weight and its LoRA is taken in float32 and rounded once. What is the same in both is shared, buffers
-    always; an adapted layer whose weight is no floating tensor, such as a quantised one, keeps its LoRA.
+    always, and so are layers that hold their weight in few bits, whose LoRA stays beside them: they keep more of it
+    than the weight.
     """
     if isinstance(module, PeftModel):
         module = module.get_base_model()
     memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
     for layer in module.modules():
+        if any(map(in_few_bits, layer.parameters(recurse=False))):
+            memo[id(layer)] = layer
         if isinstance(layer, LoraLayer):
             base: Any = layer.get_base_layer()
             if is_plain(base.weight):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from d2llm.errors import InputError
-from d2llm.merging import is_sharded
+from d2llm.merging import takes_turns
 from d2llm.student import chunks_side_by_side
 from d2llm.student.cached_gradients import cached
 from d2llm.texts import TOKEN_BUDGET, even_batches
@@ -98,4 +98,4 @@ def _threads(model: "D2LLM", tokens: int) -> int:
     threads = torch.get_num_threads()
     if model.device.type != "cpu" or not torch.is_grad_enabled() or tokens < threads * _THREAD_TOKENS:
         return 1
-    return 1 if model.chunks_in_turn or is_sharded(model) or not chunks_side_by_side.fits(model) else threads
+    return 1 if model.chunks_in_turn or takes_turns(model) or not chunks_side_by_side.fits(model) else threads

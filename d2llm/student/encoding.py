@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from d2llm.compiling import is_single
 from d2llm.errors import InputError
-from d2llm.merging import inference_dtype, is_sharded
+from d2llm.merging import inference_dtype, is_sharded, takes_turns
 from d2llm.side_by_side import side_by_side
 from d2llm.student import windows as in_windows
 from d2llm.student.vector_file import VectorFile
@@ -174,8 +174,8 @@ class _Encoder:
             tokens, mask = pad([ids[row] for row in rows], self.model.tokenizer.pad_token_id)
             return embed(tokens.to(device), mask.to(device))
 
-        # Processes that share weights take turns, and torch compiles in one thread.
-        together = not (is_sharded(self.model) or self.model.inference.compiled)
+        # Torch compiles in one thread.
+        together = not (takes_turns(self.model) or self.model.inference.compiled)
         for rows, vectors in zip(
             batches, (side_by_side(run, batches, device) if together else map(run, batches)), strict=True
         ):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 import d2llm_kernels as dk
+from d2llm.backbone import held_weights
 from d2llm.compiling import check_compiler, compile_in_place
 from d2llm.errors import FormatError, InputError
 from d2llm.merging import InferenceCopy, in_few_bits
@@ -122,7 +123,7 @@ class D2LLM(PreTrainedModel):
         """
         essentials = {name: getattr(self.config, name) for name in _ESSENTIAL}
         digest = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
-        for name, value in sorted(self.state_dict().items()):
+        for name, value in held_weights(self):
             digest.update(name.encode())
             if value.is_floating_point() and in_few_bits(value):
                 value = value.dequantize()

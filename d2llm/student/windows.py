@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2llm.errors import InputError
-from d2llm.merging import is_sharded
+from d2llm.merging import is_sharded, takes_turns
 from d2llm.side_by_side import side_by_side
 from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET, pad
 
@@ -84,7 +84,7 @@ def encode(model: "D2LLM", backbone: Any, texts: Sequence[str], length: int, bat
         return some, *model.pma.attend(hidden[mask.to(device).bool()], cu_seqlens=ends, u=u)
 
     pooled, weights = torch.zeros(len(texts), *u.shape, device=device), None
-    for some, part, lse in side_by_side(run, batches, device):
+    for some, part, lse in map(run, batches) if takes_turns(model) else side_by_side(run, batches, device):
         if weights is None:
             pooled = pooled.to(part.dtype)
             weights = torch.full((len(texts), len(u)), -torch.inf, device=device, dtype=lse.dtype)

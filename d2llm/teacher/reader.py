@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from d2llm.merging import is_sharded
+from d2llm.merging import takes_turns
 from d2llm.side_by_side import side_by_side
 from d2llm.teacher.prompt import left_pad
 from d2llm.texts import batches_by_length
@@ -63,8 +63,7 @@ class PromptReader:
         for size in _sizes([len(beginning) for beginning, _ in shared], self.batch_tokens // 2):
             pieces.append(partial(self._behind, prompts, shared[start : start + size]))
             start += size
-        # Processes that share weights take turns.
-        each = map if is_sharded(self.model) else partial(side_by_side, device=self.device)
+        each = map if takes_turns(self.model) else partial(side_by_side, device=self.device)
         yield from chain.from_iterable(each(_call, pieces))
 
     def _whole(self, prompts: Sequence[Prompt], rows: list[int]) -> list[Read]:

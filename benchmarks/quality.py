@@ -48,8 +48,8 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "quality.md"
 TESTS = ("test", "test-named")
 _LEXICAL, _COSINE, _IEM, _HYBRID = "BM25", "cosine", "IEM", "hybrid"
 #: Of the passages that IEM finds best, those that a teacher orders anew, and how.
-_RERANKED = 10
-_TEACHER, _BOTH = (f"{each} on the best {_RERANKED}" for each in ("teacher", "teacher + IEM"))
+BEST = 10
+_TEACHER, _BOTH = (f"{each} on the best {BEST}" for each in ("teacher", "teacher + IEM"))
 
 
 def over_library(held_out: Iterable[Example]) -> Validation:
@@ -141,14 +141,9 @@ class Measured:
         if self.ranks(name, f"{label}, {_BOTH}") is not None:
             return
         _, logits = self._student(student, data)
-        chosen, pairs = rerank_pairs(data, logits, _RERANKED)
-        folder = self.work / "judged" / f"{name}-{student.fingerprint()}"
-        table = collect(score(teacher, list(plan_pairs(pairs, data.task, _RERANKED * 16)), folder))
-        judged = [table.logits(text_id(query), text_id(passage)) for query, passage in pairs]
-        margins = np.array([each[YES] - each[NO] for each in judged if each]).reshape(chosen.shape)
-        both = fuse(margins, np.take_along_axis(logits, chosen, 1), 1.0)
-        for system, scores in ((_TEACHER, margins), (_BOTH, both)):
-            self.keep(name, f"{label}, {system}", data.reciprocal_ranks(reranked_scores(logits, chosen, scores)))
+        ranks = reordered(teacher, data, logits, self.work / "judged" / f"{name}-{student.fingerprint()}")
+        for system, each in zip((_TEACHER, _BOTH), ranks, strict=True):
+            self.keep(name, f"{label}, {system}", each)
 
     def _student(self, student: D2LLM, data: Validation) -> tuple[np.ndarray, np.ndarray]:
         """Cosine and logits; embeddings are kept too, since most of the time is theirs."""
@@ -158,6 +153,20 @@ class Measured:
         return cosine_similarity(*made), iem_scores(student, *map(torch.from_numpy, made), data.task)
 
 
+def reordered(teacher: Teacher, data: Validation, logits: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reciprocal ranks (Nq,) where a teacher orders the passages that logits (Nq, Np) put first, and where both do.
+
+    Both is the sum of their z-scores over those passages. The judgements stay in ``folder``.
+    """
+    chosen, pairs = rerank_pairs(data, logits, BEST)
+    table = collect(score(teacher, list(plan_pairs(pairs, data.task, BEST * 16)), folder))
+    judged = [table.logits(text_id(query), text_id(passage)) for query, passage in pairs]
+    margins = np.array([each[YES] - each[NO] for each in judged if each]).reshape(chosen.shape)
+    both = fuse(margins, np.take_along_axis(logits, chosen, 1), 1.0)
+    alone, together = (data.reciprocal_ranks(reranked_scores(logits, chosen, scores)) for scores in (margins, both))
+    return alone, together
+
+
 def table(measured: Measured, data: str, systems: Sequence[str]) -> list[str]:
     """Markdown lines: MRR of every system, and the difference of each to the first one, paired, by bootstrap."""
     lines = ["| system | MRR | over the first, 95 % |", "| --- | ---: | ---: |"]
@@ -165,12 +174,13 @@ def table(measured: Measured, data: str, systems: Sequence[str]) -> list[str]:
     for system in systems:
         ranks = measured.ranks(data, system)
         if ranks is not None:
-            over = "" if first is None or system == systems[0] else _interval(ranks, first)
+            over = "" if first is None or system == systems[0] else interval(ranks, first)
             lines.append(f"| {system} | {ranks.mean():.3f} | {over} |")
     return lines
 
 
-def _interval(ranks: np.ndarray, others: np.ndarray) -> str:
+def interval(ranks: np.ndarray, others: np.ndarray) -> str:
+    """The 95 % interval of a difference of means, paired, as a cell of a table."""
     found = difference(Means(ranks, others))
     return f"{found.low:+.3f} to {found.high:+.3f}"
 

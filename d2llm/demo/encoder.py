@@ -6,6 +6,7 @@ where it was.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,7 +61,9 @@ def main() -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m d2llm.demo.encoder", description=main.__doc__)
     parser.add_argument("out", type=Path, help="folder of the student, its data and its checkpoints")
-    make(parser.parse_args().out)
+    parser.add_argument("--seed", type=int, default=TRAINING.seed, help="of the order of the data, and of the heads")
+    asked = parser.parse_args()
+    make(asked.out, phase=replace(TRAINING, seed=asked.seed))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import labels, quality, rank_losses
+from benchmarks import labels, quality, rank_losses, seeds, teacher_curve
 from d2llm.data.docstrings import Function
-from d2llm.data.example import Example
+from d2llm.data.example import Example, text_key
 from d2llm.data.validation import Validation
 from d2llm.files import write_json
 from d2llm.student import D2LLM
+from d2llm.teacher.model import NO, YES, Teacher
 from tests.conftest import TEXTS
+from tests.teacher.teacher_models import save_model
 
 
 @pytest.fixture
@@ -100,3 +102,56 @@ def test_losses_are_held_against_labels_alone(tmp_path: Path, monkeypatch: pytes
     start, alone, *others = rank_losses.table(measured, 3)[2:]
     assert start == "| start | 0.100 ± 0.100 | 0.000 to 0.200 | -0.100 to -0.100 |"
     assert alone.endswith("| 0.100 to 0.300 |  |") and len(others) == 5
+
+
+def test_a_teacher_orders_the_best_anew(data: Validation, tmp_path: Path) -> None:
+    # Weights far from the default's, so that texts matter to the logits.
+    teacher = Teacher.from_pretrained(save_model(tmp_path / "llm", initializer_range=0.3))
+    logits = np.random.default_rng(0).normal(size=(len(data.queries), len(data.passages)))
+    alone, both = quality.reordered(teacher, data, logits, tmp_path / "judged")
+    for row, (query, relevant) in enumerate(zip(data.queries, data.relevant, strict=True)):
+        best = np.argsort(-logits[row])[: quality.BEST]
+        judged, _ = teacher.judge([query] * len(best), [data.passages[i] for i in best], "asym")
+        margins = judged[:, YES] - judged[:, NO]
+        scaled = [(each - each.mean()) / each.std() for each in (margins, logits[row][best])]
+        for found, scores in ((alone, margins), (both, sum(scaled))):
+            order = [*best[np.argsort(-scores)], *np.argsort(-logits[row])[quality.BEST :]]
+            assert found[row] == pytest.approx(1 / (1 + order.index(next(iter(relevant)))))
+
+
+def test_a_teacher_learns_from_its_students_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [Example(f"q{i}?", f"def f{i}(): ...") for i in range(30)]
+    passages = [pair.positive for pair in pairs]
+    held_out = {text_key(text) for pair in pairs[20:] for text in (pair.query, pair.positive)}
+    monkeypatch.setattr(teacher_curve, "standard_library_functions", list)
+    monkeypatch.setattr(teacher_curve, "standard_library_pairs", lambda: pairs)
+    monkeypatch.setattr(teacher_curve, "unseen_texts", lambda _: held_out)
+    # The student likes the last passages best, which are held out, and then those with high numbers.
+    monkeypatch.setattr(
+        teacher_curve, "logits_of", lambda _, queries, them: np.tile(np.arange(30.0), (len(queries), 1))
+    )
+    found = teacher_curve.groups(None, passages, 100)
+    assert sorted(group.query for group in found) == sorted(pair.query for pair in pairs[:20])
+    best = {f"def f{i}(): ..." for i in range(9, 20)}
+    for group in found:
+        assert len(set(group.negatives)) == teacher_curve.NEGATIVES and set(group.negatives) <= best - {group.positive}
+
+
+def test_students_of_several_seeds_are_held_against_their_start(
+    base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [str(tmp_path / name) for name in ("start", "one", "two")]
+    for seed, folder in enumerate(folders):
+        D2LLM.create(base_model, lora_r=2, iem_hidden=8, seed=seed).save_pretrained(folder)
+    monkeypatch.setattr(seeds, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
+    document = tmp_path / "quality.md"
+    document.write_text("<!-- seeds -->\n<!-- /seeds -->\n", encoding="utf-8")
+    monkeypatch.setattr(seeds, "DOCUMENT", document)
+    work = tmp_path / "work"
+    assert seeds.main(["--work", str(work), "--start", folders[0], "--student", *folders[1:], "--write"]) == 0
+    _, _, line, _ = document.read_text(encoding="utf-8").splitlines()[1:]
+    means = [np.load(work / "ranks" / "docstrings" / f"seed {seed}, IEM.npy").mean() for seed in range(2)]
+    start = np.load(work / "ranks" / "docstrings" / "start, cosine.npy").mean()
+    assert line.startswith(f"| docstrings | {start:.3f} | ")
+    assert f" | {np.mean(means):.3f} ± {np.std(means, ddof=1):.3f} | " in line
+    assert not (work / "ranks" / "test").exists(), "a set that no setting is chosen by was read"

@@ -86,6 +86,10 @@ def _no_cuda() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     if CUDA_HOME is None:
         return "there is no nvcc; install the CUDA toolkit or set CUDA_HOME"
+    shown = subprocess.run([f"{CUDA_HOME}/bin/nvcc", "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.", shown)
+    if release and release[1] != torch.version.cuda.partition(".")[0]:
+        return f"nvcc is of CUDA {release[1]}, torch {torch.__version__} is built with CUDA {torch.version.cuda}"
     return None
 
 

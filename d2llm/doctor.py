@@ -17,6 +17,7 @@ import d2llm_kernels as dk
 from d2llm import shipped
 from d2llm.backbone import packaged_model
 from d2llm.cache import cache_folder
+from d2llm.devices import accelerator
 from d2llm.errors import D2LLMError
 from d2llm.requirements import NAME, needed, to_install
 
@@ -111,13 +112,13 @@ def _packages() -> Iterator[Check]:
 def _hardware() -> Iterator[Check]:
     capability = torch.backends.cpu.get_cpu_capability()
     yield Check("cpu", OK, f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}")
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None:
+    found = accelerator()
+    if found is None:
         yield Check("accelerator", OK, "none; everything runs on the CPU")
-    elif accelerator.type == "cuda":
+    elif found.type == "cuda":
         yield Check("accelerator", OK, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
     else:
-        yield Check("accelerator", OK, str(accelerator))
+        yield Check("accelerator", OK, str(found))
 
 
 def _kernels() -> Iterator[Check]:

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from d2llm.compiling import compile_in_place
+from d2llm.devices import best_device
 from d2llm_kernels.tensors import is_plain
 
 #: Instructions of x86 CPUs, any of which multiplies bfloat16.
@@ -34,8 +35,7 @@ def inference_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
 
 def multiplies_bfloat16() -> bool:
     """Whether what models are trained on here computes faster in bfloat16; autocast to it is a loss otherwise."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    return inference_dtype(torch.bfloat16, device) == torch.bfloat16
+    return inference_dtype(torch.bfloat16, best_device()) == torch.bfloat16
 
 
 def widen(model: nn.Module) -> None:

@@ -26,7 +26,13 @@ def accumulate_dtype(*dtypes: torch.dtype) -> torch.dtype:
 def autocasts(tensor: Tensor) -> bool:
     """Whether autocast is on for the tensor's device."""
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+# Torch 2.9 cannot follow the question into a graph.
+@torch.compiler.assume_constant_result
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

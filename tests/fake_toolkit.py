@@ -6,7 +6,7 @@ from pathlib import Path
 _NVCC = """#!/bin/sh
 echo "$@" >> {log}
 case "$1" in
---version) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit ;;
+--version) echo "Cuda compilation tools, release {release}"; exit ;;
 -v) echo '#$ TOP={toolkit}/bin/..' >&2; exit 1 ;;
 esac
 {end}
@@ -36,14 +36,15 @@ class Toolkit:
     Args:
         folder: where they are put.
         broken: whether nvcc fails.
+        release: the version that nvcc says it has.
     """
 
-    def __init__(self, folder: Path, broken: bool = False) -> None:
+    def __init__(self, folder: Path, broken: bool = False, release: str = "13.0") -> None:
         self.home, self.log = folder / "toolkit", folder / "nvcc.log"
         wrappers = folder / "wrappers/bin"
         end = "echo 'nvcc error: out of luck' >&2; exit 2" if broken else _EMPTY
         nvcc = self.home / "bin/nvcc"
-        _script(nvcc, _NVCC.format(log=self.log, toolkit=self.home, end=end))
+        _script(nvcc, _NVCC.format(log=self.log, toolkit=self.home, end=end, release=release))
         _script(wrappers / "nvcc", f'#!/bin/sh\nexec {nvcc} "$@"\n')
         _script(wrappers / "g++", _GCC.format(end=_EMPTY))
         (folder / "site").mkdir()

@@ -87,8 +87,7 @@ def load_teacher(
     Raises:
         D2LLMError: for an unknown name, an absent folder or file, or a malformed template.
     """
-    import torch
-
+    from d2llm.devices import best_device
     from d2llm.teacher.model import Teacher
 
     teacher = Teacher.from_pretrained(
@@ -100,7 +99,7 @@ def load_teacher(
         query_length=query_length,
         passage_length=passage_length,
     )
-    return teacher.to(torch.accelerator.current_accelerator() or "cpu")
+    return teacher.to(best_device())
 
 
 def read_template(name: str) -> "Template":
@@ -171,10 +170,11 @@ def load_student(folder: Path) -> Any:
     """
     import torch
 
+    from d2llm.devices import best_device
     from d2llm.student import D2LLM
 
     student = D2LLM.from_pretrained(folder)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = best_device()
     if device.type != "cpu" and _LOCAL_RANK in os.environ:
         torch.accelerator.set_device_index(int(os.environ[_LOCAL_RANK]))
     # The decorated signature that transformers gives this method hides its own argument.

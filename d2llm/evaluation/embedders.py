@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2llm.backbone import load_encoder, load_tokenizer
+from d2llm.devices import best_device
 from d2llm.errors import InputError
 from d2llm.texts import CPU_TOKENS, TOKEN_BUDGET, batches_by_length, check_texts, pad, tokenize
 
@@ -34,7 +35,7 @@ class MeanPool:
     def __init__(
         self, model: str, num_layers: int | None = None, max_length: int = MAX_LENGTH, device: str | None = None
     ) -> None:
-        self._device = device or str(torch.accelerator.current_accelerator() or "cpu")
+        self._device = device or str(best_device())
         self._tokenizer = load_tokenizer(model)
         self._tokenizer.truncation_side = "right"
         self._model = load_encoder(model, num_layers=num_layers).to(self._device).eval()

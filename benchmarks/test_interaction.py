@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from d2llm_kernels.measure.case import Case
-from d2llm_kernels.measure.interaction import groups, linear, pairs, score_all, scores, topk
+from d2llm_kernels.measure.interaction import groups, linear, linear_int8, pairs, score_all, scores, topk
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _F, _D = 512, 1024
@@ -27,6 +27,8 @@ def cases(full: bool) -> Iterator[Case]:
         yield topk(dtype, 1, 100_000, _F, _K, peers=peers)
     for rows, depth, outputs in ((8192, 576, _F), (1024, 4096, _F), (32, 1024, 1024), (32, 4096, 4096)):
         yield linear(rows, depth, outputs)
+    for depth, outputs in ((384, 1536), (1536, 384), (576, 1536)):
+        yield linear_int8(512, depth, outputs)
     if full:
         yield from _more()
 

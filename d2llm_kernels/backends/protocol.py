@@ -141,6 +141,12 @@ class Int8(Protocol):
     def iem_scores_int8(self, a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tensor:
         """Scores of passages in whole numbers, all other tensors float32; see ``rough.int8``."""
 
+    def pack_linear_int8(self, weight: Tensor) -> Tensor:
+        """A weight (M, K) int8 as ``linear_int8`` reads it, in int32."""
+
+    def linear_int8(self, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """(N, K) float32 to (N, M) by a packed weight; see ``rough.linear``."""
+
     def inner_topk(
         self, queries: Tensor, chunks: Sequence[Tensor], kept: Tensor | None, k: int
     ) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,10 @@ import torch
 
 import d2llm_kernels as dk
 from d2llm_kernels.measure.case import Call, Case, Prepared, Target, Wrap
-from d2llm_kernels.measure.contract import Verdict, judge, worst
+from d2llm_kernels.measure.contract import Verdict, distance, judge, worst
 from d2llm_kernels.measure.passes import NAMES, differentiated, gradients_of
 from d2llm_kernels.measure.problems import BytesTopK, Interaction, TopK
+from d2llm_kernels.rough.linear import Int8Linear
 
 #: Nq, Np (or the number of pairs), F, and the width D of the literal form's vectors.
 Sizes = tuple[int, int, int, int]
@@ -252,6 +253,25 @@ def linear(rows: int, depth: int, outputs: int) -> Case:
 
     shape = f"{rows} x {depth} -> {outputs}"
     return Case("linear", shape, torch.float32, 3, prepare, backends=("cpu",))
+
+
+def linear_int8(rows: int, depth: int, outputs: int) -> Case:
+    """A row of ``rough.linear.Int8Linear``, a layer of an LLM; the literal form is torch's own layer in float32."""
+
+    def prepare(device: torch.device) -> Prepared:
+        layer = torch.nn.Linear(depth, outputs, device=device).requires_grad_(False)
+        x = torch.randn(rows, depth, device=device)
+        made = {backend: Int8Linear(layer, backend) for backend in ("folded", "cpu")}
+        return Prepared(
+            2 * rows * depth * outputs,
+            4 * (rows * depth + rows * outputs) + outputs * depth,
+            lambda backend: Call(lambda: made[backend](x)),
+            lambda wrap: Call(wrap(lambda: layer(x))),
+            # Whole numbers: every backend gives the same.
+            lambda backend: Verdict(distance(made[backend](x), made["folded"](x)), 0.0),
+        )
+
+    return Case("Int8Linear", f"{rows} x {depth} -> {outputs}", torch.int8, 3, prepare, backends=("folded", "cpu"))
 
 
 def literal_bytes(pairs: int, width: int, hidden: int, item: int) -> int:

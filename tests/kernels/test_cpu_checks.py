@@ -101,6 +101,29 @@ def test_pairs_name_queries_that_there_are():
     assert search.pairs(a, torch.tensor([0, 1, 2, 2]), b, scale).shape == (4,)
 
 
+def test_linear_layers_in_int8_check_what_they_are_given():
+    weight, x, scale = torch.zeros(3, 8, dtype=torch.int8), torch.zeros(5, 8), torch.ones(3)
+    pack, linear = library.operators().pack_linear_int8, library.operators().linear_int8
+    packed = pack(weight)
+    assert linear(x, packed, scale, None).shape == (5, 3)
+    for wrong in (weight.float(), weight[0], weight[:, :0], torch.zeros(1, (1 << 16) + 1, dtype=torch.int8)):
+        with pytest.raises(RuntimeError, match="weight: expected"):
+            pack(wrong)
+    for arguments in (
+        (x.double(), packed, scale, None),
+        (x[:, :3], packed, scale, None),
+        (x[0], packed, scale, None),
+        (x, packed.float(), scale, None),
+        (x, packed[:, :1], scale, None),
+        (x, packed.mT.contiguous().mT, scale, None),
+        (x, packed, torch.ones(300), None),
+        (x, packed, scale.double(), None),
+        (x, packed, scale, torch.ones(2)),
+    ):
+        with pytest.raises(RuntimeError, match=": expected"):
+            linear(*arguments)
+
+
 def test_inner_products_and_taken_rows_check_what_they_are_given():
     queries, rows = torch.zeros(2, 8, dtype=torch.int8), torch.zeros(5, 8, dtype=torch.int8)
     kept = torch.ones(10, dtype=torch.bool)

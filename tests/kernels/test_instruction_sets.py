@@ -19,6 +19,7 @@ TESTS = (
     "test_in_batch_terms.py",
     "test_int8.py::test_scores_equal_the_formula_to_the_last_bit",
     "test_inner.py::test_parity",
+    "test_int8_linear.py::test_parity",
 )
 
 

@@ -111,6 +111,19 @@ struct Linear {
     float* scratch;  // (kLinearDepth + outputs) * strip floats
 };
 
+// Rows through a linear layer whose weights are int8.
+struct IntegerLinear {
+    const float* x;  // (rows, depth)
+    int64_t rows, depth, x_stride;
+    const float* weight;  // (panels, units, strip) units of int8 weights
+    const float* scale;   // (outputs,) of the rows of the weight
+    const float* bias;    // (outputs,) or null
+    int64_t outputs;
+    float* out;  // (rows, outputs)
+    int64_t out_stride;
+    float* scratch;  // (rows + panel) * (units + 2) floats
+};
+
 // A row of the batch and its hard negatives, for the losses over all pairs.
 struct BatchRow {
     const float* z;           // (size,)
@@ -161,6 +174,7 @@ struct Kernels {
                              const float* dlse, float* g);
     void (*token_gradients)(const TokenGradient&, Rows);
     void (*linear)(const Linear&);
+    void (*linear_int8)(const IntegerLinear&);
     void (*in_batch)(const BatchRow&, float* cross_entropy, float* pairwise);
     void (*in_batch_gradient)(const BatchRow&, const BatchRowGradient&);
     double (*peak_f32)(int64_t rounds);

@@ -59,6 +59,7 @@ static const Kernels kTable = {
     softmax_gradient,
     token_rows,
     linear,
+    linear_steps<ScoreInt8>,
     in_batch,
     in_batch_gradient,
     peak<Float32>,

@@ -10,6 +10,7 @@
 #include "iem_gradient-inl.h"
 #include "iem_int8-inl.h"
 #include "inner-inl.h"
+#include "linear_int8-inl.h"
 #include "linear_strip-inl.h"
 #include "pool_chunk-inl.h"
 #include "pool_f32-inl.h"

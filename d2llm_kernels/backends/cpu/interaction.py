@@ -42,6 +42,16 @@ def iem_scores_int8(a: Tensor, b: Tensor, scale: Tensor, branch: Branch) -> Tens
     return operators().iem_scores_int8(a, b, scale, *branch)
 
 
+def pack_linear_int8(weight: Tensor) -> Tensor:
+    """A weight (M, K) int8 in units of the instruction set."""
+    return operators().pack_linear_int8(weight)
+
+
+def linear_int8(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """``rough.linear`` on rows: x (N, K) float32 to (N, M)."""
+    return operators().linear_int8(x, packed, scale, bias)
+
+
 def inner_topk(queries: Tensor, chunks: Sequence[Tensor], kept: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """``inner.topk``: one pass over the rows."""
     return operators().inner_topk(queries, chunks, kept, k)

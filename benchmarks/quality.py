@@ -103,10 +103,11 @@ def _key(texts: Sequence[str]) -> str:
 
 
 class Measured:
-    """Reciprocal ranks by set and system, kept in a folder."""
+    """Reciprocal ranks by set and system, kept in a folder, of students as ``load`` gives them."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, load: Callable[[str], D2LLM] | None = None) -> None:
         self.work = work
+        self.load = load or D2LLM.from_pretrained
 
     def file(self, data: str, system: str) -> Path:
         """Where the ranks of a system on a set lie."""
@@ -130,7 +131,7 @@ class Measured:
         lexical = bm25(data.queries, data.passages)
         self.keep(name, _LEXICAL, data.reciprocal_ranks(lexical))
         for each in needed:
-            student = D2LLM.from_pretrained(students[each])
+            student = self.load(students[each])
             cosine, logits = self._student(student, data)
             hybrid = fuse(logits, lexical, student.config.bm25_weight)
             for system, scores in ((_COSINE, cosine), (_IEM, logits), (_HYBRID, hybrid)):

@@ -46,12 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--student", nargs="+", required=True, help="a student's folder for every seed, two or more")
     parser.add_argument("--start", required=True, help="folder of what they started as")
     parser.add_argument("--cosqa", type=Path, help="folder of CoSQA's codes.json and dev.json, which is not shipped")
-    parser.add_argument("--test", action="store_true", help="the sets that no setting is chosen by, too")
+    parser.add_argument("--only", nargs="*", help="sets to tell of; all but test by default")
     parser.add_argument("--write", action="store_true", help="bring docs/quality.md up to it")
     asked = parser.parse_args(arguments)
     measured, known = Measured(asked.work), sets(asked.cosqa)
     seeds = {f"seed {number}": folder for number, folder in enumerate(asked.student)}
-    chosen = [name for name in known if asked.test or name not in TESTS]
+    chosen = [name for name in known if name not in TESTS] if asked.only is None else asked.only
     for name in chosen:
         measured.measure(name, known[name](), {_START: asked.start, **seeds})
     lines = [

@@ -19,8 +19,10 @@ from d2llm_kernels.measure.case import Call, Case, Prepared
 from d2llm_kernels.measure.contract import Verdict, agreement
 
 _TRANSFORMERS, _SENTENCE_TRANSFORMERS = "transformers", "sentence-transformers"
-#: The student itself with ``compile_encoder``.
-_COMPILED = "torch.compile"
+#: The student itself with ``compile_encoder``, and with ``quantize_encoder``.
+_COMPILED, _INT8 = "torch.compile", "int8 layers"
+#: How far from 1 the cosine of an embedding by int8 and that in float may be.
+_INT8_COSINE = 0.01
 #: Texts at once where tokens do not decide.
 _BATCH = 32
 
@@ -43,6 +45,8 @@ def _encode(name: str, students: Any, texts: int, compiled: bool) -> Case:
         peers = {_TRANSFORMERS: _transformers(folder, ids, student.tokenizer.pad_token_id)}
         if find_spec("sentence_transformers"):
             peers[_SENTENCE_TRANSFORMERS] = _sentence_transformers(folder, passages, student)
+        rounded = students.__wrapped__().quantize_encoder()
+        peers[_INT8] = partial(rounded.encode, passages, show_progress=False, convert_to="torch")
         if compiled:
             graph = students.__wrapped__().compile_encoder()
             peers[_COMPILED] = partial(graph.encode, passages, show_progress=False, convert_to="torch")
@@ -50,6 +54,9 @@ def _encode(name: str, students: Any, texts: int, compiled: bool) -> Case:
         def check(name: str) -> Verdict:
             if name == _COMPILED:
                 return agreement(peers[name](), _unmerged(student, ids), torch.bfloat16)
+            if name == _INT8:
+                cosine = torch.nn.functional.cosine_similarity(peers[name](), _unmerged(student, ids))
+                return Verdict(1 - cosine.min().item(), _INT8_COSINE, "1 - the least cosine")
             if name in peers:
                 return agreement(peers[name](), _mean_pooled(student, ids), torch.bfloat16)
             return agreement(backend.under(name, encode), _unmerged(student, ids), torch.bfloat16)
@@ -66,7 +73,8 @@ def _encode(name: str, students: Any, texts: int, compiled: bool) -> Case:
         )
 
     others = [_SENTENCE_TRANSFORMERS] * bool(find_spec("sentence_transformers")) + [_COMPILED] * compiled
-    return Case("encode", f"{name}, {texts} passages", torch.bfloat16, 1, prepare, peers=(_TRANSFORMERS, *others))
+    peers = (_TRANSFORMERS, *others, _INT8)
+    return Case("encode", f"{name}, {texts} passages", torch.bfloat16, 1, prepare, peers=peers)
 
 
 def _batches(ids: list[list[int]], pad_id: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from d2llm.compiling import compile_in_place
 from d2llm.devices import best_device
+from d2llm_kernels.rough.linear import replace_linear
 from d2llm_kernels.tensors import is_plain
 
 #: Instructions of x86 CPUs, any of which multiplies bfloat16.
@@ -75,8 +76,8 @@ class InferenceCopy:
     """:func:`merged` of one module, kept and made again when the module's weights are others."""
 
     def __init__(self) -> None:
-        #: Whether torch compiles the copies made from now on.
-        self.compiled = False
+        #: Whether torch compiles the copies made from now on, and whether their linear layers are in int8.
+        self.compiled = self.int8 = False
         self._made: tuple[Any, list[tuple[Any, ...]], list[Tensor]] | None = None
 
     def of(self, module: Any, dtype: torch.dtype) -> Any:
@@ -93,6 +94,8 @@ class InferenceCopy:
             if places == old_places and all(map(torch.equal, learned, old_learned)):
                 return made
         made = merged(module, dtype)
+        if self.int8:
+            replace_linear(made)
         if self.compiled:
             compile_in_place(made)
         self._made = made, places, [weight.clone() for weight in learned]

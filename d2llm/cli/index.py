@@ -70,6 +70,9 @@ def index(
     torch_compile: Annotated[
         bool, typer.Option("--torch-compile", help="Compile the LLM first: for many thousand passages.")
     ] = False,
+    int8_encoder: Annotated[
+        bool, typer.Option("--int8-encoder", help="Encode by linear layers in int8: faster on a CPU, a little rougher.")
+    ] = False,
 ) -> None:
     """Make a corpus searchable, or change an index.
 
@@ -129,6 +132,8 @@ def index(
     student = load_student(model)
     if torch_compile:
         student.compile_encoder()
+    if int8_encoder:
+        student.quantize_encoder()
     if share is not None:
         count = build_share(
             student,

@@ -61,7 +61,7 @@ def main() -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m d2llm.demo.encoder", description=main.__doc__)
     parser.add_argument("out", type=Path, help="folder of the student, its data and its checkpoints")
-    parser.add_argument("--seed", type=int, default=TRAINING.seed, help="of the order of the data, and of the heads")
+    parser.add_argument("--seed", type=int, default=TRAINING.seed, help="of the order of the data")
     asked = parser.parse_args()
     make(asked.out, phase=replace(TRAINING, seed=asked.seed))
 

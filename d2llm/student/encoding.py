@@ -56,7 +56,7 @@ def encode(
         convert_to: ``numpy``, or ``torch`` for a tensor on the model's device.
         normalize: divide by the L2 norm (for cosine similarity; the interaction module wants it off).
         dtype: number type that the LLM computes in, such as ``torch.bfloat16``; None takes that of its weights, or
-            float32 on a CPU that does not multiply theirs.
+            float32 on a CPU that does not multiply theirs, or where its linear layers are in int8.
         out: file (.npy) to write the embeddings to some thousand at a time; what comes back is memory-mapped. The file
             appears when it is whole. Called again after a stop with the same student, texts and options, it goes on.
         windows: do not cut a text at the limit: read it in windows of that length, which overlap by a quarter, and pool
@@ -79,7 +79,9 @@ def encode(
         in_windows.check(model)
     texts = check_sequence(texts)
     show = len(texts) >= _BAR_FROM if show_progress is None else show_progress
-    dtype = dtype or inference_dtype(model.backbone.get_input_embeddings().weight.dtype, model.device)
+    if dtype is None:
+        weights = torch.float32 if model.inference.int8 else model.backbone.get_input_embeddings().weight.dtype
+        dtype = inference_dtype(weights, model.device)
     encoder = _Encoder(model, kind, batch_size, normalize, dtype, windows)
     if out is not None:
         with VectorFile(out, (len(texts), model.dim), encoder.key(texts)) as file:
@@ -109,6 +111,7 @@ class _Encoder:
     def key(self, texts: Sequence[str]) -> str:
         """32 hex digits over the student, the options and the texts."""
         options = [self.model.fingerprint(), self.kind, self.normalize, str(self.dtype), *["windows"][: self.windows]]
+        options += ["int8"][: self.model.inference.int8]
         digest = hashlib.sha256(json.dumps(options).encode())
         for text in texts:
             written = text.encode("utf-8", "surrogatepass")

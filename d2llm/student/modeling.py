@@ -16,7 +16,7 @@ import d2llm_kernels as dk
 from d2llm.backbone import held_weights
 from d2llm.compiling import check_compiler, compile_in_place
 from d2llm.errors import FormatError, InputError
-from d2llm.merging import InferenceCopy, in_few_bits
+from d2llm.merging import InferenceCopy, in_few_bits, is_quantised, is_sharded
 from d2llm.student import building, checkpoint, encoding, hub, scoring
 from d2llm.student.cached_gradients import cached
 from d2llm.student.chunks import Texts, embeddings
@@ -166,8 +166,33 @@ class D2LLM(PreTrainedModel):
             MissingError: if torch cannot compile here.
         """
         check_compiler(self.device)
+        if self.inference.int8:
+            raise InputError("compile_encoder: expected an encoder in float, got one in int8; choose one of both")
         self.inference.drop()
         self.inference.compiled = True
+        return self
+
+    def quantize_encoder(self) -> "D2LLM":
+        """Let the LLM that :meth:`encode` computes with hold its linear layers in int8, and return the student.
+
+        The merged weights are rounded, and so is every token's row that comes to them
+        (:class:`d2llm_kernels.rough.linear.Int8Linear`); the rest computes in float32. Embeddings differ a little from
+        those in float: docs/quality.md says what that costs, docs/benchmarks.md what it gains.
+
+        Raises:
+            InputError: for an encoder that torch compiles, or a base that is quantised already, is shared among
+                processes, or has no linear layers.
+        """
+        for reason, wrong in (
+            ("one that torch compiles", self.inference.compiled),
+            ("one whose base is quantised", is_quantised(self.backbone)),
+            ("one shared among processes", is_sharded(self.backbone)),
+            ("one without linear layers", not any(isinstance(layer, nn.Linear) for layer in self.backbone.modules())),
+        ):
+            if wrong:
+                raise InputError(f"quantize_encoder: expected an encoder with linear layers in float, got {reason}")
+        self.inference.drop()
+        self.inference.int8 = True
         return self
 
     def compile_steps(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import labels, quality, rank_losses, seeds, teacher_curve
+from benchmarks import int8_encoder, labels, quality, rank_losses, seeds, teacher_curve
 from d2llm.data.docstrings import Function
 from d2llm.data.example import Example, text_key
 from d2llm.data.validation import Validation
@@ -155,3 +155,19 @@ def test_students_of_several_seeds_are_held_against_their_start(
     assert line.startswith(f"| docstrings | {start:.3f} | ")
     assert f" | {np.mean(means):.3f} ± {np.std(means, ddof=1):.3f} | " in line
     assert not (work / "ranks" / "test").exists(), "a set that no setting is chosen by was read"
+
+
+def test_int8_is_held_against_float(
+    base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    D2LLM.create(base_model, lora_r=2, iem_hidden=8).save_pretrained(tmp_path / "student")
+    monkeypatch.setattr(int8_encoder, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
+    document = tmp_path / "quality.md"
+    document.write_text("<!-- int8-encoder -->\n<!-- /int8-encoder -->\n", encoding="utf-8")
+    monkeypatch.setattr(int8_encoder, "DOCUMENT", document)
+    arguments = ["--work", str(tmp_path / "work"), "--student", str(tmp_path / "student"), "--write"]
+    assert int8_encoder.main(arguments) == 0
+    lines = document.read_text(encoding="utf-8").splitlines()[3:-1]
+    assert [line.split(" | ")[1] for line in lines] == ["cosine", "IEM", "hybrid"]
+    means = [np.load(tmp_path / f"work/{kind}/ranks/docstrings/student, IEM.npy").mean() for kind in ("float", "int8")]
+    assert f"| docstrings | IEM | {means[0]:.3f} | {means[1]:.3f} | " in lines[1]

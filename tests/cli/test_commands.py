@@ -197,6 +197,18 @@ def test_eval_of_pairs(
     assert rows["BM25"][metric] > 0.8
 
 
+def test_an_encoder_in_int8(run: Run, student_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    student, found = D2LLM.from_pretrained(student_folder), []
+    for name, flags in (("float", ()), ("int8", ("--int8-encoder",))):
+        built = run("index", student_folder, corpus, tmp_path / name, "--dtype", "float32", *flags)
+        assert "3 passages" in built.output
+        hits = Index.open(tmp_path / name, student).search("open the file", 3, mode="iem")[0]
+        found.append({hit.id: hit.score for hit in hits})
+    assert found[0] != found[1] and found[0] == pytest.approx(found[1], abs=0.5)
+    refused = run("index", student_folder, corpus, tmp_path / "both", "--int8-encoder", "--torch-compile")
+    assert refused.exit_code == 2 and "got one that torch compiles" in refused.stderr
+
+
 def test_index_in_shares(
     run: Run, student_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

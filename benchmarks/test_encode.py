@@ -13,12 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from benchmarks import backend, corpus
+from d2llm.export.onnx import ENCODER, export_onnx
 from d2llm.student import D2LLM
 from d2llm.texts import batches_by_length, pad, tokenize
 from d2llm_kernels.measure.case import Call, Case, Prepared
 from d2llm_kernels.measure.contract import Verdict, agreement
 
 _TRANSFORMERS, _SENTENCE_TRANSFORMERS = "transformers", "sentence-transformers"
+#: What runs the student's ONNX graph, in float32.
+_ONNXRUNTIME, _OPENVINO = "onnxruntime", "openvino"
 #: The student itself with ``compile_encoder``, and with ``quantize_encoder``.
 _COMPILED, _INT8 = "torch.compile", "int8 layers"
 #: How far from 1 the cosine of an embedding by int8 and that in float may be.
@@ -35,6 +38,10 @@ def cases(full: bool) -> Iterator[Case]:
 
 
 def _encode(name: str, students: Any, texts: int, compiled: bool) -> Case:
+    engines = (_ONNXRUNTIME, _OPENVINO) if find_spec("onnxscript") else ()
+    others = [peer for peer in (_SENTENCE_TRANSFORMERS, *engines) if find_spec(peer.replace("-", "_"))]
+    others += [_COMPILED] * compiled + [_INT8]
+
     def prepare(device: torch.device) -> Prepared:
         student = students()
         passages = [pair.positive for pair in corpus.pairs()[:texts]]
@@ -43,16 +50,20 @@ def _encode(name: str, students: Any, texts: int, compiled: bool) -> Case:
         folder = tempfile.TemporaryDirectory()
         student.save_pretrained(folder.name, merged=True)
         peers = {_TRANSFORMERS: _transformers(folder, ids, student.tokenizer.pad_token_id)}
-        if find_spec("sentence_transformers"):
+        if _SENTENCE_TRANSFORMERS in others:
             peers[_SENTENCE_TRANSFORMERS] = _sentence_transformers(folder, passages, student)
+        for engine, graph in ((_ONNXRUNTIME, _onnxruntime), (_OPENVINO, _openvino)):
+            if engine in others:
+                run = graph(_exported(folder, student))
+                peers[engine] = partial(_by_graph, run, ids, student.dim, student.tokenizer.pad_token_id)
         rounded = students.__wrapped__().quantize_encoder()
         peers[_INT8] = partial(rounded.encode, passages, show_progress=False, convert_to="torch")
         if compiled:
-            graph = students.__wrapped__().compile_encoder()
-            peers[_COMPILED] = partial(graph.encode, passages, show_progress=False, convert_to="torch")
+            whole = students.__wrapped__().compile_encoder()
+            peers[_COMPILED] = partial(whole.encode, passages, show_progress=False, convert_to="torch")
 
         def check(name: str) -> Verdict:
-            if name == _COMPILED:
+            if name in (_COMPILED, _ONNXRUNTIME, _OPENVINO):
                 return agreement(peers[name](), _unmerged(student, ids), torch.bfloat16)
             if name == _INT8:
                 cosine = torch.nn.functional.cosine_similarity(peers[name](), _unmerged(student, ids))
@@ -72,9 +83,7 @@ def _encode(name: str, students: Any, texts: int, compiled: bool) -> Case:
             items=("tokens", sum(map(len, ids))),
         )
 
-    others = [_SENTENCE_TRANSFORMERS] * bool(find_spec("sentence_transformers")) + [_COMPILED] * compiled
-    peers = (_TRANSFORMERS, *others, _INT8)
-    return Case("encode", f"{name}, {texts} passages", torch.bfloat16, 1, prepare, peers=peers)
+    return Case("encode", f"{name}, {texts} passages", torch.bfloat16, 1, prepare, peers=(_TRANSFORMERS, *others))
 
 
 def _batches(ids: list[list[int]], pad_id: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
@@ -134,6 +143,39 @@ def _sentence_transformers(
     model = SentenceTransformer(modules=[base, Pooling(student.dim, "mean")], device="cpu")
     options = {"batch_size": _BATCH, "show_progress_bar": False, "convert_to_tensor": True}
     return lambda: model.encode(passages, **options).float()
+
+
+def _exported(folder: "tempfile.TemporaryDirectory[str]", student: D2LLM) -> Path:
+    """The student's encoder as an ONNX graph."""
+    graphs = Path(folder.name) / "graphs"
+    if not graphs.exists():
+        export_onnx(student, graphs)
+    return graphs / ENCODER
+
+
+def _onnxruntime(graph: Path) -> Callable[[Tensor, Tensor], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = ("input_ids", "attention_mask")
+    return lambda *given: session.run(None, {n: x.numpy() for n, x in zip(names, given, strict=True)})[0]
+
+
+def _openvino(graph: Path) -> Callable[[Tensor, Tensor], Any]:
+    import openvino
+
+    model = openvino.compile_model(graph, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    return lambda tokens, mask: model([tokens.numpy(), mask.numpy()])[0]
+
+
+def _by_graph(run: Callable[[Tensor, Tensor], Any], ids: list[list[int]], dim: int, pad_id: int) -> Tensor:
+    """Embeddings by a graph, in batches of like length."""
+    found = torch.empty(len(ids), dim)
+    for rows, tokens, mask in _batches(ids, pad_id):
+        found[rows] = torch.from_numpy(run(tokens, mask.long()))
+    return found
 
 
 @torch.inference_mode()

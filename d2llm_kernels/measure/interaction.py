@@ -5,7 +5,7 @@ It is timed on as many of the pairs as its tensors of the size (pairs, 2D) fit, 
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -261,14 +261,14 @@ def linear_int8(rows: int, depth: int, outputs: int) -> Case:
     def prepare(device: torch.device) -> Prepared:
         layer = torch.nn.Linear(depth, outputs, device=device).requires_grad_(False)
         x = torch.randn(rows, depth, device=device)
-        made = {backend: Int8Linear(layer, backend) for backend in ("folded", "cpu")}
+        made = cache(partial(Int8Linear, layer))
         return Prepared(
             2 * rows * depth * outputs,
             4 * (rows * depth + rows * outputs) + outputs * depth,
-            lambda backend: Call(lambda: made[backend](x)),
+            lambda backend: Call(partial(made(backend), x)),
             lambda wrap: Call(wrap(lambda: layer(x))),
             # Whole numbers: every backend gives the same.
-            lambda backend: Verdict(distance(made[backend](x), made["folded"](x)), 0.0),
+            lambda backend: Verdict(distance(made(backend)(x), made("folded")(x)), 0.0),
         )
 
     return Case("Int8Linear", f"{rows} x {depth} -> {outputs}", torch.int8, 3, prepare, backends=("folded", "cpu"))

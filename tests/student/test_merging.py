@@ -137,7 +137,7 @@ def test_training_avoids_numbers_that_the_cpu_does_not_multiply(
 ) -> None:
     found = {"architecture": "x86_64", "avx512_bf16": multiplies}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     assert multiplies_bfloat16() == multiplies
     config = TrainConfig(str(tmp_path), base_model, student={"base_dtype": "bfloat16"})
     assert training_arguments(config, evaluates=False).bf16 == multiplies

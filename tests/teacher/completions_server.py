@@ -19,6 +19,8 @@ class Server(ThreadingHTTPServer):
     """Answers ``POST /v1/completions``; requests are counted and kept."""
 
     daemon_threads = True
+    # As many connections as come at once wait to be taken; five would, and some of two dozen be reset.
+    request_queue_size = 128
 
     def __init__(self, answer: Answer, fault: Fault = lambda number: None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -37,6 +37,7 @@ from d2llm.evaluation.significance import Means, difference
 from d2llm.evaluation.systems import bm25, iem_scores
 from d2llm.files import atomic_path
 from d2llm.fusion import fuse
+from d2llm.last_stage import JUDGED
 from d2llm.shipped import BASE_MODEL, STUDENT
 from d2llm.student import D2LLM
 from d2llm.student.encoding import cosine_similarity
@@ -47,9 +48,9 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "quality.md"
 #: What no setting is chosen by.
 TESTS = ("test", "test-named")
 _LEXICAL, _COSINE, _IEM, _HYBRID = "BM25", "cosine", "IEM", "hybrid"
-#: Of the passages that IEM finds best, those that a teacher orders anew, and how.
-BEST = 10
-_TEACHER, _BOTH = (f"{each} on the best {BEST}" for each in ("teacher", "teacher + IEM"))
+#: Of the passages that are found, those that a teacher orders anew, and how.
+BEST = JUDGED
+_TEACHER, _BOTH = (f"{each} on the best {BEST}" for each in ("teacher", "teacher + hybrid"))
 
 
 def over_library(held_out: Iterable[Example]) -> Validation:
@@ -138,11 +139,12 @@ class Measured:
                 self.keep(name, f"{each}, {system}", data.reciprocal_ranks(scores))
 
     def rerank(self, name: str, data: Validation, label: str, student: D2LLM, teacher: Teacher) -> None:
-        """The same where a teacher orders a student's best passages, by itself or with IEM: both as z-scores."""
+        """The same where a teacher orders what the hybrid finds best, by itself or with it: both as z-scores."""
         if self.ranks(name, f"{label}, {_BOTH}") is not None:
             return
         _, logits = self._student(student, data)
-        ranks = reordered(teacher, data, logits, self.work / "judged" / f"{name}-{student.fingerprint()}")
+        found = fuse(logits, bm25(data.queries, data.passages), student.config.bm25_weight)
+        ranks = reordered(teacher, data, found, self.work / "judged" / f"{name}-{student.fingerprint()}")
         for system, each in zip((_TEACHER, _BOTH), ranks, strict=True):
             self.keep(name, f"{label}, {system}", each)
 
@@ -154,17 +156,17 @@ class Measured:
         return cosine_similarity(*made), iem_scores(student, *map(torch.from_numpy, made), data.task)
 
 
-def reordered(teacher: Teacher, data: Validation, logits: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reciprocal ranks (Nq,) where a teacher orders the passages that logits (Nq, Np) put first, and where both do.
+def reordered(teacher: Teacher, data: Validation, scores: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reciprocal ranks (Nq,) where a teacher orders the passages that scores (Nq, Np) put first, and where both do.
 
     Both is the sum of their z-scores over those passages. The judgements stay in ``folder``.
     """
-    chosen, pairs = rerank_pairs(data, logits, BEST)
+    chosen, pairs = rerank_pairs(data, scores, BEST)
     table = collect(score(teacher, list(plan_pairs(pairs, data.task, BEST * 16)), folder))
     judged = [table.logits(text_id(query), text_id(passage)) for query, passage in pairs]
     margins = np.array([each[YES] - each[NO] for each in judged if each]).reshape(chosen.shape)
-    both = fuse(margins, np.take_along_axis(logits, chosen, 1), 1.0)
-    alone, together = (data.reciprocal_ranks(reranked_scores(logits, chosen, scores)) for scores in (margins, both))
+    both = fuse(margins, np.take_along_axis(scores, chosen, 1), 1.0)
+    alone, together = (data.reciprocal_ranks(reranked_scores(scores, chosen, each)) for each in (margins, both))
     return alone, together
 
 
@@ -215,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         teacher = Teacher.from_pretrained(BASE_MODEL, asked.teacher, dtype=torch.float32)
         for name in chosen:
             measured.rerank(name, known[name](), label, D2LLM.from_pretrained(folder), teacher)
-        systems = [f"{label}, {how}" for how in (_IEM, _TEACHER, _BOTH)]
+        systems = [f"{label}, {how}" for how in (_HYBRID, _TEACHER, _BOTH)]
         blocks = {f"{name}-teacher": table(measured, name, systems) for name in chosen}
     for name, lines in blocks.items():
         print(f"\n{name}", *lines, sep="\n")

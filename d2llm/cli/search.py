@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2llm.cli.options import load_student, read_queries, read_token
+from d2llm.cli.options import load_student, load_teacher, or_shipped, read_queries, read_token
 from d2llm.errors import FormatError, InputError, shown
 from d2llm.files import parse_json
 from d2llm.serve.client import ask
@@ -47,6 +47,13 @@ def search(
             help='What metadata a passage must have, as JSON: {"year": {"gte": 2020}, "lang": ["en", "de"]}.',
         ),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tuned teacher that orders the best ten anew, together with the search: a folder, or shipped. "
+            "It reads every pair: seconds a question on a CPU."
+        ),
+    ] = None,
     task: Annotated[
         str, typer.Option(help="asym: does the passage answer the query; sym: do they say the same.")
     ] = "asym",
@@ -65,6 +72,7 @@ def search(
       d2llm search parse a date from a string
       d2llm search "what is a walrus?" --index corpus.index --model student -k 3
       d2llm search remove a folder with all that is in it --mode bm25 --json
+      d2llm search turn a text into a date --teacher shipped
       d2llm search parse a date --url http://127.0.0.1:8000
       d2llm search walrus --index corpus.index --model student --filter '{"lang": "en"}'
       d2llm search --queries questions.txt --index corpus.index --model student > found.jsonl
@@ -75,14 +83,24 @@ def search(
     options: dict[str, Any] = {"task": task, "mode": mode, "recall": recall, "exact": exact, "explain": explain}
     options["filters"] = None if filters is None else _filters(filters)
     if url is not None:
-        if index is not None or model is not None or channel:
-            raise InputError("--url: expected no --index, --model or --channel, which are the server's, got one")
+        if index is not None or model is not None or channel or teacher is not None:
+            raise InputError(
+                "--url: expected no --index, --model, --channel or --teacher, which are the server's, got one"
+            )
         token = None if token_file is None else read_token(token_file)
         found = [ask(url, {"query": query, "k": k, **options}, token) for query in asked]
     else:
         opened = _open(index, model)
-        hits = opened.search(asked, k, channels=channel or (), candidates=candidates, **options)
-        found = [[asdict(hit) for hit in each] for each in hits]
+        options |= {"channels": channel or (), "candidates": candidates}
+        if teacher is None:
+            hits = opened.search(asked, k, **options)
+        else:
+            from d2llm.last_stage import JUDGED, reorder
+
+            judge = load_teacher(None, or_shipped(teacher, "teacher"), None)
+            # It is given what it may bring up from below the k-th.
+            hits = reorder(judge, asked, opened.search(asked, max(k, JUDGED), **options), task)
+        found = [[asdict(hit) for hit in each[:k]] for each in hits]
     if queries is not None:
         for query, each in zip(asked, found, strict=True):
             typer.echo(json.dumps({"query": query, "hits": each}, ensure_ascii=False))

@@ -7,6 +7,7 @@ from pathlib import Path
 from d2llm.cache import cache_folder
 from d2llm.data.docstrings import Function, functions, hold_out, standard_library_functions, standard_library_pairs
 from d2llm.data.example import Example, text_key
+from d2llm.data.jsonl import read_examples, write_examples
 from d2llm.data.packages import fetch_packages
 from d2llm.data.questions import read_questions
 from d2llm.demo.packages import FUNCTIONS_A_PACKAGE, PACKAGES
@@ -34,6 +35,13 @@ def training_examples() -> list[Example]:
     examples = _examples((function for some in chosen for function in some), unseen)
     print(f"training examples: {len(examples)}")
     return examples
+
+
+def kept_examples(file: Path) -> list[Example]:
+    """The training examples as a file has them, written at first."""
+    if not file.exists():
+        write_examples(file, training_examples())
+    return read_examples(file)
 
 
 def unseen_texts(library: list[Function]) -> set[int]:

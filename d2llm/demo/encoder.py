@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from d2llm.data.example import Example
-from d2llm.data.jsonl import read_examples, write_examples
-from d2llm.demo.corpus import training_examples
-from d2llm.demo.recipe import SHARE, STUDENT, TRAINING, Phase
+from d2llm.demo.corpus import kept_examples
+from d2llm.demo.recipe import FULL, SHARE, STUDENT, TRAINING, Phase
 from d2llm.demo.training import train_phase
 from d2llm.shipped import STUDENT_MODEL
 from d2llm.student import D2LLM
 from d2llm.training.start import fit_warm_start
+
+#: In a student's folder: what it learns from.
+TRAINING_FILE = "train.jsonl"
 
 
 def draw_back(student: D2LLM, start: Mapping[str, Tensor], share: float) -> None:
@@ -33,12 +35,15 @@ def draw_back(student: D2LLM, start: Mapping[str, Tensor], share: float) -> None
             value.copy_(torch.lerp(start[name], value, share))
 
 
-def train(examples: Sequence[Example], out: Path, base: str = STUDENT_MODEL, phase: Phase = TRAINING) -> D2LLM:
+def train(
+    examples: Sequence[Example], out: Path, base: str = STUDENT_MODEL, phase: Phase = TRAINING, full: bool = False
+) -> D2LLM:
     """The student, trained on these examples and drawn back; in ``out`` lie its start and its checkpoints.
 
-    ``out/start`` has the base's own cosine, as nothing has learnt there.
+    ``out/start`` has the base's own cosine, as nothing has learnt there. ``full`` trains the base itself in place of
+    LoRA on it.
     """
-    student = D2LLM.create(base, **STUDENT)
+    student = D2LLM.create(base, **STUDENT | (FULL if full else {}))
     fit_warm_start(student, examples, phase.seed)
     student.save_pretrained(out / "start")
     start = {name: value.clone() for name, value in student.trainable_state().items()}
@@ -47,12 +52,9 @@ def train(examples: Sequence[Example], out: Path, base: str = STUDENT_MODEL, pha
     return student
 
 
-def make(out: Path, base: str = STUDENT_MODEL, phase: Phase = TRAINING) -> D2LLM:
+def make(out: Path, base: str = STUDENT_MODEL, phase: Phase = TRAINING, full: bool = False) -> D2LLM:
     """Train the student and write it to ``out/student``, in eight bits, beside its data, start and checkpoints."""
-    file = out / "train.jsonl"
-    if not file.exists():
-        write_examples(file, training_examples())
-    student = train(read_examples(file), out, base, phase)
+    student = train(kept_examples(out / TRAINING_FILE), out, base, phase, full)
     student.save_pretrained(out / "student", head_dtype=torch.int8)
     return student
 
@@ -62,8 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m d2llm.demo.encoder", description=main.__doc__)
     parser.add_argument("out", type=Path, help="folder of the student, its data and its checkpoints")
     parser.add_argument("--seed", type=int, default=TRAINING.seed, help="of the order of the data")
+    parser.add_argument("--full", action="store_true", help="train the encoder itself, not LoRA on it")
     asked = parser.parse_args()
-    make(asked.out, phase=replace(TRAINING, seed=asked.seed))
+    make(asked.out, phase=replace(TRAINING, seed=asked.seed), full=asked.full)
 
 
 if __name__ == "__main__":

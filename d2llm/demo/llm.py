@@ -10,7 +10,7 @@ import torch
 
 from d2llm.data.docstrings import hold_out, package_pairs, standard_library_pairs, without
 from d2llm.demo.data import load_data
-from d2llm.demo.recipe import LLM_DISTIL, LLM_DOMAIN, LLM_MIXED, LLM_STUDENT, SCORED_EXAMPLES, TEACHER
+from d2llm.demo.recipe import LLM_DISTIL, LLM_DOMAIN, LLM_MIXED, LLM_PACKAGES, LLM_STUDENT, SCORED_EXAMPLES
 from d2llm.demo.training import train_phase
 from d2llm.shipped import BASE_MODEL, SCORES
 from d2llm.student import D2LLM
@@ -22,7 +22,7 @@ def make(out: Path) -> None:
     """Train the student on the in-batch loss, distil the teacher into its interaction module, write ``out/student``."""
     train, held_out = hold_out(standard_library_pairs())
     mixed = list(train)
-    for package in TEACHER.packages:
+    for package in LLM_PACKAGES:
         mixed += without(package_pairs(package), held_out)
     student = D2LLM.create(BASE_MODEL, **LLM_STUDENT)
     train_phase(student, LLM_MIXED, mixed, out / "mixed", resume=True)

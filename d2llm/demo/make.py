@@ -1,12 +1,11 @@
 """Making what the package ships: ``python -m d2llm.demo.make`` runs every step that has no result yet.
 
-The steps: tune the teacher, judge it on held-out groups, score, train the student, embed the library with it.
-Each leaves its result in the work folder and in ``d2llm/assets``; killed, it goes on where it was. On two cores
-the whole takes two to three hours, the student's part of it half an hour.
+The steps: train the student, embed the library with it, tune the teacher on the student's mistakes, judge it on
+held-out groups, score. Each leaves its result in the work folder and in ``d2llm/assets``; killed, it goes on where it
+was. On two cores the whole takes two to three hours, the student's part of it half an hour.
 """
 
 import argparse
-import random
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +14,14 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from d2llm.compact import shrink
-from d2llm.data.docstrings import (
-    by_name,
-    hold_out,
-    package_pairs,
-    standard_library_functions,
-    standard_library_pairs,
-    without,
-)
-from d2llm.data.example import Example, text_id
+from d2llm.data.docstrings import by_name, hold_out, standard_library_functions, standard_library_pairs
+from d2llm.data.example import text_id
+from d2llm.demo.corpus import kept_examples
 from d2llm.demo.data import load_data
-from d2llm.demo.encoder import make
+from d2llm.demo.encoder import TRAINING_FILE, make
 from d2llm.demo.judgements import rerank_pairs
-from d2llm.demo.recipe import RERANKED, SCORED_EXAMPLES, TEACHER
+from d2llm.demo.recipe import RERANKED, SCORED_EXAMPLES
+from d2llm.demo.teacher import tune_teacher
 from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
 from d2llm.shipped import BASE_MODEL, DOCUMENTED_VECTORS, SCORES, STUDENT, VECTORS
@@ -37,38 +31,17 @@ from d2llm.teacher.adapter import save_adapter
 from d2llm.teacher.groups import make_groups
 from d2llm.teacher.model import Teacher
 from d2llm.teacher.scoring import collect, plan_groups, plan_pairs, score
-from d2llm.teacher.tuning import TuningConfig, tune
 
 #: Held-out groups that the teacher is judged on, and the negatives in each: BM25-hard and random.
 JUDGED_GROUPS, JUDGED_HARD, JUDGED_RANDOM = 250, 2, 2
 
 
-def tuning_groups(seed: int = 0) -> list[Example]:
-    """Groups of one positive, two hard and one random negative: standard library and other packages, shuffled."""
-    train, held_out = hold_out(standard_library_pairs())
-    groups = make_groups(train, [pair.positive for pair in train])
-    draw = random.Random(seed + 1)
-    for package in TEACHER.packages:
-        pairs = without(package_pairs(package), held_out)
-        if len(pairs) > TEACHER.pairs_a_package:
-            pairs = draw.sample(pairs, TEACHER.pairs_a_package)
-        groups += make_groups(pairs, [pair.positive for pair in pairs])
-    random.Random(seed).shuffle(groups)
-    return groups
-
-
 def make_teacher(work: Path) -> None:
-    """Tune the teacher and ship its adapter in float16."""
+    """Tune the teacher on its student's mistakes and ship its adapter in float16."""
     if TEACHER_FOLDER.is_dir():
         return
-    teacher = Teacher.from_pretrained(
-        BASE_MODEL,
-        dtype=torch.bfloat16,
-        num_layers=TEACHER.num_layers,
-        query_length=TEACHER.query_length,
-        passage_length=TEACHER.passage_length,
-    )
-    tune(teacher, tuning_groups(), work / "teacher", TuningConfig(steps=TEACHER.steps))
+    examples = kept_examples(work / "student" / TRAINING_FILE)
+    teacher = tune_teacher(D2LLM.from_pretrained(STUDENT), examples, work / "teacher")
     save_adapter(teacher.decoder, teacher.settings(), TEACHER_FOLDER, torch.float16)
 
 
@@ -140,17 +113,16 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=0, help="which share of the scoring this process does")
     parser.add_argument("--num-shards", type=int, default=1, help="processes that score beside each other")
     arguments = parser.parse_args()
-    make_teacher(arguments.work)
+    if arguments.shard == 0:
+        make_student(arguments.work)
+        make_vectors()
+        make_teacher(arguments.work)
     teacher = Teacher.from_pretrained(BASE_MODEL, TEACHER_FOLDER, dtype=torch.bfloat16)
     if arguments.shard == 0:
         judge_teacher(arguments.work, teacher)
     make_scores(arguments.work, teacher, arguments.shard, arguments.num_shards)
-    del teacher
     if not SCORES.exists():
         print("scores: other processes are still at theirs")
-        return
-    make_student(arguments.work)
-    make_vectors()
 
 
 if __name__ == "__main__":

@@ -15,27 +15,13 @@ class TeacherRecipe:
     query_length: int = 32
     passage_length: int = 80
     steps: int = 400
-    #: Installed packages whose functions are further training data, and the most pairs taken of each.
-    packages: tuple[str, ...] = (
-        "torch",
-        "transformers",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "peft",
-        "accelerate",
-        "sympy",
-        "matplotlib",
-        "pip",
-        "hypothesis",
-        "networkx",
-        "mypy",
-        "huggingface_hub",
-        "rich",
-        "pydantic",
-        "setuptools",
-    )
-    pairs_a_package: int = 800
+    groups_per_step: int = 5
+    #: A group's negatives: of the student's best, at random, and of BM25's best.
+    near: int = 2
+    easy: int = 1
+    hard: int = 1
+    #: How many of the student's best they are drawn from.
+    pool: int = 10
 
 
 @dataclass(frozen=True)
@@ -104,6 +90,8 @@ STUDENT: dict[str, Any] = {
     "passage_length": 96,
     "bm25_weight": 0.1,
 }
+#: What differs where the encoder itself is trained; its rate is the trainer's default.
+FULL: dict[str, Any] = {"base_dtype": "float32", "lora_r": 0, "train_base": True}
 #: How it was trained. The temperature is where the cross-entropy of the warm start is least; the cosine learns beside.
 TRAINING = Phase(
     steps=180,
@@ -138,6 +126,26 @@ LLM_STUDENT: dict[str, Any] = {
     "query_length": 40,
     "passage_length": 96,
 }
+#: Installed packages whose functions it learnt from, beside the standard library's.
+LLM_PACKAGES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "peft",
+    "accelerate",
+    "sympy",
+    "matplotlib",
+    "pip",
+    "hypothesis",
+    "networkx",
+    "mypy",
+    "huggingface_hub",
+    "rich",
+    "pydantic",
+    "setuptools",
+)
 #: How it was trained: functions of many packages, then the standard library's, on the paper's weighting of the in-batch
 #: loss; its interaction module then learnt from the teacher, on the encoder's embeddings.
 _LLM_LOSS = LossWeights(in_batch_form="paper")

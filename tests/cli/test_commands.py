@@ -104,6 +104,14 @@ def test_the_commands_that_are_printed_work_as_printed(
     assert header["model"] == "a base" and header["query_length"] == 12
     assert D2LLM.from_pretrained("student").config.iem_hidden == 8
 
+    Path("corpus.txt").write_text("open the file\nclose the socket\nread the file\n")
+    assert run("index", "student", "corpus.txt", "x.index").exit_code == 0
+    search = ("search", "file", "--index", "x.index", "--model", "student", "--explain", "--json", "-k", 2)
+    judged = run(*search, "--teacher", "a teacher")
+    assert judged.exit_code == 0, judged.output
+    found = json.loads(judged.stdout)
+    assert [hit["rank"] for hit in found] == [1, 2] and all(hit["ranks"]["teacher"] in (1, 2, 3) for hit in found)
+
 
 def test_both_tasks_from_one_file_to_a_student(
     run: Run, base_model: str, examples_file: Path, template: Path, tmp_path: Path
@@ -363,6 +371,7 @@ def test_search_without_index_asks_the_library(
         (("index", "a", "b", "c", "--verify"), "arguments: expected PATH alone"),
         (("index", "x", "--verify", "--append"), "expected one of --append, --upsert, --delete, --compact"),
         (("search", "x", "--model", "{student}"), "--index: expected the index that goes with --model"),
+        (("search", "x", "--url", "http://x", "--teacher", "y"), "--url: expected no --index, --model, --channel or"),
         (("search", "x", "--index", "absent.index"), "--model: expected the student that absent.index was built with"),
         (("teach", "score", "{examples}", "--out", "o", "--template", "x"), "template: expected one of"),
         (("teach", "score", "{examples}", "--out", "o", "--template", "x.yaml"), "x.yaml: template file not found"),

@@ -47,10 +47,10 @@ def test_training_is_apart_from_validation_and_test(
 
 def test_a_student_on_an_encoder_is_made_once(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"{verb} the {noun}" for verb in ("open", "close", "read") for noun in ("file", "socket", "lock")]
-    monkeypatch.setattr(encoder, "training_examples", lambda: [Example(text, f"def f(): {text}") for text in texts])
+    monkeypatch.setattr(corpus, "training_examples", lambda: [Example(text, f"def f(): {text}") for text in texts])
     phase = Phase(2, lr=1e-3, batch_size=4)
     made = encoder.make(tmp_path, base_model, phase)
-    monkeypatch.setattr(encoder, "training_examples", lambda: pytest.fail("read anew"))
+    monkeypatch.setattr(corpus, "training_examples", lambda: pytest.fail("read anew"))
     again = encoder.make(tmp_path, base_model, phase)
     assert again.fingerprint() == made.fingerprint()
     start, student = (D2LLM.from_pretrained(tmp_path / name) for name in ("start", "student"))

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from d2llm_kernels.measure.case import Case
+from benchmarks import backend, corpus
+from d2llm_kernels.measure.case import Case, Prepared
+from d2llm_kernels.measure.contract import Verdict
 from d2llm_kernels.measure.in_batch import losses
 from d2llm_kernels.measure.interaction import scores, topk
 from d2llm_kernels.measure.pooling import pooling
@@ -64,16 +67,46 @@ def sweeps() -> Iterator[Sweep]:
         "in_batch_terms forward+backward, K=8", "B", (32, 100, 320, 1000, 3200),
         lambda size: losses(size, 8), 2, 2,
     )  # fmt: skip
+    yield Sweep("encode, shipped student", "N", (1, 3, 10, 30, 100), _encode, 1, 1)
+    yield Sweep("embed, shipped student, B=4", "L", (5, 16, 50, 160, 500), _embed, 2, 2)
 
 
-def measure(sweep: Sweep, backend: str) -> dict[str, Any]:
-    """Time and memory at every size, their exponents, and what grows faster than it should."""
+def _encode(texts: int) -> Case:
+    """Real passages of all lengths, from text to embedding."""
+    passages = [pair.positive for pair in corpus.pairs()[:texts]]
+    run = partial(corpus.student().encode, passages, dtype=_DTYPE, show_progress=False, convert_to="torch")
+    return _program("encode", f"{texts} passages", run)
+
+
+def _embed(length: int) -> Case:
+    """Token ids of one length, through the LLM and its pooling."""
+    student = corpus.student()
+    ids = torch.randint(1000, 2000, (4, length), generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        return student.embed(ids, torch.ones_like(ids), backbone=student.inference.of(student.backbone, _DTYPE))
+
+    return _program("embed", f"4 x {length} tokens", run)
+
+
+def _program(operation: str, shape: str, run: Callable[[], Any]) -> Case:
+    """A case whose growth alone is looked at."""
+
+    def prepare(_: torch.device) -> Prepared:
+        return Prepared(0, 0, backend.kernel(run), backend.literal(run), lambda _: Verdict(0, 0, "not compared"))
+
+    return Case(operation, shape, _DTYPE, 1, prepare)
+
+
+def measure(sweep: Sweep, name: str) -> dict[str, Any]:
+    """Time and memory by a backend at every size, their exponents, and what grows faster than it should."""
     # Many runs, of which a fast one counts: a large result's memory is new to the machine in the first of them.
     timer = Timer(seconds=0.3, fewest=12, most=30)
     times, peaks = [], []
     for size in sweep.sizes:
         torch.manual_seed(0)
-        call = sweep.case(size).prepare(timer.device).kernel(backend).run
+        call = sweep.case(size).prepare(timer.device).kernel(name).run
         sample = timer.sample(call)
         times.append(sample.low_s)
         peaks.append(sample.peak_bytes or 0)
@@ -88,7 +121,7 @@ def measure(sweep: Sweep, backend: str) -> dict[str, Any]:
     ]
     return {
         "operation": sweep.operation,
-        "backend": backend,
+        "backend": name,
         "variable": sweep.variable,
         "sizes": list(sweep.sizes),
         "times_s": times,

@@ -32,6 +32,7 @@ from d2llm.cli.options import (
     Templates,
     load_teacher,
     of_task,
+    or_shipped,
     read_passages,
 )
 from d2llm.errors import InputError
@@ -54,7 +55,6 @@ app = typer.Typer(
 app.command()(calibrate)
 app.command()(label)
 
-Model = Annotated[str, typer.Option(help="Causal LLM: a folder, a hub name or pypi:PACKAGE.")]
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Examples.")]
 
 
@@ -70,17 +70,30 @@ def tune(
     ] = False,
     hard: Annotated[int, typer.Option(help="Negatives of a group from BM25's best.")] = 2,
     easy: Annotated[int, typer.Option(help="Random negatives of a group.")] = 1,
-    model: Model = BASE_MODEL,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Tuned teacher to go on from: a folder, or shipped; without it, from the plain LLM."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Causal LLM: a folder, a hub name or pypi:PACKAGE; by default the adapter's, or {BASE_MODEL}."
+        ),
+    ] = None,
     num_layers: NumLayers = None,
     dtype: Dtype = "float32",
     template: Templates = None,
-    query_length: Annotated[int, typer.Option(help="Tokens kept of a query.")] = 64,
-    passage_length: Annotated[int, typer.Option(help="Tokens kept of a passage.")] = 192,
+    query_length: Annotated[
+        int | None, typer.Option(help="Tokens kept of a query; by default 64, or the adapter's.")
+    ] = None,
+    passage_length: Annotated[
+        int | None, typer.Option(help="Tokens kept of a passage; by default 192, or the adapter's.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 600,
     groups_per_step: Annotated[int, typer.Option(help="Groups of a positive and its negatives in a step.")] = 6,
     task: Task = None,
     learning_rate: Annotated[float, typer.Option(help="Peak, reached after the warm-up.")] = 4e-4,
-    lora_r: Annotated[int, typer.Option(help="Rank of LoRA.")] = 16,
+    lora_r: Annotated[int, typer.Option(help="Rank of LoRA; an adapter keeps its own.")] = 16,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
     seed: Seed = 0,
@@ -90,11 +103,13 @@ def tune(
 
     It learns from groups of one positive and several negatives.
 
-    A small LLM judges no better than chance before this. Called again, it goes on from the last checkpoint.
+    A small LLM judges no better than chance before this, and takes some hundred steps to begin: --adapter shipped
+    starts from one that judges Python functions. Called again, it goes on from the last checkpoint.
 
     \b
     Examples:
       d2llm teach tune train.jsonl --out teacher
+      d2llm teach tune train.jsonl --out teacher --adapter shipped --own-negatives --steps 200
       d2llm teach tune train.jsonl --out teacher --model Qwen/Qwen2.5-0.5B --num-layers 16 --dtype bfloat16
       d2llm teach tune train.jsonl --out teacher --template my-template.yaml
       d2llm teach tune train.jsonl --out sym-teacher --task sym
@@ -115,7 +130,10 @@ def tune(
         ]
     lora = {"lora_r": lora_r, "lora_alpha": 2 * lora_r}
     config = TuningConfig(steps, groups_per_step, learning_rate, seed=seed, save_steps=save_steps, bf16=bf16, **lora)
-    teacher = load_teacher(model, None, template, num_layers, dtype, query_length, passage_length)
+    adapter = or_shipped(adapter, "teacher")
+    if adapter is None and model is None:
+        model = BASE_MODEL
+    teacher = load_teacher(model, adapter, template, num_layers, dtype, query_length, passage_length)
     run(teacher, examples, out, config)
     following = ["d2llm", "teach", "score", str(data), "--adapter", str(out), "--out", f"{out / 'scores.safetensors'}"]
     for name, value, default in (("--task", task, None), ("--dtype", dtype, "float32"), ("--format", format, "auto")):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from d2llm.loss_weights import LossWeights
+from d2llm.teacher.tuning import TuningConfig
 from d2llm.training.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 
 
@@ -14,9 +15,11 @@ class TeacherRecipe:
     num_layers: int = 12
     query_length: int = 32
     passage_length: int = 80
-    steps: int = 400
-    groups_per_step: int = 5
-    #: A group's negatives: of the student's best, at random, and of BM25's best.
+    #: At first it learns to judge at all, from groups such as ``d2llm teach tune`` makes.
+    first: TuningConfig = field(default_factory=lambda: TuningConfig(steps=400))
+    #: Then from its student's mistakes.
+    second: TuningConfig = field(default_factory=lambda: TuningConfig(steps=200, groups_per_step=5))
+    #: Negatives of a group of these: of the student's best, at random, and of BM25's best.
     near: int = 2
     easy: int = 1
     hard: int = 1

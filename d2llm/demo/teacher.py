@@ -16,29 +16,27 @@ from d2llm.shipped import BASE_MODEL
 from d2llm.student import D2LLM
 from d2llm.teacher.groups import make_groups
 from d2llm.teacher.model import Teacher
-from d2llm.teacher.tuning import TuningConfig, tune
+from d2llm.teacher.tuning import tune
+
+#: In a teacher's folder: its two tunings.
+FIRST, SECOND = "first", "second"
 
 
-def tuning_groups(student: D2LLM, examples: Sequence[Example], seed: int = 0) -> list[Example]:
-    """A positive, two of the student's best, a random negative and one of BM25's best, in that order, shuffled.
-
-    Half are the standard library's docstrings, half are queries of any kind that ask for functions of other packages.
+def halves(examples: Sequence[Example], seed: int = 0) -> tuple[list[Example], list[Example]]:
+    """The standard library's docstrings, and as many queries of any kind that ask for functions of other packages.
 
     Args:
         examples: what the student learnt from.
     """
-    draw = random.Random(seed)
     of_library = {(pair.query, pair.positive) for pair in standard_library_pairs()}
     passages = {positive for _, positive in of_library}
     library = [example for example in examples if (example.query, example.positive) in of_library]
     others = [example for example in examples if example.positive not in passages]
-    halves = (library, draw.sample(others, min(len(library), len(others))))
-    groups = [group for half in halves for group in _groups(student, half, seed)]
-    draw.shuffle(groups)
-    return groups
+    return library, random.Random(seed).sample(others, min(len(library), len(others)))
 
 
-def _groups(student: D2LLM, examples: Sequence[Example], seed: int) -> list[Example]:
+def mistakes(student: D2LLM, examples: Sequence[Example], seed: int = 0) -> list[Example]:
+    """Groups of a positive, two of the student's best, a random negative and one of BM25's best, in that order."""
     near, easy, hard = TEACHER.near, TEACHER.easy, TEACHER.hard
     corpus = list(dict.fromkeys(example.positive for example in examples))
     queries, passages = student_vectors(student, examples, corpus)
@@ -72,7 +70,10 @@ def tune_teacher(
     out: Path,
     callbacks: Callable[[Teacher], Sequence[TrainerCallback]] = lambda _: (),
 ) -> Teacher:
-    """The teacher, tuned on groups of these examples; checkpoints lie in ``out``, from which it goes on."""
+    """The teacher, tuned on groups of these examples: at first on any, then on the student's mistakes.
+
+    Checkpoints lie in ``out``, from which it goes on. Callbacks are of the second stage.
+    """
     teacher = Teacher.from_pretrained(
         BASE_MODEL,
         dtype=torch.bfloat16,
@@ -80,5 +81,8 @@ def tune_teacher(
         query_length=TEACHER.query_length,
         passage_length=TEACHER.passage_length,
     )
-    config = TuningConfig(steps=TEACHER.steps, groups_per_step=TEACHER.groups_per_step)
-    return tune(teacher, tuning_groups(student, examples), out, config, callbacks(teacher))
+    both = halves(examples)
+    easier = [group for half in both for group in make_groups(half, [example.positive for example in half])]
+    tune(teacher, easier, out / FIRST, TEACHER.first)
+    harder = [group for half in both for group in mistakes(student, half)]
+    return tune(teacher, harder, out / SECOND, TEACHER.second, callbacks(teacher))

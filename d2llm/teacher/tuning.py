@@ -93,23 +93,21 @@ def tune(
 ) -> Teacher:
     """Fine-tune ``teacher`` by LoRA on groups of equal size, of one or both tasks; its adapter is ``output/adapter``.
 
-    Checkpoints go to ``output`` every ``config.save_steps`` steps; calling again with the same arguments and
-    a fresh teacher goes on from the last whole one, and trains nothing where the tuning was finished.
+    A teacher that has an adapter learns on with it, at its rank. Checkpoints go to ``output`` every
+    ``config.save_steps`` steps; calling again with the same arguments and a teacher as it was goes on from the last
+    whole one, and trains nothing where the tuning was finished.
 
     Returns:
         The same teacher, in evaluation mode, with the adapter on it and named in its header.
 
     Raises:
-        InputError: for no groups, groups of different sizes or without negatives, a task without a template, or a
-            teacher that has an adapter.
+        InputError: for no groups, groups of different sizes or without negatives, or a task without a template.
         MismatchError: if ``output`` was started with other settings, groups or another teacher.
         MissingError: if it holds a tuning of which nothing says how it was made.
     """
     sizes = {len(group.passages) for group in groups}
     if len(sizes) != 1 or min(sizes) < 2:
         raise InputError(f"groups: expected one size for all of them, 2 or more, got {sorted(sizes) or 'none'}")
-    if isinstance(teacher.decoder, PeftModel):
-        raise InputError("teacher: expected one without an adapter; load its model again")
     folder = Path(output)
     adapter = folder / ADAPTER
     # What it is not tuned for it is not asked unless someone asks for that.
@@ -117,6 +115,8 @@ def tune(
     checkpoint = _prepare_folder(folder, adapter, {**asdict(config), **teacher.header(), "groups": _digest(groups)})
     done = adapter if adapter.is_dir() else checkpoint and result(checkpoint, config.steps)
     if done is not None:
+        if isinstance(teacher.decoder, PeftModel):
+            teacher.decoder = teacher.decoder.unload()
         teacher.decoder = with_adapter(teacher.decoder, done)
     else:
         _train(teacher, groups, folder, config, callbacks, checkpoint)
@@ -160,12 +160,17 @@ def _train(
 ) -> None:
     """Put LoRA on the teacher and train it, from a checkpoint where one is given."""
     torch.manual_seed(config.seed)
-    lora = LoraConfig(
-        r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
-    )
     widen(teacher.decoder)
-    with quiet():
-        teacher.decoder = accelerate(get_peft_model(teacher.decoder, lora))
+    if isinstance(teacher.decoder, PeftModel):
+        for name, weight in teacher.decoder.named_parameters():
+            weight.requires_grad_("lora_" in name)
+    else:
+        lora = LoraConfig(
+            r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="FEATURE_EXTRACTION"
+        )
+        with quiet():
+            teacher.decoder = get_peft_model(teacher.decoder, lora)
+    teacher.decoder = accelerate(teacher.decoder)
     arguments = _arguments(os.fspath(folder), config)
     # The trainer moves the decoder alone.
     teacher.head.to(arguments.device)

@@ -65,6 +65,8 @@ def test_teach_tunes_scores_in_parts_and_collects(
     out = tmp_path / "teacher"
     tuned = run("teach", "tune", examples_file, "--out", out, *model, "--steps", 2, "--hard", 1, "--no-bf16")
     assert tuned.exit_code == 0, tuned.output
+    more = run("teach", "tune", examples_file, "--out", tmp_path / "more", "--adapter", out, "--steps", 1, "--no-bf16")
+    assert more.exit_code == 0 and read_json(tmp_path / "more" / "tuning.json")["model"] == base_model, more.output
     table, adapter = tmp_path / "scores.safetensors", ("--adapter", out / "adapter")
     in_batch = ("--in-batch", "--batch-size", 4, "--epochs", 1)
     first = run("teach", "score", examples_file, "--out", table, *model, *adapter, *in_batch, "--num-shards", 2)

@@ -16,19 +16,17 @@ def test_a_teacher_learns_from_its_students_mistakes(base_model: str, monkeypatc
     examples = [*library[4:], Example("another way", library[5].positive), *others]
     monkeypatch.setattr(teacher, "standard_library_pairs", lambda: library)
     student = D2LLM.create(base_model, lora_r=2, iem_hidden=8)
-    found = teacher.tuning_groups(student, examples)
+    own, foreign = teacher.halves(examples)
 
-    assert found == teacher.tuning_groups(student, examples)
-    of_library = [group for group in found if group.positive.startswith(("def open", "def close", "def read", "def w"))]
-    assert sorted(group.query for group in of_library) == sorted(pair.query for pair in library[4:])
-    assert len(found) == 2 * len(of_library), "half of them are of other packages"
-    sources = {(example.query, example.positive) for example in examples}
-    assert all((group.query, group.positive) in sources for group in found)
-    for half in (of_library, [group for group in found if group not in of_library]):
-        corpus = [group.positive for group in half]
-        queries = student.encode([group.query for group in half], "query", convert_to="torch")
+    assert own == library[4:] and len(foreign) == len(own) and set(foreign) <= set(others)
+    assert teacher.halves(examples) == (own, foreign)
+    for half in (own, foreign):
+        found = teacher.mistakes(student, half)
+        assert [(group.query, group.positive) for group in found] == [(each.query, each.positive) for each in half]
+        corpus = [each.positive for each in half]
+        queries = student.encode([each.query for each in half], "query", convert_to="torch")
         cosines = queries @ student.encode(corpus, "passage", convert_to="torch").T
-        for group, row in zip(half, cosines, strict=True):
+        for group, row in zip(found, cosines, strict=True):
             assert len(set(group.passages)) == 1 + TEACHER.near + TEACHER.easy + TEACHER.hard
             assert set(group.negatives) <= set(corpus)
             best = [corpus[i] for i in row.argsort(descending=True) if corpus[i] != group.positive][: TEACHER.pool]

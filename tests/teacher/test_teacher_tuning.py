@@ -214,7 +214,30 @@ def test_both_tasks_are_tuned_together(tiny_lm, tmp_path):
     assert sorted(loaded.builders) == ["asym", "sym"] and list(losses(loaded)) == pytest.approx(after)
 
 
-def test_groups_must_be_alike_and_the_teacher_fresh(tuned, tiny_lm, tmp_path):
+def test_a_tuned_teacher_learns_on(tuned, tiny_lm, tmp_path):
+    _, folder = tuned
+    config = replace(CONFIG, steps=4, save_steps=2, lora_r=16)
+
+    def again(output=tmp_path):
+        return tune(Teacher.from_pretrained(tiny_lm, folder / "adapter"), GROUPS, output, config)
+
+    made = again()
+    before, after = (load_file(each / "adapter" / ADAPTER_WEIGHTS) for each in (folder, tmp_path))
+    assert {name: value.shape for name, value in before.items()} == {name: after[name].shape for name in after}
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    frozen = {name: value for name, value in fresh(tiny_lm).decoder.state_dict().items()}
+    assert all(torch.equal(value, frozen[name]) for name, value in made.decoder.unload().state_dict().items())
+    # Killed half way, it goes on to the same weights; finished, it is loaded.
+    shutil.copytree(tmp_path, tmp_path / "killed", ignore=shutil.ignore_patterns("adapter", "checkpoint-4"))
+    again(tmp_path / "killed")
+    resumed = load_file(tmp_path / "killed" / "adapter" / ADAPTER_WEIGHTS)
+    assert all(torch.equal(resumed[name], after[name]) for name in after)
+    assert again().header() == Teacher.from_pretrained(tiny_lm, tmp_path).header()
+    with pytest.raises(MismatchError, match="adapter"):
+        tune(fresh(tiny_lm), GROUPS, tmp_path, config)
+
+
+def test_groups_must_be_alike(tuned, tiny_lm, tmp_path):
     teacher, _ = tuned
     asym_only = Teacher.from_pretrained(tiny_lm, templates=[TEMPLATES["asym-en"]])
     with pytest.raises(InputError, match="templates for .*'asym'.*got 'sym'"):
@@ -224,8 +247,6 @@ def test_groups_must_be_alike_and_the_teacher_fresh(tuned, tiny_lm, tmp_path):
             tune(teacher, groups, tmp_path, CONFIG)
     with pytest.raises(InputError, match="2 or more"):
         tune(teacher, [Example("q", "p")], tmp_path, CONFIG)
-    with pytest.raises(InputError, match="without an adapter"):
-        tune(teacher, GROUPS, tmp_path, CONFIG)
 
 
 def test_save_adapter_needs_one(shared_teacher, tmp_path):

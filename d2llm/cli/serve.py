@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from d2llm.cli.options import read_token
+from d2llm.cli.options import or_shipped, read_token
 from d2llm.errors import InputError
 
 #: Of torch and of oneDNN on CPUs, read at the first product: how many shapes a product is kept ready for. Batches of a
@@ -21,6 +21,13 @@ def serve(
         Path | None, typer.Option(help="Index to search; by default the Python standard library, unless --model.")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Student; by default the shipped one.")] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tuned teacher that orders the best ten anew for searches that ask for it: a folder, or shipped. "
+            "Every worker has one of its own."
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name under which clients ask for the model.")] = "d2llm",
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")
@@ -44,6 +51,7 @@ def serve(
     Examples:
       d2llm serve
       d2llm serve --index corpus.index --model student
+      d2llm serve --teacher shipped
       d2llm serve --host 0.0.0.0 --token-file token.txt --index corpus.index --model student
     """
     token = None if token_file is None else read_token(token_file)
@@ -59,6 +67,8 @@ def serve(
     from d2llm.serve.workers import Serving, start
     from d2llm.shipped import STUDENT
 
+    if teacher is not None and index is None and model is not None:
+        raise InputError("--teacher: expected --index, whose passages it orders, got --model alone")
     if index is not None and model is None:
         raise InputError(f"--model: expected the student that {index} was built with, got none")
     if index is None and model is None:
@@ -66,7 +76,7 @@ def serve(
 
         index = open_library().path
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if local else None
-    serving = Serving(model or STUDENT, index, name, token, writable, hosts)
+    serving = Serving(model or STUDENT, index, name, token, writable, hosts, or_shipped(teacher, "teacher"))
 
     def announce(taken: int) -> None:
         typer.echo(f"{name} on http://{host}:{taken}, a page to search on; the interface is at /docs")

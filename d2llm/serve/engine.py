@@ -1,4 +1,4 @@
-"""The student, the batcher in front of it, and the index behind it: what every dialect asks."""
+"""The student, the batcher in front of it, the index behind it, and perhaps a teacher: what every dialect asks."""
 
 import asyncio
 import logging
@@ -14,13 +14,16 @@ import torch
 
 from d2llm.errors import D2LLMError, InputError
 from d2llm.index import Index
+from d2llm.index.hits import Hit
 from d2llm.index.manifest import NAME as MANIFEST
+from d2llm.last_stage import reorder
 from d2llm.serve.batching import Batcher
 from d2llm.serve.limits import Limits
 from d2llm.serve.memory import Trimming
 from d2llm.serve.refusal import Refusal
 from d2llm.student import D2LLM
 from d2llm.tasks import task_index
+from d2llm.teacher.scoring import Judge
 from d2llm.texts import has_bytes
 
 _T = TypeVar("_T")
@@ -35,17 +38,22 @@ class Engine:
         index: folder of an index made by it, or None.
         name: of the model, as clients ask for it.
         limits: bounds of a request.
+        judge: a teacher that orders what was found anew, for searches that ask for it.
 
     Raises:
         D2LLMError: as :meth:`Index.open` does.
     """
 
-    def __init__(self, student: D2LLM, index: Path | None, name: str, limits: Limits) -> None:
+    def __init__(
+        self, student: D2LLM, index: Path | None, name: str, limits: Limits, judge: Judge | None = None
+    ) -> None:
         self.student, self.name, self.limits, self.path = student.eval(), name, limits, index
+        self.judge = judge
         self._trimming = Trimming()
         self.batcher = Batcher(self._encode, limits)
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="search")
-        self._busy = 0
+        self._searching = _Line("searches", os.cpu_count() or 1, limits.searches)
+        # A teacher takes every core by itself, and seconds: whoever does not ask for it does not wait for it.
+        self._judging = _Line("searches with the teacher", 1, limits.judged)
         self._lock = threading.Lock()
         self._seen: object = None
         self._index: Index | None = None
@@ -122,13 +130,18 @@ class Engine:
             Refusal: 429 where too many wait, 504 where it takes too long, 409 while another process writes,
                 400 for what the user can mend.
         """
-        if self._busy >= self.limits.searches:
-            raise Refusal(429, f"{self._busy} searches wait; try again", retry_after=1)
-        self._busy += 1
-        try:
-            return await self._within(asyncio.get_running_loop().run_in_executor(self._pool, run))
-        finally:
-            self._busy -= 1
+        return await self._stand(self._searching, run)
+
+    async def reorder(self, query: str, hits: list[Hit], task: str) -> list[Hit]:
+        """What was found, the best of it ordered anew by the teacher, as :func:`d2llm.last_stage.reorder` does.
+
+        Raises:
+            Refusal: as :meth:`work`, or 400 where there is no teacher.
+        """
+        judge = self.judge
+        if judge is None:
+            raise Refusal(400, "teacher: the server has none; start it with --teacher", param="teacher")
+        return (await self._stand(self._judging, lambda: reorder(judge, [query], [hits], task)))[0]
 
     def tokens(self, texts: Sequence[str]) -> int:
         """Tokens of texts, uncut, as clients count what they used."""
@@ -137,7 +150,8 @@ class Engine:
     def close(self) -> None:
         """Finish what runs and take no more."""
         self.batcher.close()
-        self._pool.shutdown()
+        self._searching.pool.shutdown()
+        self._judging.pool.shutdown()
 
     @torch.inference_mode()
     def _judge(self, q: np.ndarray, p: np.ndarray, branch: int) -> np.ndarray:
@@ -146,6 +160,15 @@ class Engine:
         tasks = torch.full((len(p),), branch, device=device)
         return self.student.iem(queries.expand(len(p), -1), passages, tasks).float().cpu().numpy()
 
+    async def _stand(self, line: "_Line", run: Callable[[], _T]) -> _T:
+        if line.standing >= line.most:
+            raise Refusal(429, f"{line.standing} {line.what} wait; try again", retry_after=1)
+        line.standing += 1
+        try:
+            return await self._within(asyncio.get_running_loop().run_in_executor(line.pool, run))
+        finally:
+            line.standing -= 1
+
     async def _within(self, answer: "asyncio.Future[_T]") -> _T:
         try:
             return await asyncio.wait_for(answer, self.limits.seconds)
@@ -153,6 +176,14 @@ class Engine:
             raise Refusal(504, f"not answered within {self.limits.seconds:g} s; try again", retry_after=1) from None
         except D2LLMError as error:
             raise Refusal.because(error) from None
+
+
+class _Line:
+    """Threads that do one kind of work, and whoever waits for them or is served."""
+
+    def __init__(self, what: str, threads: int, most: int) -> None:
+        self.what, self.most, self.standing = what, most, 0
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=what)
 
 
 def _branch(task: str) -> int:

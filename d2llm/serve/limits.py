@@ -19,6 +19,8 @@ class Limits:
     waiting: int = 8192
     #: Searches that wait or run.
     searches: int = 256
+    #: Searches that wait for the teacher or are judged by it, one after the other.
+    judged: int = 16
     #: Seconds in which a request is answered, or given up.
     seconds: float = 60.0
     #: Seconds in which texts of several requests are gathered into one batch, and most texts of such a batch.

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from d2llm.index import Index
+from d2llm.index.hits import Hit
+from d2llm.last_stage import JUDGED
 from d2llm.serve.engine import Engine
 from d2llm.serve.refusal import Refusal
 from d2llm.tasks import ASYM
@@ -17,7 +19,7 @@ router = APIRouter(tags=["search"])
 
 
 class SearchRequest(BaseModel):
-    """A question; the fields are the arguments of :meth:`Index.search`."""
+    """A question; the fields are the arguments of :meth:`Index.search`, and whether a teacher orders the best anew."""
 
     query: str
     k: int = Field(10, ge=1)
@@ -27,6 +29,7 @@ class SearchRequest(BaseModel):
     exact: bool = False
     explain: bool = False
     filters: dict[str, Any] | None = None
+    teacher: bool = False
 
 
 class NewDocument(BaseModel):
@@ -49,8 +52,10 @@ async def search(asked: SearchRequest, request: Request) -> dict[str, Any]:
         raise _no_index()
     # Here many queries wait together for one batch; threads that search are few, and none of them waits for it.
     vectors = None if asked.mode == "bm25" else await engine.embed([asked.query], "query")
-    found = await engine.work(lambda: _search(_index(engine), asked, vectors))
-    return {"hits": found, "seconds": round(time.perf_counter() - start, 6)}
+    hits = await engine.work(lambda: _search(_index(engine), asked, vectors))
+    if asked.teacher:
+        hits = await engine.reorder(asked.query, hits, asked.task)
+    return {"hits": [asdict(hit) for hit in hits[: asked.k]], "seconds": round(time.perf_counter() - start, 6)}
 
 
 @router.post("/documents")
@@ -82,10 +87,11 @@ async def delete(name: str, request: Request) -> dict[str, Any]:
     return {"deleted": name}
 
 
-def _search(index: Index, asked: SearchRequest, vectors: np.ndarray | None) -> list[dict[str, Any]]:
-    found = index.search(
+def _search(index: Index, asked: SearchRequest, vectors: np.ndarray | None) -> list[Hit]:
+    return index.search(
         asked.query,
-        asked.k,
+        # A teacher is given what it may bring up from below the k-th.
+        max(asked.k, JUDGED) if asked.teacher else asked.k,
         task=asked.task,
         mode=asked.mode,
         recall=asked.recall,
@@ -94,7 +100,6 @@ def _search(index: Index, asked: SearchRequest, vectors: np.ndarray | None) -> l
         filters=asked.filters,
         vectors=vectors,
     )[0]
-    return [asdict(hit) for hit in found]
 
 
 def _index(engine: Engine) -> Index:

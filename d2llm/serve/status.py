@@ -33,6 +33,7 @@ async def info(request: Request) -> dict[str, Any]:
         "passages": None if index is None else len(index),
         "max_client_batch_size": engine.limits.texts,
         "writable": request.app.state.writable,
+        "teacher": engine.judge is not None,
     }
 
 

@@ -26,7 +26,7 @@ _GRACE = 30
 
 @dataclass(frozen=True)
 class Serving:
-    """What a process serves: arguments of :class:`Engine` and :func:`create_app`; ``model`` is a folder."""
+    """What a process serves: arguments of :class:`Engine` and :func:`create_app`, students and teachers as folders."""
 
     model: Path
     index: Path | None
@@ -34,19 +34,21 @@ class Serving:
     token: str | None
     writable: bool
     hosts: list[str] | None
+    teacher: Path | None = None
 
     def application(self) -> Any:
-        """The application, with the student loaded and the index open.
+        """The application, with the student and the teacher loaded and the index open.
 
         Raises:
-            D2LLMError: for a student or an index that cannot be loaded.
+            D2LLMError: for a student, a teacher or an index that cannot be loaded.
         """
-        from d2llm.cli.options import load_student
+        from d2llm.cli.options import load_student, load_teacher
         from d2llm.serve.app import create_app
         from d2llm.serve.engine import Engine
         from d2llm.serve.limits import Limits
 
-        engine = Engine(load_student(self.model), self.index, self.name, Limits())
+        judge = None if self.teacher is None else load_teacher(None, self.teacher, None)
+        engine = Engine(load_student(self.model), self.index, self.name, Limits(), judge)
         return create_app(engine, token=self.token, writable=self.writable, hosts=self.hosts)
 
 

@@ -13,6 +13,7 @@ from d2llm.serve.app import create_app
 from d2llm.serve.engine import Engine
 from d2llm.serve.limits import Limits
 from d2llm.student import D2LLM
+from d2llm.teacher.scoring import Judge
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +32,10 @@ def client(student: D2LLM, served: Path) -> Iterator[Client]:
     """Clients of an application, with ``Limits`` and ``create_app`` given as asked for."""
     engines = []
 
-    def make(limits: Limits | None = None, index: bool = True, **options: Any) -> httpx.AsyncClient:
-        engine = Engine(student, served if index else None, "d2llm", limits or Limits())
+    def make(
+        limits: Limits | None = None, index: bool = True, judge: Judge | None = None, **options: Any
+    ) -> httpx.AsyncClient:
+        engine = Engine(student, served if index else None, "d2llm", limits or Limits(), judge)
         engines.append(engine)
         app = create_app(engine, **options)
         return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")

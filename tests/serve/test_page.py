@@ -81,3 +81,4 @@ def test_nothing_found_and_a_refusal_are_told(show: Show) -> None:
     assert "Nothing found." in show(q="zebra", mode="bm25")
     assert "expected at most 1000" in show(q="open", k="1001")
     assert "<li>" not in show()
+    assert "the server has none; start it with --teacher" in show(q="open", teacher="on")

@@ -199,6 +199,7 @@ _NAMES = (
     "k",
     "mode",
     "filters",
+    "teacher",
 )
 _BODIES = st.dictionaries(st.sampled_from(_NAMES), _VALUES, max_size=6) | _VALUES
 _PATHS = ("/v1/embeddings", "/rerank", "/v2/rerank", "/score", "/search", "/documents")
@@ -319,9 +320,19 @@ def test_it_lives_as_processes_that_take_up_new_generations_and_finish_before_th
         assert late.result().status_code == 200
 
 
+def test_the_shipped_teacher_is_served(student: D2LLM, served: Path) -> None:
+    with running(student, served, "--teacher", "shipped") as (url, _):
+        body = {"query": "open the file", "k": 4, "teacher": True, "explain": True}
+        found = httpx.post(f"{url}/search", json=body, timeout=60).json()["hits"]
+    assert [hit["rank"] for hit in found] == [1, 2, 3, 4]
+    assert sorted(hit["ranks"]["teacher"] for hit in found) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     (
+        (["--model", "x", "--teacher", "y"], "--index"),
+        (["--teacher", "absent"], "absent"),
         (["--host", "0.0.0.0"], "--token-file"),
         (["--writable"], "--token-file"),
         (["--index", "x"], "--model"),

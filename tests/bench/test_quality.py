@@ -1,5 +1,6 @@
 """The quality table: measured once, kept, and written between its marks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,16 @@ import pytest
 
 from benchmarks import int8_encoder, labels, quality, rank_losses, seeds, teacher_curve
 from d2llm.data.docstrings import Function
-from d2llm.data.example import Example, text_key
+from d2llm.data.example import Example
+from d2llm.data.jsonl import write_examples
 from d2llm.data.validation import Validation
+from d2llm.demo import teacher as demo_teacher
+from d2llm.demo.encoder import TRAINING_FILE
+from d2llm.demo.recipe import TEACHER
 from d2llm.files import write_json
 from d2llm.student import D2LLM
 from d2llm.teacher.model import NO, YES, Teacher
+from d2llm.teacher.tuning import TuningConfig
 from tests.conftest import TEXTS
 from tests.teacher.teacher_models import save_model
 
@@ -119,22 +125,29 @@ def test_a_teacher_orders_the_best_anew(data: Validation, tmp_path: Path) -> Non
             assert found[row] == pytest.approx(1 / (1 + order.index(next(iter(relevant)))))
 
 
-def test_a_teacher_learns_from_its_students_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = [Example(f"q{i}?", f"def f{i}(): ...") for i in range(30)]
-    passages = [pair.positive for pair in pairs]
-    held_out = {text_key(text) for pair in pairs[20:] for text in (pair.query, pair.positive)}
-    monkeypatch.setattr(teacher_curve, "standard_library_functions", list)
-    monkeypatch.setattr(teacher_curve, "standard_library_pairs", lambda: pairs)
-    monkeypatch.setattr(teacher_curve, "unseen_texts", lambda _: held_out)
-    # The student likes the last passages best, which are held out, and then those with high numbers.
-    monkeypatch.setattr(
-        teacher_curve, "logits_of", lambda _, queries, them: np.tile(np.arange(30.0), (len(queries), 1))
-    )
-    found = teacher_curve.groups(None, passages, 100)
-    assert sorted(group.query for group in found) == sorted(pair.query for pair in pairs[:20])
-    best = {f"def f{i}(): ..." for i in range(9, 20)}
-    for group in found:
-        assert len(set(group.negatives)) == teacher_curve.NEGATIVES and set(group.negatives) <= best - {group.positive}
+def test_a_teacher_is_asked_along_its_way(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [Example(f"q{i}?", f"def f{i}(): ...") for i in range(12)]
+    model, student = save_model(tmp_path / "llm"), tmp_path / "student"
+    D2LLM.create(base_model, lora_r=2, iem_hidden=8).save_pretrained(student)
+    few = TuningConfig(steps=2, groups_per_step=2)
+    for module in (demo_teacher, teacher_curve):
+        monkeypatch.setattr(module, "BASE_MODEL", model)
+    monkeypatch.setattr(demo_teacher, "TEACHER", replace(TEACHER, num_layers=1, first=few, second=few))
+    monkeypatch.setattr(demo_teacher, "standard_library_pairs", lambda: pairs)
+    monkeypatch.setattr(quality, "standard_library_pairs", lambda: pairs)
+    monkeypatch.setattr(teacher_curve, "STEPS", (1, 2))
+    monkeypatch.setattr(teacher_curve, "STUDENT", student)
+    monkeypatch.setattr(teacher_curve, "validation_pairs", lambda: pairs[:3])
+    monkeypatch.setattr(teacher_curve, "library_vectors", lambda student, passages: student.encode(passages, "passage"))
+    others = [Example(f"p{i}?", f"def g{i}(): ...") for i in range(12)]
+    write_examples(tmp_path / "work" / "student" / TRAINING_FILE, pairs + others)
+    assert teacher_curve.main(["--work", str(tmp_path / "work")]) == 0
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows[-3:] == ["| 0", "| 1", "| 2"]
+    monkeypatch.setattr(teacher_curve, "tune_teacher", lambda *_: pytest.fail("tuned again"))
+    assert teacher_curve.main(["--work", str(tmp_path / "work")]) == 0
 
 
 def test_students_of_several_seeds_are_held_against_their_start(

@@ -70,8 +70,7 @@ def test_shipped_scores_name_their_teacher_and_cover_the_held_out_candidates(
     table = ScoreTable.load(SCORES)
     assert table.header["model"] == BASE_MODEL
     settings = read_json(TEACHER / "teacher.json")
-    # Both were made with the prompts of then, and keep them.
-    assert settings["prompt"] == 1 == table.header.get("prompt", 1)
+    assert settings["prompt"] == table.header["prompt"]
     for name in ("num_layers", "query_length", "passage_length"):
         assert table.header[name] == settings[name]
     assert [table.header["templates"][each["task"]] for each in settings["templates"]] == [

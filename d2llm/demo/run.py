@@ -19,8 +19,9 @@ from d2llm.demo.library import library_vectors
 from d2llm.demo.picture import draw
 from d2llm.demo.recipe import RERANKED, DemoRecipe
 from d2llm.demo.training import train_phase
-from d2llm.evaluation.compare import Comparison, compare
-from d2llm.evaluation.retrieval import ir_metrics
+from d2llm.evaluation.compare import Comparison, Contrast, compare
+from d2llm.evaluation.retrieval import ir_metrics, ir_values
+from d2llm.evaluation.significance import Means, difference
 from d2llm.evaluation.systems import bm25, iem_scores, mean_pool_cosine
 from d2llm.files import atomic_path, write_json
 from d2llm.index import Index
@@ -35,6 +36,9 @@ from d2llm.training.vectors import TextVectors
 QUESTIONS = ("parse an ISO 8601 date", "wrap a paragraph to a given width", "merge sorted lists")
 _HITS = 3
 _COLUMNS = ["mrr", "mrr@10", "map", "ndcg@10", "recall@1", "recall@10"]
+#: Rows of the table: the student, and what it is held against.
+_STUDENT = "student IEM"
+_BASELINES = ("base, mean-pool cosine", "student cosine", "student IEM, trained without teacher")
 
 
 def run_demo(
@@ -98,14 +102,14 @@ def run_demo(
     )
 
     _say("Comparison on the held-out queries")
-    comparison = _compare(student, twin, held_out, vectors, lexical, table)
+    comparison, ranks = _compare(student, twin, held_out, vectors, lexical, table)
     print(comparison.to_text(_COLUMNS))
     student.save_pretrained(out / "student")
     comparison.save(out / "comparison.json")
     with atomic_path(out / "comparison.md") as temporary:
         temporary.write_text(comparison.to_markdown(_COLUMNS) + "\n", encoding="utf-8")
     write_json(out / "losses.json", losses)
-    draw(losses, comparison, out / "demo.png")
+    draw(losses, ranks, out / "demo.png")
 
     _say(f"Index of all {len(demo_data.library)} passages, and three questions to it")
     embedded = vectors.passages(demo_data.library).numpy()
@@ -150,21 +154,27 @@ def _vectors(student: D2LLM, shipped: bool, examples: list[Example], data: DemoD
 
 def _compare(
     student: D2LLM, twin: D2LLM, held_out: Validation, vectors: TextVectors, lexical: np.ndarray, table: ScoreTable
-) -> Comparison:
+) -> tuple[Comparison, dict[str, np.ndarray]]:
+    """The table, and (Nq,) reciprocal ranks by system."""
     queries, passages = vectors.queries(held_out.queries), vectors.passages(held_out.passages)
     base, layers = student.config.base_model, student.config.num_layers
     judged_scores, judged = reranked(held_out, lexical, RERANKED, table)
     systems = {
         "BM25": lexical,
-        "base, mean-pool cosine": mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
-        "student cosine": cosine_similarity(queries, passages),
-        "student IEM, trained without teacher": iem_scores(twin, queries, passages, held_out.task),
-        "student IEM": iem_scores(student, queries, passages, held_out.task),
+        _BASELINES[0]: mean_pool_cosine(base, layers, held_out.queries, held_out.passages),
+        _BASELINES[1]: cosine_similarity(queries, passages),
+        _BASELINES[2]: iem_scores(twin, queries, passages, held_out.task),
+        _STUDENT: iem_scores(student, queries, passages, held_out.task),
     }
     if judged.all():
         systems[f"teacher on BM25's best {RERANKED}"] = judged_scores
     qrels = {query: dict.fromkeys(found, 1) for query, found in enumerate(held_out.relevant)}
-    return compare(systems, lambda scores: ir_metrics(scores, qrels))
+    rows = compare(systems, lambda scores: ir_metrics(scores, qrels)).rows
+    ranks = {name: ir_values(scores, qrels)["mrr"] for name, scores in systems.items()}
+    contrasts = (
+        Contrast(_STUDENT, other, "mrr", difference(Means(ranks[_STUDENT], ranks[other]))) for other in _BASELINES
+    )
+    return Comparison(rows, tuple(contrasts)), ranks
 
 
 def _say(text: str) -> None:

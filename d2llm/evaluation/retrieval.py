@@ -41,14 +41,25 @@ def ir_metrics(
         InputError: for NaN or plus infinity among the scores, shapes that do not match, no query
             with a relevant passage, or a k below 1.
     """
+    values = ir_values(scores, qrels, recall_at)
+    return {name: float(row.mean()) for name, row in values.items()} | {"queries": float(len(values["mrr"]))}
+
+
+def ir_values(
+    scores: ArrayLike | Scores, qrels: ArrayLike | Judgements | None = None, recall_at: Sequence[int] = RECALL_AT
+) -> dict[str, NDArray[np.float64]]:
+    """The same of every query, (Nq,) a metric, for the queries with at least one relevant passage.
+
+    Raises:
+        InputError: as :func:`ir_metrics` does.
+    """
     if any(k < 1 for k in recall_at):
         raise InputError(f"recall_at: expected numbers of at least 1, got {tuple(recall_at)}")
     if not isinstance(scores, Mapping):
         scores = np.asarray(scores)
     run, judged = _run(scores), _qrels(scores, qrels)
     names = ["mrr", f"mrr@{CUT}", "map", f"ndcg@{CUT}", *(f"recall@{k}" for k in recall_at)]
-    values = per_query(run, judged, names)
-    return {name: float(row.mean()) for name, row in values.items()} | {"queries": float(len(values["mrr"]))}
+    return per_query(run, judged, names)
 
 
 def reranked_scores(first_stage: ArrayLike, candidates: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:

@@ -49,6 +49,9 @@ def test_demo_runs_on_another_model_and_other_data(
     assert any(name.startswith("teacher") for name in names)
     assert all(0 < row.metrics["mrr"] <= 1 for row in comparison.rows)
     assert list(read_json(out / "comparison.json")["systems"]) == names
+    baselines = [each.baseline for each in comparison.contrasts]
+    assert baselines == names[1:4] and all(each.system == "student IEM" for each in comparison.contrasts)
+    assert all(each.found.low <= each.found.value <= each.found.high for each in comparison.contrasts)
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     parts = {name for entry in read_json(out / "losses.json") for name in entry if name.startswith("loss_")}
     assert len(parts) == 5

@@ -132,15 +132,22 @@ class Engine:
         """
         return await self._stand(self._searching, run)
 
-    async def reorder(self, query: str, hits: list[Hit], task: str) -> list[Hit]:
-        """What was found, the best of it ordered anew by the teacher, as :func:`d2llm.last_stage.reorder` does.
+    def teacher(self) -> Judge:
+        """The teacher.
 
         Raises:
-            Refusal: as :meth:`work`, or 400 where there is no teacher.
+            Refusal: 400 where there is none.
         """
-        judge = self.judge
-        if judge is None:
+        if self.judge is None:
             raise Refusal(400, "teacher: the server has none; start it with --teacher", param="teacher")
+        return self.judge
+
+    async def reorder(self, judge: Judge, query: str, hits: list[Hit], task: str) -> list[Hit]:
+        """What was found, the best of it ordered anew by a teacher, as :func:`d2llm.last_stage.reorder` does.
+
+        Raises:
+            Refusal: as :meth:`work`.
+        """
         return (await self._stand(self._judging, lambda: reorder(judge, [query], [hits], task)))[0]
 
     def tokens(self, texts: Sequence[str]) -> int:

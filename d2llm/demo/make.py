@@ -2,7 +2,8 @@
 
 The steps: train the student, embed the library with it, tune the teacher on the student's mistakes, judge it on
 held-out groups, score. Each leaves its result in the work folder and in ``d2llm/assets``; killed, it goes on where it
-was. On two cores the whole takes two to three hours, the student's part of it half an hour.
+was. On two cores the whole takes two to three hours, the student's part of it half an hour; where there is an
+accelerator, all of it computes there, for which ``student/train.jsonl`` may be brought along in the work folder.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from d2llm.demo.encoder import TRAINING_FILE, make
 from d2llm.demo.judgements import rerank_pairs
 from d2llm.demo.recipe import RERANKED, SCORED_EXAMPLES
 from d2llm.demo.teacher import tune_teacher
+from d2llm.devices import best_device
 from d2llm.evaluation.systems import bm25, student_mrr
 from d2llm.files import atomic_path, write_json
 from d2llm.shipped import BASE_MODEL, DOCUMENTED_VECTORS, SCORES, STUDENT, VECTORS
@@ -41,7 +43,7 @@ def make_teacher(work: Path) -> None:
     if TEACHER_FOLDER.is_dir():
         return
     examples = kept_examples(work / "student" / TRAINING_FILE)
-    teacher = tune_teacher(D2LLM.from_pretrained(STUDENT), examples, work / "teacher")
+    teacher = tune_teacher(_shipped_student(), examples, work / "teacher")
     save_adapter(teacher.decoder, teacher.settings(), TEACHER_FOLDER, torch.float16)
 
 
@@ -89,7 +91,7 @@ def make_student(work: Path) -> None:
     if STUDENT.is_dir():
         return
     make(work / "student").save_pretrained(STUDENT, head_dtype=torch.int8)
-    found = student_mrr(D2LLM.from_pretrained(STUDENT), load_data().held_out)
+    found = student_mrr(_shipped_student(), load_data().held_out)
     write_json(work / "student-mrr.json", found)
     print(found)
 
@@ -100,10 +102,15 @@ def make_vectors() -> None:
     for file, passages in ((VECTORS, load_data().library), (DOCUMENTED_VECTORS, documented)):
         if file.exists():
             continue
-        vectors = D2LLM.from_pretrained(STUDENT).encode(passages, "passage", convert_to="torch")
+        vectors = _shipped_student().encode(passages, "passage", convert_to="torch").cpu()
         ids = torch.tensor([list(bytes.fromhex(text_id(passage))) for passage in passages], dtype=torch.uint8)
         with atomic_path(file) as temporary:
             save_file({"ids": ids, **shrink({"vectors": vectors})}, temporary)
+
+
+def _shipped_student() -> D2LLM:
+    # The decorated signature that transformers gives this method hides its own argument.
+    return D2LLM.from_pretrained(STUDENT).to(best_device())  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -117,7 +124,7 @@ def main() -> None:
         make_student(arguments.work)
         make_vectors()
         make_teacher(arguments.work)
-    teacher = Teacher.from_pretrained(BASE_MODEL, TEACHER_FOLDER, dtype=torch.bfloat16)
+    teacher = Teacher.from_pretrained(BASE_MODEL, TEACHER_FOLDER, dtype=torch.bfloat16).to(best_device())
     if arguments.shard == 0:
         judge_teacher(arguments.work, teacher)
     make_scores(arguments.work, teacher, arguments.shard, arguments.num_shards)

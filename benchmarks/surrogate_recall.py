@@ -2,7 +2,7 @@
 
 python -m benchmarks.surrogate_recall --cosqa DATA/cosqa --write
 
-Queries are those of the validation sets of ``benchmarks.quality``; surrogates are fitted to docstrings of training
+Queries are those of the validation sets of ``benchmarks.quality.sets``; surrogates are fitted to docstrings of training
 pairs, of which none shares query or passage with them. Embeddings and shares are kept in --work and not made again.
 """
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.document import put
-from benchmarks.quality import sets
+from benchmarks.quality.sets import sets
 from d2llm.data.docstrings import hold_out, standard_library_pairs, without
 from d2llm.data.example import text_id
 from d2llm.data.validation import Validation

@@ -5,21 +5,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import int8_encoder, labels, quality, rank_losses, seeds, teacher_curve
+from benchmarks.quality import (
+    __main__ as quality,
+)
+from benchmarks.quality import (
+    choices,
+    int8,
+    labels,
+    last_stage,
+    price,
+    rank_losses,
+    seeds,
+    sets,
+    students,
+    teacher_curve,
+    trained,
+)
+from benchmarks.quality.asked import Asked
+from benchmarks.quality.measured import Measured
 from d2llm.data.docstrings import Function
 from d2llm.data.example import Example
-from d2llm.data.jsonl import write_examples
 from d2llm.data.validation import Validation
 from d2llm.demo import teacher as demo_teacher
-from d2llm.demo.encoder import TRAINING_FILE
-from d2llm.demo.recipe import TEACHER
+from d2llm.demo.recipe import TEACHER, Phase
 from d2llm.files import write_json
 from d2llm.student import D2LLM
 from d2llm.teacher.model import NO, YES, Teacher
 from d2llm.teacher.tuning import TuningConfig
 from tests.conftest import TEXTS
 from tests.teacher.teacher_models import save_model
+
+
+def save_student(base_model: str, folder: Path, seed: int = 0) -> Path:
+    D2LLM.create(base_model, lora_r=2, iem_hidden=8, seed=seed).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -34,47 +55,145 @@ def test_a_set_is_measured_once_and_gone_on_with(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    D2LLM.create(base_model, lora_r=2, iem_hidden=8).save_pretrained(tmp_path / "student")
-    monkeypatch.setattr(quality, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
+    folders = {name: save_student(base_model, tmp_path / name) for name in ("start", "tiny", "other")}
+    monkeypatch.setattr(students, "start", lambda work: folders["start"])
+    monkeypatch.setattr(students, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
     document = tmp_path / "quality.md"
     names = ("docstrings", "test")
     document.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names), encoding="utf-8")
     monkeypatch.setattr(quality, "DOCUMENT", document)
-    arguments = ["--work", str(tmp_path / "work"), "--student", f"tiny={tmp_path / 'student'}", "--write"]
+    work = tmp_path / "work"
+    arguments = ["students", "--work", str(work), "--student", str(folders["tiny"])]
+    arguments += ["--others", f"other={folders['other']}", "--write"]
     assert quality.main(arguments) == 0
     table = document.read_text(encoding="utf-8")
-    ranks = {file.stem for file in (tmp_path / "work" / "ranks" / "docstrings").iterdir()}
-    assert ranks == {"BM25", "tiny, cosine", "tiny, IEM", "tiny, hybrid"}
-    # What a table reports on is not read unless it is asked for by name.
-    assert not (tmp_path / "work" / "ranks" / "test").exists()
-    found = np.load(tmp_path / "work" / "ranks" / "docstrings" / "BM25.npy")
+    ranks = {file.stem for file in (work / "students" / "ranks" / "docstrings").iterdir()}
+    ways = ("cosine", "IEM", "hybrid")
+    assert ranks == {"BM25", *(f"{name}, {way}" for name in ("MiniLM", "shipped", "other") for way in ways)}
+    # What a table reports on is not read unless it is asked for.
+    assert not (work / "students" / "ranks" / "test").exists()
+    found = np.load(work / "students" / "ranks" / "docstrings" / "BM25.npy")
     # A set that was not read keeps its table.
     assert f"| BM25 | {found.mean():.3f} |" in table and table.count("old") == 1
 
-    monkeypatch.setattr(quality.D2LLM, "from_pretrained", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(D2LLM, "from_pretrained", lambda *_: pytest.fail("measured again"))
     assert quality.main(arguments) == 0
     assert document.read_text(encoding="utf-8") == table
     assert f"{found.mean():.3f}" in capsys.readouterr().out
 
 
+def test_test_sets_are_measured_where_they_are_asked_for() -> None:
+    names = ("docstrings", "test")
+    assert Asked(Path()).chosen(names) == ["docstrings"] and Asked(Path(), tests=True).chosen(names) == [*names]
+    assert Asked(Path(), only=("test",)).chosen(names) == ["test"]
+
+
+def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        quality.main(["nothing"])
+    assert "expected some of students, last-stage" in capsys.readouterr().err
+
+
+def test_every_part_has_its_place_in_the_document() -> None:
+    text = quality.DOCUMENT.read_text(encoding="utf-8")
+    several = {"students": sets.sets(Path()), "last-stage": [f"{name}-teacher" for name in last_stage.SETS]}
+    several["sentence-pairs"] = ["sick-nli", "sick-sts", "trecqa"]
+    for part in quality.PARTS:
+        for block in several.get(part, [part]):
+            assert text.count(f"<!-- {block} -->") == 1, block
+
+
+def test_choices_are_trained_once_and_held_against_the_first(
+    base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [Example(query, data.passages[i]) for i, query in enumerate(data.queries)]
+    monkeypatch.setattr(choices, "STUDENT_MODEL", base_model)
+    monkeypatch.setattr(choices, "STUDENT", {"lora_r": 2, "iem_hidden": 8})
+    monkeypatch.setattr(choices, "TRAINING", replace(choices.TRAINING, batch_size=2))
+    monkeypatch.setattr(choices, "examples", lambda work: examples)
+    monkeypatch.setattr(choices, "sets", lambda cosqa: {name: lambda: data for name in choices.SETS})
+    some = ("the recipe", "mean pooling")
+    monkeypatch.setattr(choices, "CHOICES", {name: replace(choices.CHOICES[name], steps=2) for name in some})
+    asked = Asked(tmp_path)
+    lines = choices.blocks(asked)[choices.PART]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in some]
+    pooling = {name: D2LLM.from_pretrained(tmp_path / choices.PART / name / "student").pma for name in some}
+    start = D2LLM.create(base_model, lora_r=2, iem_hidden=8).pma
+    moved = {name: not torch.equal(pma.S, start.S) for name, pma in pooling.items()}
+    assert moved == {"the recipe": True, "mean pooling": False}
+    monkeypatch.setattr(choices, "train_phase", lambda *_: pytest.fail("trained again"))
+    assert choices.blocks(asked)[choices.PART] == lines
+    # An arm that was not measured has no line yet.
+    monkeypatch.setitem(choices.CHOICES, "other", choices.Choice())
+    assert choices.blocks(replace(asked, only=some))[choices.PART] == lines
+
+
+def test_a_price_is_told_of_what_was_measured(
+    base_model: str,
+    data: Validation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = Asked(tmp_path, student=save_student(base_model, tmp_path / "student"))
+    assert price.blocks(asked) == {} and "are to be measured first" in capsys.readouterr().out
+    monkeypatch.setattr(price, "PICTURE", tmp_path / "quality.png")
+    monkeypatch.setattr(price, "sets", lambda cosqa: {name: lambda: data for name in price.SETS})
+    model = save_model(tmp_path / "llm")
+    monkeypatch.setattr(price.Teacher, "from_pretrained", lambda *_, load=Teacher.from_pretrained: load(model))
+    found, judged = (Measured(tmp_path, part) for part in (students.PART, last_stage.PART))
+    for name in price.SETS:
+        for number, system in enumerate(price.SYSTEMS):
+            (judged if system == last_stage.BOTH else found).keep(name, system, np.full(6, number / 10))
+    lines = {line.split(" | ")[0]: line for line in price.blocks(asked)[price.PART]}
+    assert lines["| BM25"] == "| BM25 | - | 0.000 | 0.000 |" and (tmp_path / "quality.png").stat().st_size > 10_000
+    millions = {system: price.multiply_adds(asked, data)[system] for system in price.SYSTEMS[1:]}
+    student = D2LLM.from_pretrained(asked.student)
+    tokens = np.mean([len(student.tokenizer(query)["input_ids"]) for query in data.queries])
+    own = sum(
+        weight.numel() for name, weight in student.backbone.named_parameters() if name.endswith("base_layer.weight")
+    )
+    assert own and millions["MiniLM, cosine"] == pytest.approx(tokens * own + len(data.passages) * student.dim)
+    assert millions["shipped, IEM"] - millions["shipped, cosine"] == len(data.passages) * (8**2 - student.dim)
+    assert millions[last_stage.BOTH] > millions["shipped, hybrid"] == millions["shipped, IEM"]
+
+
+def test_students_of_a_recipe_are_made_once(
+    base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def make(out: Path, phase: Phase) -> None:
+        made.append(phase.seed)
+        save_student(base_model, out / "student")
+
+    monkeypatch.setattr(trained, "make", make)
+    assert trained.by_recipe(tmp_path, 1) == trained.by_recipe(tmp_path, 1) == tmp_path / "students" / "1" / "student"
+    assert made == [1]
+    monkeypatch.setattr(trained, "STUDENT_MODEL", base_model)
+    monkeypatch.setattr(trained, "examples", lambda work: [Example(query, query) for query in data.queries])
+    start = D2LLM.from_pretrained(trained.start(tmp_path))
+    assert trained.start(tmp_path).is_dir() and start.config.query_length == 32
+
+
 def test_held_out_pairs_are_searched_for_among_the_whole_library(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [Example("one?", "a"), Example("two?", "b"), Example("one?", "c"), Example("three?", "a")]
-    monkeypatch.setattr(quality, "standard_library_pairs", lambda: pairs)
-    data = quality.over_library([pairs[0], pairs[2]])
+    monkeypatch.setattr(sets, "standard_library_pairs", lambda: pairs)
+    data = sets.over_library([pairs[0], pairs[2]])
     assert data.passages == ("a", "b", "c") and data.queries == ("one?",) and data.relevant == (frozenset({0, 2}),)
 
 
 def test_cosqa_is_read_by_its_numbers(tmp_path: Path) -> None:
     write_json(tmp_path / "codes.json", {"def a(): 1": 7, "def b(): 2": 4})
     write_json(tmp_path / "dev.json", [{"query": "how to b", "code": 4}])
-    data = quality.cosqa(tmp_path)
+    data = sets.cosqa(tmp_path)
     assert data.queries == ("how to b",) and data.relevant == (frozenset({1}),)
 
 
 def test_functions_stand_below_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"def load(fp): 1": "json.load", "def load(fp): 2": "json.load#2"}
-    monkeypatch.setattr(quality, "standard_library_names", lambda: names)
-    data = quality.named(Validation(("read json?",), tuple(reversed(names)), (frozenset({1}),)))
+    monkeypatch.setattr(sets, "standard_library_names", lambda: names)
+    data = sets.named(Validation(("read json?",), tuple(reversed(names)), (frozenset({1}),)))
     assert data.passages == ("json.load\ndef load(fp): 2", "json.load\ndef load(fp): 1")
     assert data.relevant == (frozenset({1}),)
 
@@ -84,8 +203,8 @@ def test_functions_stand_below_their_docstrings(monkeypatch: pytest.MonkeyPatch)
         Function("json.load", "Read it.", "def load(fp): 1"),
         Function("json.dump", "Write.", "def dump(fp): 2"),
     )
-    monkeypatch.setattr(quality, "standard_library_functions", lambda: [load, dump])
-    data = quality.documented(Validation(("write?",), (dump.code, load.code), (frozenset({0}),)))
+    monkeypatch.setattr(sets, "standard_library_functions", lambda: [load, dump])
+    data = sets.documented(Validation(("write?",), (dump.code, load.code), (frozenset({0}),)))
     assert data.passages == ("json.dump\nWrite.\ndef dump(fp): 2", "json.load\nRead it.\ndef load(fp): 1")
     assert data.relevant == (frozenset({0}),)
 
@@ -99,13 +218,12 @@ def test_labels_are_held_against_the_hidden_ones() -> None:
 
 
 def test_losses_are_held_against_labels_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = quality.Measured(tmp_path)
+    measured = Measured(tmp_path, rank_losses.PART)
     for number, loss in enumerate(("start", *rank_losses.LOSSES)):
         for seed in range(3):
-            measured.keep("rank-losses", f"{loss}, {seed}", np.full(4, (number + seed) / 10))
+            measured.keep("docstrings", f"{loss}, {seed}", np.full(4, (number + seed) / 10))
     monkeypatch.setattr(rank_losses, "setting", lambda: pytest.fail("measured again"))
-    rank_losses.measure(measured, 3)
-    start, alone, *others = rank_losses.table(measured, 3)[2:]
+    start, alone, *others = rank_losses.blocks(Asked(tmp_path))[rank_losses.PART][2:]
     assert start == "| start | 0.100 ± 0.100 | 0.000 to 0.200 | -0.100 to -0.100 |"
     assert alone.endswith("| 0.100 to 0.300 |  |") and len(others) == 5
 
@@ -114,58 +232,50 @@ def test_a_teacher_orders_the_best_anew(data: Validation, tmp_path: Path) -> Non
     # Weights far from the default's, so that texts matter to the logits.
     teacher = Teacher.from_pretrained(save_model(tmp_path / "llm", initializer_range=0.3))
     logits = np.random.default_rng(0).normal(size=(len(data.queries), len(data.passages)))
-    alone, both = quality.reordered(teacher, data, logits, tmp_path / "judged")
+    alone, both = last_stage.reordered(teacher, data, logits, tmp_path / "judged")
     for row, (query, relevant) in enumerate(zip(data.queries, data.relevant, strict=True)):
-        best = np.argsort(-logits[row])[: quality.BEST]
+        best = np.argsort(-logits[row])[: last_stage.BEST]
         judged, _ = teacher.judge([query] * len(best), [data.passages[i] for i in best], "asym")
         margins = judged[:, YES] - judged[:, NO]
         scaled = [(each - each.mean()) / each.std() for each in (margins, logits[row][best])]
         for found, scores in ((alone, margins), (both, sum(scaled))):
-            order = [*best[np.argsort(-scores)], *np.argsort(-logits[row])[quality.BEST :]]
+            order = [*best[np.argsort(-scores)], *np.argsort(-logits[row])[last_stage.BEST :]]
             assert found[row] == pytest.approx(1 / (1 + order.index(next(iter(relevant)))))
 
 
-def test_a_teacher_is_asked_along_its_way(
-    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_teacher_is_asked_along_its_way(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [Example(f"q{i}?", f"def f{i}(): ...") for i in range(12)]
-    model, student = save_model(tmp_path / "llm"), tmp_path / "student"
-    D2LLM.create(base_model, lora_r=2, iem_hidden=8).save_pretrained(student)
+    model, student = save_model(tmp_path / "llm"), save_student(base_model, tmp_path / "student")
     few = TuningConfig(steps=2, groups_per_step=2)
     for module in (demo_teacher, teacher_curve):
         monkeypatch.setattr(module, "BASE_MODEL", model)
     monkeypatch.setattr(demo_teacher, "TEACHER", replace(TEACHER, num_layers=1, first=few, second=few))
     monkeypatch.setattr(demo_teacher, "standard_library_pairs", lambda: pairs)
-    monkeypatch.setattr(quality, "standard_library_pairs", lambda: pairs)
+    monkeypatch.setattr(sets, "standard_library_pairs", lambda: pairs)
     monkeypatch.setattr(teacher_curve, "STEPS", (1, 2))
-    monkeypatch.setattr(teacher_curve, "STUDENT", student)
     monkeypatch.setattr(teacher_curve, "validation_pairs", lambda: pairs[:3])
     monkeypatch.setattr(teacher_curve, "library_vectors", lambda student, passages: student.encode(passages, "passage"))
     others = [Example(f"p{i}?", f"def g{i}(): ...") for i in range(12)]
-    write_examples(tmp_path / "work" / "student" / TRAINING_FILE, pairs + others)
-    assert teacher_curve.main(["--work", str(tmp_path / "work")]) == 0
-    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert rows[-3:] == ["| 0", "| 1", "| 2"]
+    monkeypatch.setattr(teacher_curve, "examples", lambda work: pairs + others)
+    asked = Asked(tmp_path / "work", student=student)
+    lines = teacher_curve.blocks(asked)[teacher_curve.PART]
+    assert [line.split(" | ")[0] for line in lines[3:]] == ["| 0", "| 1", "| 2"]
     monkeypatch.setattr(teacher_curve, "tune_teacher", lambda *_: pytest.fail("tuned again"))
-    assert teacher_curve.main(["--work", str(tmp_path / "work")]) == 0
+    assert teacher_curve.blocks(asked)[teacher_curve.PART] == lines
 
 
 def test_students_of_several_seeds_are_held_against_their_start(
     base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = [str(tmp_path / name) for name in ("start", "one", "two")]
-    for seed, folder in enumerate(folders):
-        D2LLM.create(base_model, lora_r=2, iem_hidden=8, seed=seed).save_pretrained(folder)
+    start, *others = (save_student(base_model, tmp_path / f"{seed}", seed) for seed in range(4))
     monkeypatch.setattr(seeds, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
-    document = tmp_path / "quality.md"
-    document.write_text("<!-- seeds -->\n<!-- /seeds -->\n", encoding="utf-8")
-    monkeypatch.setattr(seeds, "DOCUMENT", document)
-    work = tmp_path / "work"
-    assert seeds.main(["--work", str(work), "--start", folders[0], "--student", *folders[1:], "--write"]) == 0
-    _, _, line, _ = document.read_text(encoding="utf-8").splitlines()[1:]
-    means = [np.load(work / "ranks" / "docstrings" / f"seed {seed}, IEM.npy").mean() for seed in range(2)]
-    start = np.load(work / "ranks" / "docstrings" / "start, cosine.npy").mean()
-    assert line.startswith(f"| docstrings | {start:.3f} | ")
+    monkeypatch.setattr(seeds, "start", lambda work: start)
+    monkeypatch.setattr(seeds, "by_recipe", lambda work, seed: others[seed])
+    _, _, line = seeds.blocks(Asked(tmp_path / "work", student=others[0]))[seeds.PART]
+    work = tmp_path / "work" / seeds.PART
+    means = [np.load(work / "ranks" / "docstrings" / f"seed {seed}, IEM.npy").mean() for seed in range(3)]
+    cosine = np.load(work / "ranks" / "docstrings" / "start, cosine.npy").mean()
+    assert line.startswith(f"| docstrings | {cosine:.3f} | ")
     assert f" | {np.mean(means):.3f} ± {np.std(means, ddof=1):.3f} | " in line
     assert not (work / "ranks" / "test").exists(), "a set that no setting is chosen by was read"
 
@@ -173,14 +283,10 @@ def test_students_of_several_seeds_are_held_against_their_start(
 def test_int8_is_held_against_float(
     base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    D2LLM.create(base_model, lora_r=2, iem_hidden=8).save_pretrained(tmp_path / "student")
-    monkeypatch.setattr(int8_encoder, "sets", lambda cosqa: {"docstrings": lambda: data, "test": lambda: data})
-    document = tmp_path / "quality.md"
-    document.write_text("<!-- int8-encoder -->\n<!-- /int8-encoder -->\n", encoding="utf-8")
-    monkeypatch.setattr(int8_encoder, "DOCUMENT", document)
-    arguments = ["--work", str(tmp_path / "work"), "--student", str(tmp_path / "student"), "--write"]
-    assert int8_encoder.main(arguments) == 0
-    lines = document.read_text(encoding="utf-8").splitlines()[3:-1]
+    student = save_student(base_model, tmp_path / "student")
+    monkeypatch.setattr(int8, "sets", lambda cosqa: {"docstrings": lambda: data})
+    _, _, *lines = int8.blocks(Asked(tmp_path, student=student))[int8.PART]
     assert [line.split(" | ")[1] for line in lines] == ["cosine", "IEM", "hybrid"]
-    means = [np.load(tmp_path / f"work/{kind}/ranks/docstrings/student, IEM.npy").mean() for kind in ("float", "int8")]
+    folders = [tmp_path / int8.PART / kind for kind in ("float", f"int8/{int8.PART}")]
+    means = [np.load(folder / "ranks" / "docstrings" / "student, IEM.npy").mean() for folder in folders]
     assert f"| docstrings | IEM | {means[0]:.3f} | {means[1]:.3f} | " in lines[1]

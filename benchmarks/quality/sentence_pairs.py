@@ -1,16 +1,11 @@
-"""What a student makes of sentence pairs and of answers: the tables of SICK and TREC-QA in docs/quality.md.
-
-    python -m benchmarks.sentence_pairs --sick SICK_train.txt --trecqa FOLDER --write
+"""What a student makes of sentence pairs and of answers: SICK and TREC-QA.
 
 Each task is learnt by its training part with the defaults of ``d2llm train``, from a fresh student on the encoder that
 the shipped one is on, once per seed: by the interaction module alone, on embeddings computed once, or with pooling and
 LoRA. SICK has its training part alone here: a fifth of it is measured on and a tenth has the thresholds, apart by text.
-What has been measured is kept in --work and not measured again.
 """
 
-import argparse
 import csv
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +14,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PrinterCallback, ProgressCallback
 
-from benchmarks.document import put
-from benchmarks.quality import DOCUMENT
+from benchmarks.quality.asked import Asked
 from d2llm.data.example import Example, text_id
 from d2llm.data.pairs import THRESHOLDS, LabelledPairs, pairs_to_examples, read_pairs
 from d2llm.demo.recipe import STUDENT as ARCHITECTURE
@@ -30,13 +24,14 @@ from d2llm.evaluation.pairs import fit_thresholds, nli_metrics, sts_metrics
 from d2llm.evaluation.run import Run
 from d2llm.evaluation.significance import Means, Scored, difference
 from d2llm.files import atomic_path
-from d2llm.shipped import STUDENT, STUDENT_MODEL
+from d2llm.shipped import STUDENT_MODEL
 from d2llm.student import D2LLM
 from d2llm.tasks import ASYM, SYM
 from d2llm.training import DistillationTrainer, TrainConfig
 from d2llm.training.start import fit_warm_start, run_data
 from d2llm.training.vectors import TextVectors
 
+PART = "sentence-pairs"
 #: Shares of SICK's training part that are measured on, and that thresholds are fitted on.
 MEASURED, FITTED = 0.2, 0.1
 SEEDS = 3
@@ -218,11 +213,11 @@ def learnt(task: Task, seed: int, folder: Path, base: str | None) -> dict[str, n
     return {f"{base}, cosine": cosine, f"{base}, IEM": logits}
 
 
-def rows(task: Task, name: str, measured: Measured, seeds: int, lora: bool) -> list[str]:
+def rows(task: Task, name: str, measured: Measured, folder: Path) -> list[str]:
     """Markdown lines of a task: every metric's mean and spread, and the first one's interval over the first row."""
 
     def shipped() -> dict[str, np.ndarray]:
-        cosine, logits = student_pairs(D2LLM.from_pretrained(STUDENT), task.pairs, task.task)
+        cosine, logits = student_pairs(D2LLM.from_pretrained(folder), task.pairs, task.task)
         return {"shipped, cosine": cosine, "shipped, IEM": logits, "BM25": bm25_pairs(task.pairs)}
 
     def module(seed: int) -> dict[str, np.ndarray]:
@@ -233,12 +228,12 @@ def rows(task: Task, name: str, measured: Measured, seeds: int, lora: bool) -> l
 
     systems: dict[str, tuple[int, Callable[[int], dict[str, np.ndarray]]]] = {
         "start, cosine": (1, module),
-        "start, IEM": (seeds, module),
-        "module trained, IEM": (seeds, module),
+        "start, IEM": (SEEDS, module),
+        "module trained, IEM": (SEEDS, module),
+        "LoRA trained, cosine": (SEEDS, whole),
+        "LoRA trained, IEM": (SEEDS, whole),
+        **{each: (1, lambda _: shipped()) for each in ("shipped, cosine", "shipped, IEM", "BM25")},
     }
-    if lora:
-        systems |= {"LoRA trained, cosine": (seeds, whole), "LoRA trained, IEM": (seeds, whole)}
-    systems |= {each: (1, lambda _: shipped()) for each in ("shipped, cosine", "shipped, IEM", "BM25")}
     lines = [
         f"| system | {' | '.join(task.metrics)} | over the first, 95 % |",
         f"| --- |{' ---: |' * (1 + len(task.metrics))}",
@@ -259,31 +254,12 @@ def _cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{spread}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure what is asked for and write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sentence_pairs", description=__doc__.splitlines()[0])
-    parser.add_argument("--sick", type=Path, help="SICK_train.txt, which is not shipped")
-    parser.add_argument("--trecqa", type=Path, help="folder of TREC-QA's train.csv and dev.csv, which are not shipped")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/sentence_pairs"), help="folder of what has been measured"
-    )
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--lora", nargs="*", default=[], help="tasks to train LoRA on too: sick-nli sick-sts trecqa")
-    parser.add_argument("--write", action="store_true", help="bring docs/quality.md up to it")
-    asked = parser.parse_args(arguments)
+def blocks(asked: Asked) -> dict[str, list[str]]:
+    """Train and measure what is not measured yet, of the data that are given: a table a task."""
     tasks: dict[str, Task] = {}
     if asked.sick is not None:
         tasks |= {f"sick-{kind}": Graded(asked.sick, kind) for kind in ("nli", "sts")}
     if asked.trecqa is not None:
         tasks["trecqa"] = Answers(asked.trecqa)
-    measured = Measured(asked.work)
-    found = {name: rows(task, name, measured, asked.seeds, name in asked.lora) for name, task in tasks.items()}
-    for name, lines in found.items():
-        print(f"\n{name}", *lines, sep="\n")
-    if asked.write:
-        put(DOCUMENT, found)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    measured = Measured(asked.work / PART)
+    return {name: rows(tasks[name], name, measured, asked.student) for name in asked.chosen(tasks)}

@@ -1,14 +1,10 @@
-"""How well ``d2llm teach label`` finds hidden labels again: a table in docs/quality.md.
-
-python -m benchmarks.labels --write
+"""How well ``d2llm teach label`` finds hidden labels again.
 
 Queries are docstrings of the standard library that were held out from the shipped student and from the shipped
 teacher, their labels hidden; the corpus is all of its functions. The teacher is calibrated on further such queries with
-their labels. What it has judged is kept in --work and not judged again.
+their labels.
 """
 
-import argparse
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.document import put
-from benchmarks.quality import DOCUMENT, over_library
+from benchmarks.quality.asked import Asked
+from benchmarks.quality.sets import over_library
 from d2llm.cli.options import load_teacher
 from d2llm.data.docstrings import hold_out, standard_library_pairs
 from d2llm.data.example import Example
@@ -33,6 +29,7 @@ from d2llm.teacher.labelling import Cuts, find_candidates, known, label, pairs_o
 from d2llm.teacher.scores import ScoreTable
 from d2llm.teacher.scoring import collect, plan_pairs, score
 
+PART = "labels"
 #: Queries whose labels are hidden, and those that the teacher is calibrated on.
 QUERIES, LABELLED = 100, 60
 #: Of a query, as the command has it by default.
@@ -148,24 +145,9 @@ def _of(queries: Iterable[str], pairs: Iterable[Example]) -> list[Example]:
     return [pair for pair in pairs if pair.query in asked]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Label, compare the labels with the hidden ones and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.labels", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/labels"), help="folder of what has been judged")
-    parser.add_argument("--queries", type=int, default=QUERIES, help="whose labels are hidden")
-    parser.add_argument("--labelled", type=int, default=LABELLED, help="queries that the teacher is calibrated on")
-    parser.add_argument("--write", action="store_true", help="bring docs/quality.md up to it")
-    asked = parser.parse_args(arguments)
+def blocks(asked: Asked) -> dict[str, list[str]]:
+    """Judge what is not judged yet, label, and compare the labels with the hidden ones."""
     pairs = standard_library_pairs()
     held_out = list(dict.fromkeys(pair.query for pair in hold_out(pairs)[1]))
-    hidden, told = held_out[: asked.queries], held_out[asked.queries :][: asked.labelled]
-    truth, few = over_library(_of(hidden, pairs)), _of(told, pairs)
-    lines = table(Judged.of(truth, few, asked.work))
-    print(*lines, sep="\n")
-    if asked.write:
-        put(DOCUMENT, {"labels": lines})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    hidden, told = held_out[:QUERIES], held_out[QUERIES:][:LABELLED]
+    return {PART: table(Judged.of(over_library(_of(hidden, pairs)), _of(told, pairs), asked.work / PART))}

@@ -1,16 +1,10 @@
-"""What each part of a distillation is worth, one change at a time: a table in docs/quality.md.
-
-    python -m benchmarks.ablations --write
+"""What each part of a distillation is worth, one change at a time.
 
 A new interaction module on the shipped student's encoder, which stays as it is, learns from the groups that the shipped
 teacher has scored, several seeds an arm. It is measured on the validation sets that need nothing else: docstrings and
 everyday questions over the whole standard library. No group has a text of theirs as its query or positive.
-
-What has been measured is kept in --work and not measured again, so that a run may be stopped and gone on with.
 """
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.defaults import Labels
-from benchmarks.document import put
-from benchmarks.quality import DOCUMENT, sets
+from benchmarks.quality.asked import Asked
+from benchmarks.quality.sets import sets
 from d2llm.data.docstrings import standard_library_functions
 from d2llm.data.example import Example, text_id, text_key
 from d2llm.data.validation import Validation
@@ -43,6 +37,7 @@ from d2llm.teacher.scores import ScoreTable
 from d2llm.training.start import fit_warm_start
 from d2llm.training.vectors import TextVectors
 
+PART = "distillation"
 SEEDS = 3
 SETS = ("docstrings", "everyday")
 _FULL = LossWeights(in_batch_temperature=0.3)
@@ -188,40 +183,29 @@ def table(found: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure what is not measured yet and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/ablations"), help="folder of what has been measured")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS, help="all by default")
-    parser.add_argument("--write", action="store_true", help="bring docs/quality.md up to it")
-    asked = parser.parse_args(arguments)
+def blocks(asked: Asked) -> dict[str, list[str]]:
+    """Train and measure what is not measured yet: one table of every arm that is."""
     setting: Setting | None = None
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for name in asked.arms:
-        for seed in range(asked.seeds):
-            files = {each: asked.work / "ranks" / each / f"{name}-{seed}.npy" for each in SETS}
+    folder = asked.work / PART
+    for name in asked.only or ARMS:
+        for seed in range(SEEDS):
+            files = _files(folder, name, seed)
             if all(file.is_file() for file in files.values()):
                 continue
             setting = setting or Setting.make()
-            for each, ranks in setting.ranks(ARMS[name], seed, asked.work / "run").items():
+            for each, ranks in setting.ranks(ARMS[name], seed, folder / "run").items():
                 with atomic_path(files[each]) as target, open(target, "wb") as file:
                     np.save(file, ranks, allow_pickle=False)
-        found[name] = {
-            each: np.stack(
-                [
-                    np.load(asked.work / "ranks" / each / f"{name}-{seed}.npy", allow_pickle=False)
-                    for seed in range(asked.seeds)
-                ]
-            )
-            for each in SETS
-        }
-    lines = table(found)
-    print(*lines, sep="\n")
-    if asked.write:
-        put(DOCUMENT, {"ablations": lines})
-    return 0
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in ARMS:
+        kept = [_files(folder, name, seed) for seed in range(SEEDS)]
+        if all(file.is_file() for files in kept for file in files.values()):
+            found[name] = {
+                each: np.stack([np.load(files[each], allow_pickle=False) for files in kept]) for each in SETS
+            }
+    return {PART: table(found)}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _files(folder: Path, name: str, seed: int) -> dict[str, Path]:
+    """Where the ranks of an arm lie, by set."""
+    return {each: folder / "ranks" / each / f"{name}-{seed}.npy" for each in SETS}

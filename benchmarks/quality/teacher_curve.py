@@ -1,14 +1,10 @@
-"""How a teacher learns from its student's own mistakes: a table in docs/quality.md.
+"""How a teacher learns from its student's own mistakes.
 
-    python -m benchmarks.teacher_curve --work runs/make --write
-
-The shipped teacher is tuned as ``python -m d2llm.demo.make`` tunes it, which takes it from the same folder, and is
-asked along the way to order the shipped student's best ten of validation queries anew. The learning rate falls to 0
-with the last step, so that earlier rows are of a run under way. Killed, it goes on.
+The shipped teacher is tuned anew as ``python -m d2llm.demo.make`` tunes it, and is asked along the way to order the
+shipped student's best ten of validation queries anew. The learning rate falls to 0 with the last step, so that earlier
+rows are of a run under way.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +13,23 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.document import put
-from benchmarks.quality import DOCUMENT, interval, over_library, reordered
-from d2llm.demo.corpus import kept_examples, validation_pairs
-from d2llm.demo.encoder import TRAINING_FILE
+from benchmarks.quality.asked import Asked
+from benchmarks.quality.last_stage import reordered
+from benchmarks.quality.measured import interval
+from benchmarks.quality.sets import over_library
+from benchmarks.quality.trained import examples
+from d2llm.demo.corpus import validation_pairs
 from d2llm.demo.library import library_vectors
 from d2llm.demo.recipe import TEACHER
 from d2llm.demo.teacher import FIRST, tune_teacher
 from d2llm.evaluation.systems import iem_scores
-from d2llm.shipped import BASE_MODEL, STUDENT
+from d2llm.shipped import BASE_MODEL
 from d2llm.student import D2LLM
 from d2llm.tasks import ASYM
 from d2llm.teacher.adapter import save_adapter
 from d2llm.teacher.model import Teacher
 
+PART = "teacher-curve"
 #: Steps of the second tuning at which it is asked, beside its start; the last ends it.
 STEPS = tuple(range(TEACHER.second.steps // 4, TEACHER.second.steps + 1, TEACHER.second.steps // 4))
 #: Validation queries that are asked; every one of them costs ten judgements a row.
@@ -55,19 +54,14 @@ def logits_of(student: D2LLM, queries: Sequence[str], passages: list[str]) -> np
     return iem_scores(student, student.encode(list(queries), "query", convert_to="torch"), vectors, ASYM)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Tune, ask, and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.teacher_curve", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/make"), help="folder of checkpoints and scores")
-    parser.add_argument("--queries", type=int, default=QUERIES)
-    parser.add_argument("--write", action="store_true", help="bring docs/quality.md up to it")
-    asked = parser.parse_args(arguments)
-    student = D2LLM.from_pretrained(STUDENT, dtype=torch.float32)
-    data = over_library(validation_pairs()[: asked.queries])
-    adapters, tunings = asked.work / "adapters", asked.work / "teacher"
+def blocks(asked: Asked) -> dict[str, list[str]]:
+    """Tune what is not tuned yet, in an hour, and ask."""
+    student = D2LLM.from_pretrained(asked.student, dtype=torch.float32)
+    data = over_library(validation_pairs()[:QUERIES])
+    folder = asked.work / PART
+    adapters, tunings = folder / "adapters", folder / "tunings"
     if not (adapters / str(STEPS[-1])).is_dir():
-        examples = kept_examples(asked.work / "student" / TRAINING_FILE)
-        tune_teacher(student, examples, tunings, lambda teacher: [Keep(teacher, adapters)])
+        tune_teacher(student, examples(asked.work), tunings, lambda teacher: [Keep(teacher, adapters)])
     logits = logits_of(student, data.queries, list(data.passages))
     first = data.reciprocal_ranks(logits)
     lines = [
@@ -78,15 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     for step in (0, *STEPS):
         adapter = adapters / str(step) if step else tunings / FIRST
         teacher = Teacher.from_pretrained(BASE_MODEL, adapter, dtype=torch.float32)
-        found = reordered(teacher, data, logits, asked.work / f"judged-{step}")
+        found = reordered(teacher, data, logits, folder / f"judged-{step}")
         cells = [f"{ranks.mean():.3f} | {interval(ranks, first)}" for ranks in found]
         lines.append(f"| {step} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    print(*lines, sep="\n")
-    if asked.write:
-        put(DOCUMENT, {"teacher-curve": lines})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {PART: lines}

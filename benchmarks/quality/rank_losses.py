@@ -1,27 +1,21 @@
-"""Rank-distillation losses held against each other on validation: a table in docs/quality.md.
-
-python -m benchmarks.rank_losses --write
+"""Rank-distillation losses held against each other on validation.
 
 A fresh interaction module on the shipped student's embeddings learns from the shipped teacher's scores by the defaults
 of ``d2llm train``, once for each loss and seed; beside the in-batch loss, which all have, only the loss of a group
 differs. The seed moves the start, the draws and the examples held out for the best step. Ranks are of the docstrings by
-which settings are chosen, over every passage; no example that is learnt from shares a text with them. What has been
-measured is kept in --work and not measured again.
+which settings are chosen, over every passage; no example that is learnt from shares a text with them.
 """
 
-import argparse
-import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.defaults import Setting
-from benchmarks.document import put
-from benchmarks.quality import DOCUMENT, Measured, over_library
+from benchmarks.quality.asked import Asked
+from benchmarks.quality.measured import Measured
+from benchmarks.quality.sets import over_library
 from d2llm.data.docstrings import without
 from d2llm.data.example import Example
 from d2llm.demo.corpus import validation_pairs
@@ -44,7 +38,9 @@ LOSSES = {
     **{name: replace(_NONE, rank=name) for name in RANKS},
 }
 _START = "start"
-_SET = "rank-losses"
+PART = "rank-losses"
+_SET = "docstrings"
+SEEDS = 3
 
 
 def setting() -> tuple[Setting, list[Example]]:
@@ -62,9 +58,9 @@ def setting() -> tuple[Setting, list[Example]]:
     return Setting(False, held_out, vectors, sample), examples
 
 
-def measure(measured: Measured, seeds: int) -> None:
+def measure(measured: Measured) -> None:
     """Whatever is not measured yet."""
-    names = [(loss, seed) for seed in range(seeds) for loss in (_START, *LOSSES)]
+    names = [(loss, seed) for seed in range(SEEDS) for loss in (_START, *LOSSES)]
     missing = [name for name in names if measured.ranks(_SET, _system(*name)) is None]
     if not missing:
         return
@@ -81,11 +77,11 @@ def measure(measured: Measured, seeds: int) -> None:
         print(f"{_system(loss, seed)}: {ranks.mean():.4f}", flush=True)
 
 
-def table(measured: Measured, seeds: int) -> list[str]:
+def table(measured: Measured) -> list[str]:
     """Markdown lines: MRR over the seeds, and the difference to labels alone, paired, of the mean over seeds."""
     found = {
         loss: np.stack(
-            [ranks for seed in range(seeds) if (ranks := measured.ranks(_SET, _system(loss, seed))) is not None]
+            [ranks for seed in range(SEEDS) if (ranks := measured.ranks(_SET, _system(loss, seed))) is not None]
         )
         for loss in (_START, *LOSSES)
     }
@@ -103,21 +99,8 @@ def _system(loss: str, seed: int) -> str:
     return f"{loss}, {seed}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rank_losses", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="folder of what has been measured")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="bring docs/quality.md up to it")
-    asked = parser.parse_args(arguments)
-    measured = Measured(asked.work)
-    measure(measured, asked.seeds)
-    lines = table(measured, asked.seeds)
-    print(*lines, sep="\n")
-    if asked.write:
-        put(DOCUMENT, {_SET: lines})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def blocks(asked: Asked) -> dict[str, list[str]]:
+    """Train and measure what is not measured yet."""
+    measured = Measured(asked.work, PART)
+    measure(measured)
+    return {PART: table(measured)}

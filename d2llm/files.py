@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     The block may create a file or a folder there. On any error, Ctrl-C included, the temporary
     path is removed and ``target`` is left as it was. An existing folder is replaced as a whole.
+    Files may be read by whom the umask lets, also where a library wrote them for their owner alone.
     A process killed in the moment between the two renames that this takes leaves the old folder
     in a hidden one beside ``target``.
 
@@ -40,7 +42,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if not temporary.exists():
             raise MissingError(f"{target}: nothing was written to its temporary path")
-        _sync(temporary)
+        _sync(temporary, _mode(scratch / ".mode"))
         # A rename replaces a file by itself, but no folder that has something in it.
         if temporary.is_dir() and os.path.lexists(target):
             os.replace(target, aside)
@@ -64,13 +66,23 @@ def make_folder(folder: Path) -> None:
         _sync_folder(folder.parent)
 
 
-def _sync(path: Path) -> None:
-    """Flush a file, or all that a folder holds, to the disk before the rename makes it visible."""
+def _mode(unused: Path) -> int:
+    """The permissions of new files, which the system tells of a file alone without changing them for other threads."""
+    unused.touch()
+    return stat.S_IMODE(unused.stat().st_mode)
+
+
+def _sync(path: Path, mode: int) -> None:
+    """Permit at least ``mode`` on a file, or on all that a folder holds, and flush it, before the rename shows it."""
     if path.is_dir() and not path.is_symlink():
         for inner in path.iterdir():
-            _sync(inner)
+            _sync(inner, mode)
         _sync_folder(path)
     elif path.is_file():
+        # safetensors writes files that none but their owner may read; an index is served by other users too.
+        found = stat.S_IMODE(path.stat().st_mode)
+        if mode & ~found and not path.is_symlink():
+            path.chmod(found | mode)
         with open(path, "rb") as handle:
             os.fsync(handle.fileno())
 

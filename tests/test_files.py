@@ -2,14 +2,17 @@ import hashlib
 import json
 import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2llm.errors import FormatError, InputError, MissingError
 from d2llm.files import atomic_path, read_json, sha256, write_json
+from d2llm.tensor_files import write_tensors
 from tests.torture.recorder import Disk, recorded
 
 
@@ -45,6 +48,27 @@ def test_files_and_folders_are_replaced_as_a_whole(tmp_path):
     with atomic_path(tmp_path / "file") as path:
         fill(path, "new")
     assert names(tmp_path) == ["file", "folder"] and (tmp_path / "file").is_dir()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_umask_says_who_may_read_what_was_written(tmp_path: Path, umask: int) -> None:
+    others = tmp_path / "others"
+    others.touch(0o600)
+    before = os.umask(umask)
+    try:
+        for name in ("file.safetensors", "folder"):
+            with atomic_path(tmp_path / name) as path:
+                file = path / "inner.safetensors" if name == "folder" else path
+                file.parent.mkdir(exist_ok=True)
+                write_tensors({"a": torch.zeros(1)}, file)
+                file.chmod(0o600)
+                if name == "folder":
+                    (path / "link").symlink_to(others)
+    finally:
+        os.umask(before)
+    written = (tmp_path / "file.safetensors", tmp_path / "folder" / "inner.safetensors")
+    assert [stat.S_IMODE(file.stat().st_mode) for file in written] == [0o666 & ~umask] * 2
+    assert stat.S_IMODE(others.stat().st_mode) == 0o600, "a file that a link names is not what was written"
 
 
 def test_a_file_never_replaces_a_folder(tmp_path):

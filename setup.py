@@ -3,7 +3,7 @@ has CUDA and nvcc is there too; all else is declared in pyproject.toml.
 
 ``D2LLM_KERNELS_BUILD``: ``auto`` builds what can be built, says nothing where it cannot, and one line where it does not
 compile; ``cpu`` and ``cuda`` insist on the one and leave out the other, ``none`` builds nothing. What ``auto`` builds
-beside the sources leaves out AVX-512 where the CPU has none, and spares half of the time; a wheel has everything.
+beside the sources leaves out AVX-512 where the CPU has none, nearly half of the time; a wheel has everything.
 ``D2LLM_KERNELS_FLAGS`` are added to the C++ compiler's, ``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for,
 ``CUDA_HOME`` the toolkit, which is that of the nvcc on PATH otherwise.
 """

@@ -20,8 +20,10 @@ from benchmarks.quality import (
     rank_losses,
     seeds,
     sentence_pairs,
+    shapes,
     students,
     teacher_curve,
+    way,
 )
 from benchmarks.quality.asked import Asked
 from d2llm.shipped import STUDENT
@@ -33,9 +35,11 @@ PARTS = {
         students,
         last_stage,
         price,
+        shapes,
         teacher_curve,
         distillation,
         choices,
+        way,
         seeds,
         int8,
         sentence_pairs,

@@ -12,10 +12,10 @@ from benchmarks.quality.asked import Asked
 from benchmarks.quality.measured import IEM, WAYS, Measured, interval
 from benchmarks.quality.sets import sets
 from benchmarks.quality.trained import examples
-from d2llm.demo.recipe import FULL, STUDENT, TRAINING
+from d2llm.demo.recipe import FULL, LLM_STUDENT, STUDENT, TRAINING
 from d2llm.demo.training import train_phase
 from d2llm.loss_weights import LossWeights
-from d2llm.shipped import STUDENT_MODEL
+from d2llm.shipped import BASE_MODEL, STUDENT_MODEL
 from d2llm.student import D2LLM
 from d2llm.training.start import fit_warm_start
 
@@ -29,6 +29,7 @@ class Choice:
     """How a student differs from the recipe's."""
 
     architecture: Mapping[str, Any] = field(default_factory=dict)
+    base: str = STUDENT_MODEL
     loss: LossWeights = TRAINING.loss
     #: Whether the pooling learns, which starts as the mean.
     pools: bool = True
@@ -39,7 +40,7 @@ class Choice:
         phase = replace(
             TRAINING, steps=self.steps, warmup_steps=TRAINING.warmup_steps // 3, save_steps=20, loss=self.loss
         )
-        student = D2LLM.create(STUDENT_MODEL, **{**STUDENT, **self.architecture})
+        student = D2LLM.create(self.base, **{**STUDENT, **self.architecture})
         student.pma.requires_grad_(self.pools)
         given = examples(asked.work)
         fit_warm_start(student, given, phase.seed)
@@ -58,6 +59,7 @@ CHOICES: dict[str, Choice] = {
     "without the cosine's loss": Choice(loss=replace(TRAINING.loss, cosine=0.0)),
     **{f"{layers} of 6 layers": Choice({"hidden_layer": layers}) for layers in (2, 4)},
     **{f"F = {width}": Choice({"iem_hidden": width}) for width in (128, 1024)},
+    "on SmolLM2's first 8 layers": Choice({"num_layers": LLM_STUDENT["num_layers"]}, base=BASE_MODEL),
 }
 
 

@@ -38,6 +38,12 @@ class Measured:
         file = self.file(data, system)
         return np.load(file, allow_pickle=False) if file.is_file() else None
 
+    def known(self, data: str, system: str) -> np.ndarray:
+        """(Nq,) reciprocal ranks of a system that has been measured."""
+        ranks = self.ranks(data, system)
+        assert ranks is not None, f"{system} on {data} was not measured"
+        return ranks
+
     def keep(self, data: str, system: str, ranks: np.ndarray) -> None:
         """Keep the ranks of a system on a set."""
         with atomic_path(self.file(data, system)) as target, open(target, "wb") as file:

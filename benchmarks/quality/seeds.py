@@ -32,8 +32,8 @@ def blocks(asked: Asked) -> dict[str, list[str]]:
 
 def row(measured: Measured, data: str, seeds: Sequence[str]) -> str:
     """A set's line: the start's cosine, what each way to score comes to, and what IEM is over both cosines."""
-    found = {way: np.stack([_ranks(measured, data, f"{seed}, {way}") for seed in seeds]) for way in WAYS}
-    start = _ranks(measured, data, f"{_START}, cosine")
+    found = {way: np.stack([measured.known(data, f"{seed}, {way}") for seed in seeds]) for way in WAYS}
+    start = measured.known(data, f"{_START}, cosine")
     cells = [data, f"{start.mean():.3f}"]
     for ranks in found.values():
         means = ranks.mean(1)
@@ -45,9 +45,3 @@ def row(measured: Measured, data: str, seeds: Sequence[str]) -> str:
 
 def _seed(number: int) -> str:
     return f"seed {number}"
-
-
-def _ranks(measured: Measured, data: str, system: str) -> np.ndarray:
-    ranks = measured.ranks(data, system)
-    assert ranks is not None, f"{system} on {data} was not measured"
-    return ranks

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from d2llm.data.example import Example
 from d2llm.demo.corpus import kept_examples
-from d2llm.demo.encoder import TRAINING_FILE, make
+from d2llm.demo.encoder import TRAINING_FILE, make, train
 from d2llm.demo.recipe import STUDENT, TRAINING
 from d2llm.shipped import STUDENT_MODEL
 from d2llm.student import D2LLM
@@ -23,6 +23,15 @@ def by_recipe(work: Path, seed: int) -> Path:
     if not (folder / "student" / "config.json").is_file():
         make(folder, phase=replace(TRAINING, seed=seed))
     return folder / "student"
+
+
+def drawn_back(work: Path, share: float) -> Path:
+    """A student by the recipe that keeps another share of its way from the start, in float32."""
+    folder = work / "students" / f"{share:.0%} of the way"
+    if not (folder / "config.json").is_file():
+        # All shares are of one training, whose last checkpoint is where the others go on from.
+        train(examples(work), work / "students" / "way", share=share).save_pretrained(folder)
+    return folder
 
 
 def start(work: Path) -> Path:

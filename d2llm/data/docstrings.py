@@ -23,6 +23,8 @@ from d2llm.tasks import ASYM
 #: Characters that a query may have, and the number at which a passage is cut.
 QUERY_CHARACTERS = (20, 160)
 PASSAGE_CHARACTERS = 500
+#: Where a signature and a docstring are cut that say what a function does.
+DOCUMENTED_CHARACTERS = 200
 #: Held-out queries of the standard library and the seed of the shuffle that chooses them.
 HELD_OUT = 500
 SPLIT_SEED = 0
@@ -41,6 +43,8 @@ class Function:
     #: Module and qualified name, such as ``pathlib.Path.exists``.
     name: str
     docstring: str
+    #: Its source up to the line of the docstring, without decorators; empty where it all stands on one line.
+    signature: str
     #: Its source without decorators and docstring, cut.
     code: str
 
@@ -56,8 +60,12 @@ class Function:
 
     @property
     def documented(self) -> str:
-        """What people search for it by: its name, its docstring, cut as its code is, and its code."""
-        return f"{self.name}\n{_SURROGATE.sub('?', self.docstring[:PASSAGE_CHARACTERS].rstrip())}\n{self.code}"
+        """What people search for it by: its name, its signature, and what its docstring begins with.
+
+        What comes after it, its code above all, dilutes the one vector that a passage has.
+        """
+        told = (text[:DOCUMENTED_CHARACTERS].rstrip() for text in (self.signature, self.docstring) if text)
+        return _SURROGATE.sub("?", "\n".join((self.name, *told)))
 
     @property
     def words(self) -> str:
@@ -187,24 +195,32 @@ def _pairs(found: Iterable[Function]) -> list[Example]:
 
 
 def _file_functions(file: Path, name: PurePath) -> Iterator[Function]:
-    """The functions of a file that is imported as ``name``."""
+    """The functions of a file that is imported as ``name`` which make a pair."""
     try:
         source = file.read_text(encoding="utf-8-sig")
+    except (ValueError, OSError):
+        return  # Not UTF-8.
+    module = ".".join(part for part in name.with_suffix("").parts if part != "__init__")
+    for function in source_functions(source, module):
+        query = function.query
+        if QUERY_CHARACTERS[0] <= len(query) <= QUERY_CHARACTERS[1] and function.code and not _SURROGATE.search(query):
+            yield function
+
+
+def source_functions(source: str, module: str) -> Iterator[Function]:
+    """Every documented function of a module's source, breadth first; none of what does not parse."""
+    try:
         with warnings.catch_warnings():
             # Old escapes in somebody else's strings are no concern of ours.
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
-    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
-        return  # Not UTF-8, a template, nested beyond the parser, or written for another Python: no pairs in it.
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return  # A template, nested beyond the parser, or written for another Python.
     # Not splitlines(), which also breaks at form feeds and other characters that end no line for the parser.
     lines = source.split("\n")
-    module = ".".join(part for part in name.with_suffix("").parts if part != "__init__")
-    for node, qualified in _named(tree, module):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (doc := ast.get_docstring(node)):
-            query = first_sentence(doc)
-            code = _code_without_docstring(node, lines)
-            if QUERY_CHARACTERS[0] <= len(query) <= QUERY_CHARACTERS[1] and code and not _SURROGATE.search(query):
-                yield Function(qualified, doc, code)
+    for node, name in _named(tree, module):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (docstring := ast.get_docstring(node)):
+            yield Function(name, docstring, *_without_docstring(node, lines))
 
 
 def _named(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str]]:
@@ -223,11 +239,13 @@ def first_sentence(docstring: str) -> str:
     return " ".join(_SENTENCE_END.split(docstring.strip(), maxsplit=1)[0].split())
 
 
-def _code_without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str:
-    """Source of a function without decorators and docstring, dedented and cut; empty if nothing but a docstring."""
+def _without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tuple[str, str]:
+    """Source of a function up to its docstring, and without it, which is cut; the second is empty if it has no more.
+
+    Both are dedented and without decorators.
+    """
     docstring = node.body[0]
-    if len(node.body) == 1:
-        return ""
-    head = lines[node.lineno - 1 : docstring.lineno - 1]
-    body = lines[docstring.end_lineno : node.end_lineno]
-    return "\n".join(line[node.col_offset :] for line in head + body).strip()[:PASSAGE_CHARACTERS].rstrip()
+    head = [line[node.col_offset :] for line in lines[node.lineno - 1 : docstring.lineno - 1]]
+    body = [line[node.col_offset :] for line in lines[docstring.end_lineno : node.end_lineno]]
+    code = "\n".join(head + body).strip()[:PASSAGE_CHARACTERS].rstrip() if len(node.body) > 1 else ""
+    return "\n".join(head).strip(), code

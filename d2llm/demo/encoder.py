@@ -37,9 +37,14 @@ def draw_back(student: D2LLM, start: Mapping[str, Tensor], share: float) -> None
 
 
 def train(
-    examples: Sequence[Example], out: Path, base: str = STUDENT_MODEL, phase: Phase = TRAINING, full: bool = False
+    examples: Sequence[Example],
+    out: Path,
+    base: str = STUDENT_MODEL,
+    phase: Phase = TRAINING,
+    full: bool = False,
+    share: float = SHARE,
 ) -> D2LLM:
-    """The student, trained on these examples and drawn back; in ``out`` lie its start and its checkpoints.
+    """The student, trained on these examples and drawn back to a share of its way; ``out`` has start and checkpoints.
 
     ``out/start`` has the base's own cosine, as nothing has learnt there. ``full`` trains the base itself in place of
     LoRA on it.
@@ -49,7 +54,7 @@ def train(
     student.save_pretrained(out / "start")
     start = {name: value.clone() for name, value in student.trainable_state().items()}
     train_phase(student, phase, examples, out / "checkpoints", resume=True)
-    draw_back(student, start, SHARE)
+    draw_back(student, start, share)
     return student
 
 

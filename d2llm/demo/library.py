@@ -20,8 +20,9 @@ from d2llm.student import D2LLM
 def open_library() -> Index:
     """The index of the running Python's standard library, with the shipped student to search it; ids name functions.
 
-    A passage is a function's name, its docstring and its source. The index is built in the cache folder at first use.
-    Passages that the shipped vectors hold are not encoded again; those that only this version of Python has are.
+    A passage is a function's name, its signature and the beginning of its docstring. The index is built in the cache
+    folder at first use. Passages that the shipped vectors hold are not encoded again; those that only this version of
+    Python has are.
 
     Raises:
         MissingError: if the package was installed without its shipped student.
@@ -29,7 +30,7 @@ def open_library() -> Index:
     if not STUDENT.is_dir():
         raise MissingError(f"shipped student: {STUDENT} not found; this installation lacks the package's data")
     student = D2LLM.from_pretrained(STUDENT)
-    path = cache_folder() / f"library-documented-{VERSION}-{sysconfig.get_python_version()}-{student.fingerprint()}"
+    path = cache_folder() / f"library-signatures-{VERSION}-{sysconfig.get_python_version()}-{student.fingerprint()}"
     if (path / "manifest.json").is_file():
         return Index.open(path, student)
     found = by_name(standard_library_functions())

@@ -19,21 +19,25 @@ from benchmarks.quality import (
     rank_losses,
     seeds,
     sets,
+    shapes,
     students,
     teacher_curve,
     trained,
+    way,
 )
 from benchmarks.quality.asked import Asked
 from benchmarks.quality.measured import Measured
 from d2llm.data.docstrings import Function
 from d2llm.data.example import Example
 from d2llm.data.validation import Validation
+from d2llm.demo import encoder
 from d2llm.demo import teacher as demo_teacher
 from d2llm.demo.recipe import TEACHER, Phase
 from d2llm.files import write_json
 from d2llm.student import D2LLM
 from d2llm.teacher.model import NO, YES, Teacher
 from d2llm.teacher.tuning import TuningConfig
+from d2llm.training.run import last_whole
 from tests.conftest import TEXTS
 from tests.teacher.teacher_models import save_model
 
@@ -107,13 +111,14 @@ def test_choices_are_trained_once_and_held_against_the_first(
     base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = [Example(query, data.passages[i]) for i, query in enumerate(data.queries)]
-    monkeypatch.setattr(choices, "STUDENT_MODEL", base_model)
     monkeypatch.setattr(choices, "STUDENT", {"lora_r": 2, "iem_hidden": 8})
     monkeypatch.setattr(choices, "TRAINING", replace(choices.TRAINING, batch_size=2))
     monkeypatch.setattr(choices, "examples", lambda work: examples)
     monkeypatch.setattr(choices, "sets", lambda cosqa: {name: lambda: data for name in choices.SETS})
     some = ("the recipe", "mean pooling")
-    monkeypatch.setattr(choices, "CHOICES", {name: replace(choices.CHOICES[name], steps=2) for name in some})
+    monkeypatch.setattr(
+        choices, "CHOICES", {name: replace(choices.CHOICES[name], steps=2, base=base_model) for name in some}
+    )
     asked = Asked(tmp_path)
     lines = choices.blocks(asked)[choices.PART]
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in some]
@@ -176,6 +181,40 @@ def test_students_of_a_recipe_are_made_once(
     assert trained.start(tmp_path).is_dir() and start.config.query_length == 32
 
 
+def test_a_way_is_gone_once_and_measured_at_several_shares(
+    base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [Example(query, data.passages[i]) for i, query in enumerate(data.queries)]
+    phase, architecture = Phase(2, lr=1e-2, batch_size=4), {"lora_r": 2, "iem_hidden": 8}
+    trainings: list[str | None] = []
+
+    def train(given: list[Example], out: Path, share: float) -> D2LLM:
+        checkpoint = last_whole(out / "checkpoints")
+        trainings.append(checkpoint and checkpoint.name)
+        return encoder.train(given, out, base_model, phase, share=share)
+
+    monkeypatch.setattr(encoder, "STUDENT", architecture)
+    monkeypatch.setattr(trained, "train", train)
+    monkeypatch.setattr(trained, "examples", lambda work: examples)
+    monkeypatch.setattr(way, "start", lambda work: save_student(base_model, tmp_path / "start"))
+    monkeypatch.setattr(way, "sets", lambda cosqa: {"docstrings": lambda: data})
+    monkeypatch.setattr(way, "SHARES", (0.5, 1.0))
+    lines = way.blocks(Asked(tmp_path))[way.PART]
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["0%", "50%", "100%"]
+    # The second share is of the first one's training, and as far from the start as it says.
+    assert trainings == [None, "checkpoint-2"]
+    start, *shares = (
+        D2LLM.from_pretrained(folder).iem.linear1.weight
+        for folder in (
+            tmp_path / "students" / "way" / "start",
+            *(tmp_path / "students" / f"{share} of the way" for share in ("50%", "100%")),
+        )
+    )
+    torch.testing.assert_close(shares[0] - start, (shares[1] - start) / 2)
+    assert not torch.equal(shares[1], start)
+    assert way.blocks(Asked(tmp_path))[way.PART] == lines and len(trainings) == 2
+
+
 def test_held_out_pairs_are_searched_for_among_the_whole_library(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [Example("one?", "a"), Example("two?", "b"), Example("one?", "c"), Example("three?", "a")]
     monkeypatch.setattr(sets, "standard_library_pairs", lambda: pairs)
@@ -200,13 +239,39 @@ def test_functions_stand_below_their_names(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_functions_stand_below_their_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
     load, dump = (
-        Function("json.load", "Read it.", "def load(fp): 1"),
-        Function("json.dump", "Write.", "def dump(fp): 2"),
+        Function("json.load", "Read it.", "def load(fp):", "def load(fp): 1"),
+        Function("json.dump", "Write.", "def dump(fp):", "def dump(fp): 2"),
     )
     monkeypatch.setattr(sets, "standard_library_functions", lambda: [load, dump])
     data = sets.documented(Validation(("write?",), (dump.code, load.code), (frozenset({0}),)))
-    assert data.passages == ("json.dump\nWrite.\ndef dump(fp): 2", "json.load\nRead it.\ndef load(fp): 1")
+    assert data.passages == ("json.dump\ndef dump(fp):\nWrite.", "json.load\ndef load(fp):\nRead it.")
     assert data.relevant == (frozenset({0}),)
+
+
+def test_functions_are_put_down_in_several_ways(
+    base_model: str, data: Validation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Function(f"a.f{i}", f"{text}. More.", "def f():", data.passages[i]) for i, text in enumerate(TEXTS)]
+    monkeypatch.setattr(shapes, "standard_library_functions", lambda: found)
+    whole = replace(data, passages=tuple(f"def f():\n    '''{text}.'''\n    return 1" for text in TEXTS))
+    monkeypatch.setattr(shapes, "sets", lambda cosqa: {"everyday": lambda: data, "cosqa": lambda: whole})
+    asked = Asked(tmp_path, cosqa=tmp_path, student=save_student(base_model, tmp_path / "student"))
+    assert [shape(found[0]) for shape in shapes.SHAPES.values()] == [
+        f"a.f0\ndef f():\n{TEXTS[0]}. More.",
+        data.passages[0],
+        f"a.f0\n{data.passages[0]}",
+        f"a.f0\n{TEXTS[0]}. More.\n{data.passages[0]}",
+        f"a.f0\ndef f():\n{TEXTS[0]}. More.",
+        f"a.f0\ndef f():\n{TEXTS[0]}.",
+    ]
+    short = shapes.beginnings(["  " + whole.passages[0], "def f(): return 1", "def f(:"])
+    assert short == [f"def f():\n{TEXTS[0]}.", "def f(): return 1", "def f(:"]
+    _, _, *lines = shapes.blocks(asked)[shapes.PART]
+    assert [line.split(": ")[0] for line in lines] == ["| everyday"] * 6 + ["| cosqa"] * 2
+    # Each set's first is what its others are held against.
+    assert [line.endswith(" |  |") for line in lines] == [True] + [False] * 5 + [True, False]
+    monkeypatch.setattr(D2LLM, "from_pretrained", lambda *_: pytest.fail("measured again"))
+    assert shapes.blocks(asked)[shapes.PART][2:] == lines
 
 
 def test_labels_are_held_against_the_hidden_ones() -> None:

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2llm.data.docstrings import (
+    DOCUMENTED_CHARACTERS,
     PASSAGE_CHARACTERS,
     QUERY_CHARACTERS,
     Function,
     docstring_names,
     docstring_pairs,
     first_sentence,
+    functions,
     hold_out,
     package_pairs,
     without,
@@ -294,9 +296,25 @@ def outer():
     ]
 
 
+def test_a_signature_is_the_source_up_to_the_docstring(tmp_path: Path) -> None:
+    (tmp_path / "package.py").write_text(
+        'class Files:\n    @cached\n    def load(\n        self, path="a:b"\n    ) -> dict:\n'
+        f'        """{DOC}"""\n        return {{}}\n'
+    )
+    (function,) = functions(tmp_path)
+    assert function.signature == 'def load(\n    self, path="a:b"\n) -> dict:'
+    assert function.code == f"{function.signature}\n    return {{}}"
+    assert function.documented == f"package.Files.load\n{function.signature}\n{DOC}"
+
+
 def test_what_documents_a_function_is_cut_and_can_be_written():
-    function = Function("json.load", "Half of a pair: \ud800. " + "x" * PASSAGE_CHARACTERS, "def load(fp): ...")
-    name, docstring, code = function.documented.split("\n")
-    assert (name, code) == (function.name, function.code)
-    assert docstring.startswith("Half of a pair: ?. xxx") and len(docstring) == PASSAGE_CHARACTERS
+    long = "x" * DOCUMENTED_CHARACTERS
+    function = Function("json.load", f"Half of a pair: \ud800. {long}", f"def load({long}):", "def load(fp): ...")
+    name, signature, docstring = function.documented.split("\n")
+    assert (
+        name == function.name
+        and signature.startswith("def load(xxx")
+        and docstring.startswith("Half of a pair: ?. xxx")
+    )
+    assert len(signature) == len(docstring) == DOCUMENTED_CHARACTERS
     assert function.documented.encode()

@@ -12,11 +12,11 @@ from d2llm.errors import FormatError, InputError, MissingError
 
 EVERYDAY = Path(__file__).parent / "everyday.jsonl"
 _FOUND = [
-    Function("a.f", "Give one thing back.", "def f(): 1"),
-    Function("a.C.g", "Give two things back.", "def g(self): 2"),
-    Function("b.f", "Give one thing back.", "def f(): 1"),
+    Function("a.f", "Give one thing back.", "def f():", "def f(): 1"),
+    Function("a.C.g", "Give two things back.", "def g(self):", "def g(self): 2"),
+    Function("b.f", "Give one thing back.", "def f():", "def f(): 1"),
     # A property and its setter, say.
-    Function("a.C.g", "Take two things instead.", "def g(self, x): 3"),
+    Function("a.C.g", "Take two things instead.", "def g(self, x):", "def g(self, x): 3"),
 ]
 
 
